@@ -1,0 +1,35 @@
+# make run | test | lint | build | torture | bench | clean
+SHELL := /bin/bash
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+EXTENSION_SOURCES := setup.py $(wildcard src/blockdev/*.pyx src/blockdev/*.pxd)
+
+.PHONY: run test lint build setup bench clean
+
+build: $(VENV)/.built
+
+setup: $(VENV)/.installed
+
+# Debian's own Python, because nbdkit's Python plugin embeds that one.
+$(VENV)/.installed: packages.apt pyproject.toml scripts/install
+	scripts/install $(VENV)
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(EXTENSION_SOURCES)
+	flock $(VENV)/.lock scripts/build $(VENV)
+	touch $@
+
+run: build
+	scripts/run-demo $(if $(IMAGE),--image "$(IMAGE)")
+
+lint: build
+	scripts/lint
+
+test: build lint
+	$(PYTHON) -m pytest
+
+bench: build
+	$(PYTHON) -m bench $(if $(QUICK),--quick)
+
+clean:
+	rm -rf build src/*.egg-info src/blockdev/*.c src/blockdev/*.so $(VENV)/.built

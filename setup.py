@@ -1,0 +1,55 @@
+"""Build the Cython extensions; everything else about the package is in pyproject.toml.
+
+BLOCKDEV_DEBUG=1 builds with bounds checks, assertions and O(N) verification (C macro BLOCKDEV_DEBUG).
+"""
+
+import os
+import sysconfig
+
+from Cython.Build import cythonize
+from setuptools import Extension, find_packages, setup
+
+DEBUG = os.environ.get("BLOCKDEV_DEBUG") == "1"
+COMPILE_ARGS = ["-O1", "-g", "-DBLOCKDEV_DEBUG=1"] if DEBUG else ["-O3", "-g1", "-fno-plt"]
+WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-maybe-uninitialized"]
+
+
+def extension(name: str, **options: list[str]) -> Extension:
+    return Extension(
+        f"blockdev.{name}",
+        [f"src/blockdev/{name}.pyx"],
+        extra_compile_args=COMPILE_ARGS + WARNINGS,
+        extra_link_args=["-pthread"],
+        define_macros=[("_GNU_SOURCE", "1")],
+        **options,
+    )
+
+
+# nbdkit loads _nbdkit as its plugin, into a process that has no Python yet: it brings libpython itself.
+LIBPYTHON = f"python{sysconfig.get_config_var('LDVERSION')}"
+EXTENSIONS = [
+    extension("_medium"),
+    extension("_dedup"),
+    extension("_cow"),
+    extension("_log"),
+    extension("_pool"),
+]
+if os.path.exists("src/blockdev/_nbdkit.pyx"):
+    EXTENSIONS.append(extension("_nbdkit", libraries=[LIBPYTHON]))
+
+setup(
+    packages=[*find_packages("src"), "blockdev.targets"],
+    package_dir={"": "src", "blockdev.targets": "targets"},
+    ext_modules=cythonize(
+        EXTENSIONS,
+        include_path=["src"],
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": DEBUG,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": False,
+            "freethreading_compatible": False,
+        },
+    ),
+)
