@@ -1,0 +1,90 @@
+"""The directory of one installation: which path is what (docs/architecture.md), and how it is made."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockdev.errors import InvalidArgument, NotFound
+
+SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path without its terminating zero
+
+
+def default_home() -> Path:
+    """BLOCKDEV_HOME, else the place that fits the user."""
+    named = os.environ.get("BLOCKDEV_HOME")
+    if named:
+        return Path(named)
+    if os.geteuid() == 0:
+        return Path("/var/lib/blockdev")
+    return Path.home() / ".local/share/blockdev"
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths below one home directory.  `path` is absolute: the processes below it run with another directory."""
+
+    path: Path
+
+    @classmethod
+    def at(cls, path: str | Path | None = None) -> Home:
+        """The home at `path` (default: default_home()).  Raises InvalidArgument if its sockets could not be bound."""
+        home = cls(Path(path or default_home()).expanduser().absolute())
+        longest = max((home.nbd_socket, home.engine_socket, home.api_socket), key=lambda p: len(bytes(p)))
+        if len(bytes(longest)) > SOCKET_PATH_BYTES_MAX:
+            raise InvalidArgument(
+                f"home {home.path} is too long a path: {longest} has more than the {SOCKET_PATH_BYTES_MAX} bytes "
+                "that a Unix socket may have; choose a shorter --home"
+            )
+        return home
+
+    @property
+    def pool(self) -> Path:
+        return self.path / "pool"
+
+    @property
+    def catalog(self) -> Path:
+        return self.path / "catalog.db"
+
+    @property
+    def keys(self) -> Path:
+        return self.path / "keys"
+
+    @property
+    def run(self) -> Path:
+        return self.path / "run"
+
+    @property
+    def nbd_socket(self) -> Path:
+        return self.run / "nbd.sock"
+
+    @property
+    def engine_socket(self) -> Path:
+        return self.run / "engine.sock"
+
+    @property
+    def api_socket(self) -> Path:
+        return self.run / "api.sock"
+
+    @property
+    def serve_lock(self) -> Path:
+        """Held with flock by `blockdevctl serve` for as long as it lives; the file itself means nothing."""
+        return self.run / "serve.lock"
+
+    @property
+    def control_lock(self) -> Path:
+        """Held with flock by `blockdevd`."""
+        return self.run / "blockdevd.lock"
+
+    def require_initialised(self) -> None:
+        """Raises NotFound unless `blockdevctl init` was run here."""
+        if not self.pool.is_dir():
+            raise NotFound(f"{self.path} is not a blockdev home: run blockdevctl --home {self.path} init first")
+
+    def make_directories(self) -> None:
+        """The home, keys/ and run/, for the owner alone; what exists keeps its mode, but run/ and keys/ are private."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for private in (self.keys, self.run):
+            private.mkdir(mode=0o700, exist_ok=True)
+            private.chmod(0o700)

@@ -1,0 +1,1 @@
+"""Disk images in and out of the pool, through qemu-img and NBD."""

@@ -1,0 +1,112 @@
+"""Running qemu-img: never through a shell, never outliving the thread that started it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import selectors
+import subprocess
+import tempfile
+from typing import IO, Protocol
+
+from blockdev.errors import PoolFull, ToolFailed
+
+# A child of a killed blockdevd must not go on writing to a disk that the next blockdevd may drop.
+TIED_TO_PARENT = ["setpriv", "--pdeathsig", "KILL", "--"]
+PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
+POLL_SECONDS = 0.1  # how late a cancel is noticed
+INFO_SECONDS_MAX = 60
+
+
+class Cancelled(Exception):
+    """The job was cancelled by its user or by the end of the process."""
+
+
+class Watcher(Protocol):
+    """What a running transfer tells, and is told by, whoever wants it."""
+
+    def advance(self, fraction: float) -> None: ...
+
+    def is_cancelled(self) -> bool: ...
+
+
+def run_qemu_img(arguments: list[str]) -> str:
+    """The output of a short qemu-img command.  Raises ToolFailed with qemu-img's first line."""
+    try:
+        done = subprocess.run(
+            [*TIED_TO_PARENT, "qemu-img", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=_environment(),
+            timeout=INFO_SECONDS_MAX,
+        )
+    except subprocess.TimeoutExpired:
+        raise ToolFailed(f"qemu-img {arguments[0]} did not answer in {INFO_SECONDS_MAX} s") from None
+    if done.returncode != 0:
+        raise ToolFailed(_first_line(done.stderr, done.returncode))
+    return done.stdout
+
+
+def convert(arguments: list[str], watcher: Watcher) -> None:
+    """Run qemu-img convert -p ARGUMENTS.  Raises Cancelled, PoolFull (no space), ToolFailed."""
+    with tempfile.TemporaryFile() as complaints:
+        process = subprocess.Popen(
+            [*TIED_TO_PARENT, "qemu-img", "convert", "-p", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            env=_environment(),
+        )
+        try:
+            assert process.stdout is not None
+            _follow(process.stdout, watcher)
+            status = process.wait()
+        finally:
+            _end(process)
+        if status != 0:
+            complaints.seek(0)
+            _raise_failure(complaints.read().decode(errors="replace"), status)
+
+
+def _follow(output: IO[bytes], watcher: Watcher) -> None:
+    """Read progress until qemu-img closes its output."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(output, selectors.EVENT_READ)
+        while True:
+            if watcher.is_cancelled():
+                raise Cancelled
+            if not selector.select(POLL_SECONDS):
+                continue
+            chunk = os.read(output.fileno(), 65536)
+            if not chunk:
+                return
+            seen = PERCENT.findall(chunk)
+            if seen:
+                watcher.advance(min(float(seen[-1]) / 100, 1.0))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _raise_failure(complaint: str, status: int) -> None:
+    line = _first_line(complaint, status)
+    if os.strerror(errno.ENOSPC) in line:
+        raise PoolFull(line)
+    raise ToolFailed(line)
+
+
+def _first_line(complaint: str, status: int) -> str:
+    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    return lines[0] if lines else f"qemu-img ended with status {status} and no message"
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "LC_ALL": "C"}
