@@ -1,0 +1,1 @@
+"""What the pool's objects mean: VMs, their disks, snapshots, clones and configurations."""

@@ -1,0 +1,162 @@
+"""What the VM operations return: plain values, whose `to_json` field names are stable.
+
+Sizes are bytes, times ISO 8601 UTC text, states small fixed words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from blockdev.types import Extent
+
+DiskState = Literal["ok", "missing"]  # missing: the catalog knows it, the pool does not
+Consistency = Literal["crash"]
+Origin = Literal["manual", "clone", "restore"]
+
+
+class _Value:
+    """A dataclass whose JSON is its fields."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+@dataclass(frozen=True)
+class Disk(_Value):
+    """One disk of a VM."""
+
+    name: str
+    size_bytes: int
+    export: str  # its NBD export name, VM/DISK
+    object_id: int  # the pool's id of its vdisk
+    created: str
+    state: DiskState = "ok"
+    clients: list[str] | None = None  # who is attached; None: not asked, or the engine did not answer
+
+
+@dataclass(frozen=True)
+class VM(_Value):
+    """One VM, without its configuration text (see `VMs.get_config`)."""
+
+    name: str
+    uuid: str
+    description: str
+    created: str
+    size_bytes: int  # the sum of its disks' sizes
+    snapshot_count: int
+    cloned_from: str | None  # VM@SNAPSHOT as it was called when the clone was made
+    disks: list[Disk] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SnapshotDisk(_Value):
+    """One disk of a snapshot."""
+
+    name: str
+    size_bytes: int
+    export: str  # its read-only NBD export name, VM/DISK@SNAPSHOT
+    object_id: int
+    state: DiskState = "ok"
+    clients: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot(_Value):
+    """One snapshot of a whole VM."""
+
+    vm: str
+    name: str
+    description: str
+    created: str
+    lsn: int
+    consistency: Consistency  # what was achieved
+    origin: Origin  # who asked: a person, a clone of the running VM, or the safety snapshot of a restore
+    size_bytes: int
+    disks: list[SnapshotDisk] = field(default_factory=list)
+    config: str | None = None  # the VM's configuration at that moment; None in lists
+
+
+@dataclass(frozen=True)
+class DiskDiff(_Value):
+    """What changed on one disk between two snapshots."""
+
+    disk: str
+    changed_bytes: int
+    extents: list[Extent]  # state: what the newer snapshot has there
+
+    def to_json(self) -> dict[str, Any]:
+        extents = [{"offset": e.offset, "length": e.length, "state": e.state} for e in self.extents]
+        return {"disk": self.disk, "changed_bytes": self.changed_bytes, "extents": extents}
+
+
+@dataclass(frozen=True)
+class Diff(_Value):
+    """What changed on a VM between two snapshots, or from nothing to one."""
+
+    vm: str
+    older: str | None
+    newer: str
+    changed_bytes: int
+    disks: list[DiskDiff]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "vm": self.vm,
+            "older": self.older,
+            "newer": self.newer,
+            "changed_bytes": self.changed_bytes,
+            "disks": [disk.to_json() for disk in self.disks],
+        }
+
+
+@dataclass(frozen=True)
+class Restored(_Value):
+    """What a restore did."""
+
+    vm: VM
+    snapshot: str  # what was restored
+    disks: list[str]  # the disks that were put back
+    safety_snapshot: str | None  # the state before, origin `restore`; None: the VM had no disks left
+
+
+@dataclass(frozen=True)
+class Import(_Value):
+    """An import under way.  Write the image to `export`; the disk changes only when the import is finished."""
+
+    id: int
+    vm: str
+    disk: str
+    export: str  # VM/DISK~import: a vdisk of its own, served like any other
+    size_bytes: int  # of the vdisk behind `export`
+    create: bool  # whether finishing adds the disk, or replaces what it holds
+    started: str
+
+
+@dataclass(frozen=True)
+class Status(_Value):
+    """The control plane and, when it answers, the engine."""
+
+    engine_running: bool
+    engine_error: str | None  # why not
+    engine: dict[str, Any]  # the engine's own status: version, pid, plugin, pool figures; {} when not running
+    agreed: bool  # whether catalog and engine have been brought into agreement since either was started
+    vm_count: int
+    disk_count: int
+    snapshot_count: int
+    missing: list[str]  # exports that the catalog knows and the pool lacks
+    foreign: list[str]  # pool objects whose names are not of VMs; left alone
+    imports: list[Import]
+
+
+@dataclass(frozen=True)
+class Agreement(_Value):
+    """What bringing catalog and engine into agreement changed (docs/agreement.md)."""
+
+    finished: list[str] = field(default_factory=list)  # operations whose engine step had been done
+    undone: list[str] = field(default_factory=list)  # operations whose engine step had not
+    adopted: list[str] = field(default_factory=list)  # objects that the catalog did not know
+    corrected: list[str] = field(default_factory=list)  # names and sizes that now follow the pool
+    dropped: list[str] = field(default_factory=list)  # temporary objects that no user was told of
+    missing: list[str] = field(default_factory=list)  # exports that the pool lacks; kept
+    foreign: list[str] = field(default_factory=list)  # pool objects that are not of VMs; left alone
