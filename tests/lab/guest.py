@@ -127,12 +127,18 @@ class Guest:
             )
         return self._result
 
+    def is_running(self) -> bool:
+        """Whether QEMU runs and its time is not over."""
+        return self._qemu.poll() is None and time.monotonic() < self._deadline
+
     def await_file(self, name: str) -> Path:
         """Wait until the guest has made NAME in the share; LabError if it ends first or its time is over."""
         path = self.share / name
+        running = True
         while not path.exists():
-            if self._qemu.poll() is not None or time.monotonic() > self._deadline:
+            if not running:
                 raise LabError(f"the guest made no {name}: {self.wait().describe()}")
+            running = self.is_running()  # before the next look: a file made at the very end counts
             time.sleep(POLL_S)
         return path
 
