@@ -1,0 +1,45 @@
+"""ADDR:PORT as people type it."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+
+from blockdev.errors import InvalidArgument
+
+LOOPBACK_ONLY = (
+    "the API has no authentication over TCP and {address} can be reached from outside: use a loopback address such as "
+    "127.0.0.1:8080, or the Unix socket"
+)
+
+
+@dataclass(frozen=True)
+class Address:
+    host: str  # an IPv4 or IPv6 address, without brackets
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """127.0.0.1:10809, [::1]:10809, localhost:10809 or :10809 (all IPv4 addresses).  Raises InvalidArgument."""
+        host, colon, port = text.rpartition(":")
+        bad = InvalidArgument(f"{text!r} is not an address: write ADDR:PORT, like 127.0.0.1:10809 or [::1]:10809")
+        if not colon or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise bad
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        host = {"": "0.0.0.0", "localhost": "127.0.0.1"}.get(host, host)
+        try:
+            return cls(str(ipaddress.ip_address(host)), int(port))
+        except ValueError:
+            raise bad from None
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    def is_loopback(self) -> bool:
+        return ipaddress.ip_address(self.host).is_loopback
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -1,0 +1,147 @@
+"""blockdevd: the control plane of one home.
+
+Listens on HOME/run/api.sock (0600), and on a loopback TCP address when told to.  One daemon per home: a flock on
+run/blockdevd.lock, which the kernel drops with the process, so it never goes stale.  The engine may come and go.
+SIGTERM and SIGINT: no new requests, running jobs are cancelled and taken back, exit status 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from types import FrameType
+
+import uvicorn
+
+from blockdev.api.addresses import LOOPBACK_ONLY, Address
+from blockdev.api.app import create_app
+from blockdev.api.exports import sweep
+from blockdev.api.jobs import Jobs
+from blockdev.api.ready import report_error, report_ready
+from blockdev.api.services import Services
+from blockdev.engine.client import EngineClient
+from blockdev.errors import BlockdevError, Busy, InvalidArgument, Unavailable
+from blockdev.home import Home
+from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.service import VMs
+
+logger = logging.getLogger(__name__)
+RECONCILE_SECONDS = 1.0  # between attempts while the engine is away
+DRAIN_SECONDS = 5  # for requests that are under way at the end
+
+
+def main() -> None:
+    """The console script."""
+    arguments = _parse(sys.argv[1:])
+    logging.basicConfig(level=logging.INFO, format="blockdevd: %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    os.umask(0o077)  # exported images hold guests' data
+    try:
+        serve(Home.at(arguments.home), arguments.api, arguments.ready_fd)
+    except BlockdevError as error:
+        report_error(arguments.ready_fd, error)
+        print(f"error: {error.message}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def _parse(given: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="blockdevd", description="The control plane of one blockdev home.")
+    parser.add_argument("--home", help="the home directory (default: BLOCKDEV_HOME)")
+    parser.add_argument("--api", metavar="ADDR:PORT", help="serve REST on this loopback address, too")
+    parser.add_argument("--ready-fd", type=int, help="write one line there when serving, or when starting failed")
+    return parser.parse_args(given)
+
+
+def serve(home: Home, api: str | None = None, ready_fd: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT.  Raises Busy, InvalidArgument, NotFound, UnknownFormat."""
+    home.require_initialised()
+    home.make_directories()
+    with open(home.control_lock, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"{home.path} has a control plane already: stop the other blockdevd first") from None
+        listeners = _listen(home, api)
+        services = _wire(home)
+        try:
+            threading.Thread(target=_agree, args=(services,), name="agree", daemon=True).start()
+            config = uvicorn.Config(
+                create_app(services),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=DRAIN_SECONDS,
+            )
+            for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has ended
+                signal.signal(number, lambda *_: None)
+            report_ready(ready_fd)
+            _Server(config, services.jobs).run(sockets=listeners)
+        finally:
+            services.jobs.close()
+            with suppress(FileNotFoundError):
+                home.api_socket.unlink()
+
+
+class _Server(uvicorn.Server):
+    """Cancels the jobs as soon as it is told to stop, so that whoever waits for one hears of it."""
+
+    def __init__(self, config: uvicorn.Config, jobs: Jobs) -> None:
+        super().__init__(config)
+        self._jobs = jobs
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._jobs.cancel_all()
+        super().handle_exit(sig, frame)
+
+
+def _wire(home: Home) -> Services:
+    engine = EngineClient(home.engine_socket, f"blockdevd (pid {os.getpid()})")
+    return Services(home, VMs(Catalog(home.catalog), engine), engine, Jobs())
+
+
+def _agree(services: Services) -> None:
+    """Bring catalog and engine into agreement as soon as the engine answers."""
+    waiting = threading.Event()
+    while True:
+        try:
+            services.vms.reconcile()
+            sweep(services)
+            return
+        except Unavailable:
+            waiting.wait(RECONCILE_SECONDS)
+        except Exception:
+            logger.exception("catalog and engine could not be brought into agreement; the next change tries again")
+            return
+
+
+def _listen(home: Home, api: str | None) -> list[socket.socket]:
+    """The bound sockets; the Unix socket's name is ours because we hold the lock."""
+    sockets = [_listen_tcp(api)] if api else []
+    with suppress(FileNotFoundError):
+        home.api_socket.unlink()
+    local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    local.bind(str(home.api_socket))
+    home.api_socket.chmod(0o600)
+    return [local, *sockets]
+
+
+def _listen_tcp(api: str) -> socket.socket:
+    address = Address.parse(api)
+    if not address.is_loopback():
+        raise InvalidArgument(LOOPBACK_ONLY.format(address=address))
+    listener = socket.socket(address.family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address.host, address.port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise Busy(f"the API cannot listen on {address}: {error.strerror}; choose another --api") from None
+    return listener

@@ -1,0 +1,91 @@
+"""Every failure as one JSON shape, {"error": {"code", "message"}}, with the HTTP status that fits its class."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from blockdev import errors
+from blockdev.api.schemas import ErrorBody
+
+logger = logging.getLogger(__name__)
+
+STATUS: dict[type[errors.BlockdevError], int] = {
+    errors.InvalidArgument: 400,
+    errors.NotFound: 404,
+    errors.AlreadyExists: 409,
+    errors.Busy: 409,
+    errors.ReadOnly: 403,
+    errors.Gone: 410,
+    errors.PoolFull: 507,
+    errors.Unavailable: 503,
+    errors.Poisoned: 503,
+    errors.ToolFailed: 502,
+    errors.UnknownFormat: 501,
+}
+OTHER = 500
+
+_MEANINGS = {
+    400: "an argument that cannot be used",
+    403: "a write to a snapshot, or an address that may not ask for this",
+    404: "no such VM, disk, snapshot, job or address",
+    405: "this address does not take this method",
+    409: "a name that is taken, or a thing in use",
+    410: "deleted meanwhile",
+    411: "a body without its length",
+    413: "a body that is too large",
+    422: "a body or query of the wrong shape",
+    500: "bytes at rest that do not verify, a failed medium, or a bug",
+    501: "a pool or message of a version this build does not read",
+    502: "qemu-img or another program failed",
+    503: "the engine does not answer, or refuses writes",
+    507: "the pool is full",
+}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": meaning} for status, meaning in _MEANINGS.items()
+}
+
+
+def answer(status: int, code: str, message: str) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "message": " ".join(message.split())}}, status)
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer all failures in this shape."""
+    app.add_exception_handler(errors.BlockdevError, _operating)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _protocol)
+    app.add_exception_handler(Exception, _bug)
+
+
+def _operating(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, errors.BlockdevError)
+    status = STATUS.get(type(error), OTHER)
+    if status >= 500:
+        logger.warning("%s %s: %s", request.method, request.url.path, error.message)
+    return answer(status, error.code, error.message)
+
+
+def _malformed(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    found = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
+    return answer(422, errors.InvalidArgument.code, "; ".join(found))
+
+
+def _protocol(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = errors.NotFound.code if error.status_code == 404 else errors.InvalidArgument.code
+    answered = answer(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
+    answered.headers.update(error.headers or {})
+    return answered
+
+
+def _bug(request: Request, error: Exception) -> JSONResponse:
+    """The trace is in the log: starlette raises the exception again behind this answer."""
+    message = f"internal error: {type(error).__name__}: {error}; see the log of blockdevd"
+    return answer(500, errors.BlockdevError.code, message)

@@ -1,0 +1,98 @@
+"""/vms: virtual machines, their configurations, clones, restores and whole exports."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from blockdev.api import exports, imports
+from blockdev.api.guard import files_allowed
+from blockdev.api.routes.jobs import view
+from blockdev.api.schemas import Config, JobView, NewClones, NewRestore, NewVM, VMChange, VMExport, VMList
+from blockdev.api.services import Wired
+from blockdev.errors import InvalidArgument
+from blockdev.vmmap.model import VM, Restored
+
+router = APIRouter(prefix="/vms", tags=["VMs"])
+
+
+@router.get("")
+def list_vms(services: Wired) -> VMList:
+    """All VMs by name, without attached clients."""
+    return VMList(vms=services.vms.list_vms())
+
+
+@router.post("", status_code=201, responses={202: {"model": JobView, "description": "images are being imported"}})
+def create_vm(body: NewVM, services: Wired, request: Request, response: Response) -> VM | JobView:
+    """A new VM.  With images: 202 and a job whose result is the VM; nobody sees it before it is whole."""
+    if not any(disk.image for disk in body.disks):
+        sizes = [(disk.name, _size(disk.name, disk.size_bytes)) for disk in body.disks]
+        return services.vms.create_vm(body.name, sizes, body.config, body.description)
+    files_allowed(request)
+    response.status_code = 202
+    return view(imports.create_vm(services, body))
+
+
+@router.get("/{vm}")
+def show_vm(vm: str, services: Wired) -> VM:
+    """One VM, with the clients attached to its disks while the engine answers."""
+    return services.vms.show_vm(vm)
+
+
+@router.patch("/{vm}")
+def change_vm(vm: str, body: VMChange, services: Wired) -> VM:
+    """Rename it, describe it, or both."""
+    if body.name is None and body.description is None:
+        raise InvalidArgument("nothing to change: give name or description")
+    changed = None
+    if body.description is not None:
+        changed = services.vms.set_description(vm, body.description)
+    if body.name is not None:
+        changed = services.vms.rename_vm(vm, body.name, body.force)
+    assert changed is not None
+    return changed
+
+
+@router.delete("/{vm}")
+def delete_vm(vm: str, services: Wired, force: bool = False) -> VM:
+    """Delete the VM with all its disks and snapshots; the answer is what it was."""
+    return services.vms.delete_vm(vm, force)
+
+
+@router.get("/{vm}/config")
+def get_config(vm: str, services: Wired) -> Config:
+    return Config(config=services.vms.get_config(vm))
+
+
+@router.put("/{vm}/config")
+def set_config(vm: str, body: Config, services: Wired) -> VM:
+    return services.vms.set_config(vm, body.config)
+
+
+@router.post("/{vm}/export", status_code=202, dependencies=[Depends(files_allowed)])
+def export_vm(vm: str, body: VMExport, services: Wired) -> JobView:
+    """All disks of one instant, and the configuration, into a new directory."""
+    return view(exports.export_vm(services, vm, body))
+
+
+@router.post("/{vm}/clones", status_code=201)
+def clone_vm(vm: str, body: NewClones, services: Wired) -> VMList:
+    """New VMs from a snapshot of this one, all or none."""
+    many = body.count is not None and body.prefix is not None
+    if (body.name is not None) == many or (body.count is None) != (body.prefix is None):
+        raise InvalidArgument("give either name, or count and prefix")
+    if body.name is not None:
+        return VMList(vms=[services.vms.clone(vm, body.snapshot, body.name)])
+    assert body.count is not None and body.prefix is not None
+    return VMList(vms=services.vms.clone_many(vm, body.snapshot, body.count, body.prefix))
+
+
+@router.post("/{vm}/restore")
+def restore_vm(vm: str, body: NewRestore, services: Wired) -> Restored:
+    """Back to a snapshot, in place; the state before is kept in a snapshot of its own."""
+    return services.vms.restore(vm, body.snapshot, body.disk, body.force)
+
+
+def _size(disk: str, size_bytes: int | None) -> int:
+    if size_bytes is None:
+        raise InvalidArgument(f"disk {disk} needs a size or an image")
+    return size_bytes

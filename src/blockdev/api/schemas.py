@@ -1,0 +1,172 @@
+"""The bodies of requests, and of the answers that are not values of vmmap.model: what OpenAPI shows.
+
+Field names are stable.  Sizes are bytes, times ISO 8601 UTC text.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from blockdev.types import ExtentState
+from blockdev.vmmap import model
+
+CLONES_MAX = 500
+WAIT_SECONDS_MAX = 30
+
+Name = Annotated[str, Field(description="1 to 63 letters, digits, '.', '_' and '-', the first a letter or digit")]
+SizeBytes = Annotated[int, Field(gt=0, description="bytes, a multiple of 512", examples=[20 << 30])]
+FilePath = Annotated[str, Field(max_length=4096, description="absolute, on the machine that serves")]
+ImageFormat = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx"]
+
+
+class Body(BaseModel):
+    """A request body: a field we do not know is a mistake, not something to ignore."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorDetail(BaseModel):
+    code: str = Field(description="stable, one of blockdev.errors", examples=["not_found"])
+    message: str = Field(description="one line: what is wrong, where, and what to do next")
+
+
+class ErrorBody(BaseModel):
+    error: ErrorDetail
+
+
+class ImageSource(Body):
+    """A disk image file to fill a disk from."""
+
+    path: FilePath
+    format: ImageFormat | None = Field(None, description="recognised when absent; raw without a known file system needs it")
+
+
+class NewDisk(Body):
+    """A disk to make: empty with `size_bytes`, or filled from `image` (and then as large as it, or as `size_bytes`)."""
+
+    name: Name
+    size_bytes: SizeBytes | None = None
+    image: ImageSource | None = None
+
+
+class NewVM(Body):
+    name: Name
+    disks: list[NewDisk] = Field(default_factory=list, max_length=256)
+    config: str = Field("", description="opaque text kept with the VM, such as libvirt XML")
+    description: str = ""
+
+
+class VMChange(Body):
+    name: Name | None = Field(None, description="the new name")
+    description: str | None = None
+    force: bool = Field(False, description="rename although clients are attached; they stay attached")
+
+
+class Config(Body):
+    config: str
+
+
+class DiskResize(Body):
+    size_bytes: SizeBytes
+    force_shrink: bool = Field(False, description="allow a smaller size; what lies beyond it is lost")
+
+
+class DiskImport(Body):
+    image: ImageSource
+    size_bytes: SizeBytes | None = Field(None, description="at least the image's; absent: the image's")
+    replace: bool = Field(False, description="replace what the disk holds; false: the disk must not exist")
+
+
+class DiskExport(Body):
+    path: FilePath
+    format: ImageFormat = "qcow2"
+    snapshot: Name | None = Field(None, description="absent: the disk as it is now")
+    overwrite: bool = False
+
+
+class VMExport(Body):
+    directory: FilePath = Field(description="made by the export; it must not exist, or be empty")
+    format: ImageFormat = "qcow2"
+    snapshot: Name | None = Field(None, description="absent: the VM as it is now")
+
+
+class NewSnapshot(Body):
+    name: Name | None = Field(None, description="absent: named by the time")
+    description: str = ""
+
+
+class NewClones(Body):
+    """One clone called `name`, or `count` of them called PREFIX-1, PREFIX-2, ..."""
+
+    snapshot: Name | None = Field(None, description="absent: a snapshot is taken first")
+    name: Name | None = None
+    count: int | None = Field(None, ge=1, le=CLONES_MAX)
+    prefix: Name | None = None
+
+
+class NewRestore(Body):
+    snapshot: Name
+    disk: Name | None = Field(None, description="absent: all disks and the configuration")
+    force: bool = Field(False, description="cut attached clients off")
+
+
+class JobView(BaseModel):
+    """A long operation.  `result` depends on its kind: a VM, a Disk, an Exported, or findings."""
+
+    id: str
+    kind: Literal["create", "import", "export", "check", "scrub"]
+    subject: str = Field(description="what it works on: web, web/root, pool")
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    total_bytes: int = Field(description="0: not known")
+    done_bytes: int
+    fraction: float = Field(description="0 to 1")
+    result: Any = None
+    error: ErrorDetail | None = None
+    created: str
+    finished: str | None
+    version: int = Field(description="+1 at each change; see `after`")
+
+
+class JobList(BaseModel):
+    jobs: list[JobView]
+
+
+class VMList(BaseModel):
+    vms: list[model.VM]
+
+
+class SnapshotList(BaseModel):
+    snapshots: list[model.Snapshot]
+
+
+class ExtentView(BaseModel):
+    offset: int
+    length: int
+    state: ExtentState
+
+
+class DiskDiffView(BaseModel):
+    disk: str
+    changed_bytes: int
+    extents: list[ExtentView]
+
+
+class DiffView(BaseModel):
+    vm: str
+    older: str | None
+    newer: str
+    changed_bytes: int
+    disks: list[DiskDiffView]
+
+
+class Attachment(BaseModel):
+    """One client connection to one export."""
+
+    export: str
+    client: str
+
+
+class AttachmentList(BaseModel):
+    attachments: list[Attachment]

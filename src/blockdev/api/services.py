@@ -1,0 +1,35 @@
+"""What the routes work with: one of each for the life of the process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from blockdev.api.jobs import Jobs
+from blockdev.engine.client import EngineClient
+from blockdev.home import Home
+from blockdev.targets import attach
+from blockdev.vmmap.service import VMs
+
+
+@dataclass(frozen=True)
+class Services:
+    home: Home
+    vms: VMs
+    engine: EngineClient
+    jobs: Jobs
+
+    def uri(self, export: str) -> str:
+        """Where qemu-img finds an export."""
+        return attach.describe("uri", attach.Address(socket=self.home.nbd_socket), export)
+
+
+def _services(request: Request) -> Services:
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+Wired = Annotated[Services, Depends(_services)]

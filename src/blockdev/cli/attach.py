@@ -1,0 +1,35 @@
+"""blockdevctl attach: what to type or paste to use a disk."""
+
+from __future__ import annotations
+
+import click
+
+from blockdev.cli import values
+from blockdev.cli.session import Session, Verb, pass_session
+from blockdev.errors import NotFound
+from blockdev.targets.attach import FORMATS, NBD_PORT, Address, describe
+
+
+@click.command(cls=Verb)
+@click.argument("name", metavar="VM/DISK[@SNAPSHOT]", type=values.VM_DISK_SNAPSHOT)
+@click.option("--as", "form", type=click.Choice(FORMATS), default="uri", show_default=True)
+@click.option("--host", metavar="HOST", help="From another machine: where it is served (serve --nbd).")
+@click.option("--port", type=click.IntRange(1, 65535), default=NBD_PORT, show_default=True)
+@click.option("--tls", type=click.Choice(["none", "psk", "certificates"]), default="none", show_default=True)
+@pass_session
+def attach(session: Session, name: values.Ref, form: str, host: str | None, port: int, tls: str) -> None:
+    """Print how to attach a disk, or read-only a disk of a snapshot."""
+    export = _export(session, name)
+    where = Address(host=host, port=port, tls=tls) if host else Address(socket=session.home.nbd_socket)  # type: ignore[arg-type]
+    text = describe(form, where, export, read_only=name.snapshot is not None)
+    session.say({"export": export, "as": form, "read_only": name.snapshot is not None, "text": text}, text)
+
+
+def _export(session: Session, name: values.Ref) -> str:
+    """The export's name, of a disk that is there."""
+    path = f"/vms/{name.vm}/snapshots/{name.snapshot}" if name.snapshot else f"/vms/{name.vm}"
+    for disk in session.client.get(path)["disks"]:
+        if disk["name"] == name.disk:
+            return str(disk["export"])
+    whole = f"snapshot {name.vm}@{name.snapshot}" if name.snapshot else f"VM {name.vm}"
+    raise NotFound(f"{whole} has no disk {name.disk}")

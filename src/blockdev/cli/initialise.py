@@ -1,0 +1,75 @@
+"""blockdevctl init: make a home.  Works on the files themselves, because nothing serves them yet."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import click
+
+from blockdev import Pool
+from blockdev.cli import values
+from blockdev.cli.output import show_size
+from blockdev.cli.session import Session, Verb, pass_session
+from blockdev.errors import AlreadyExists, InvalidArgument, MediumError
+from blockdev.home import Home
+
+CAPACITY_BYTES_MIN = 1 << 30
+FREE_SHARE = 0.9  # of the file system's free space, when no capacity is given
+
+
+@click.command(cls=Verb)
+@click.option(
+    "--capacity", type=values.SIZE_VALUE, help="How much the pool may take (default: 90% of the free space)."
+)
+@pass_session
+def init(session: Session, capacity: int | None) -> None:
+    """Make a home directory with an empty pool."""
+    home = session.home
+    if home.pool.exists():
+        raise AlreadyExists(f"{home.path} is a blockdev home already: choose another --home")
+    capacity_bytes = _capacity(home, capacity)
+    made = _directories_to_make(home)
+    try:
+        home.make_directories()
+        Pool.create(str(home.pool), capacity_bytes).close()
+    except BaseException as error:
+        for directory in made:
+            shutil.rmtree(directory, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise MediumError(f"{error.filename or home.path}: {error.strerror}", error.errno or 0) from None
+        raise
+    document = {"home": str(home.path), "capacity_bytes": capacity_bytes}
+    session.say(
+        document,
+        f"made {home.path} with an empty pool of {show_size(capacity_bytes)}; "
+        f"serve it with blockdevctl --home {home.path} serve",
+    )
+
+
+def _directories_to_make(home: Home) -> list[Path]:
+    """What is to be removed again if making the home fails, the outermost only."""
+    missing = [path for path in (home.pool, home.keys, home.run) if not path.exists()]
+    outermost = home.path
+    if outermost.exists():
+        return missing
+    while not outermost.parent.exists():
+        outermost = outermost.parent
+    return [outermost]
+
+
+def _capacity(home: Home, capacity: int | None) -> int:
+    there = home.path
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise InvalidArgument(f"{there} is not a directory: choose another --home")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InvalidArgument(f"{there} cannot be written to: choose another --home, or become another user")
+    free = shutil.disk_usage(there).free
+    if capacity is None:
+        capacity = int(free * FREE_SHARE) >> 20 << 20
+    if capacity < CAPACITY_BYTES_MIN:
+        raise InvalidArgument(f"a pool of {show_size(capacity)} is too small: it needs {show_size(CAPACITY_BYTES_MIN)}")
+    return capacity

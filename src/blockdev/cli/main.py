@@ -1,0 +1,73 @@
+"""blockdevctl: the command line.  Every failure is one line on standard error and a non-zero exit status."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from blockdev.cli import attach, clone, disk, initialise, pool, serve, snapshot, vm
+from blockdev.cli.session import Noun, Session
+from blockdev.errors import BlockdevError, InvalidArgument, MediumError
+
+INTERRUPTED_STATUS = 130
+
+
+@click.group(cls=Noun, name="blockdevctl", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="blockdev")
+def blockdevctl() -> None:
+    """Virtual machines' disks, snapshots and clones from a deduplicating pool."""
+
+
+for _command in (
+    initialise.init,
+    serve.serve,
+    pool.pool,
+    vm.vm,
+    disk.disk,
+    snapshot.snapshot,
+    clone.clone,
+    clone.restore,
+    attach.attach,
+):
+    blockdevctl.add_command(_command)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit status of one command line."""
+    try:
+        status = blockdevctl.main(arguments, prog_name="blockdevctl", standalone_mode=False, obj=Session())
+        return status if isinstance(status, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return InvalidArgument.exit_status
+    except click.UsageError as error:
+        return _fail(_usage(error), InvalidArgument.exit_status)
+    except click.ClickException as error:
+        return _fail(error.format_message(), InvalidArgument.exit_status)
+    except BlockdevError as error:
+        return _fail(error.message, error.exit_status)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", INTERRUPTED_STATUS)
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        return MediumError.exit_status
+
+
+def _usage(error: click.UsageError) -> str:
+    where = error.ctx.command_path if error.ctx else "blockdevctl"
+    return f"{error.format_message().rstrip('.')}: see {where} --help"
+
+
+def _fail(message: str, status: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Watching a job to its end: a rich bar on a terminal, plain lines elsewhere, nothing with --json; Ctrl-C cancels it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from blockdev.cli.client import Client
+from blockdev.cli.output import show_size
+from blockdev.clock import monotonic_seconds
+from blockdev.errors import from_code
+
+POLL_SECONDS = 10  # the server answers earlier when something changed
+LINE_SECONDS = 5
+FINISHED = ("done", "failed", "cancelled")
+
+
+class Display(Protocol):
+    def show(self, job: dict[str, Any]) -> None: ...
+
+
+class Silence:
+    def show(self, job: dict[str, Any]) -> None:
+        pass
+
+
+class Lines:
+    """A line now and then."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._next = monotonic_seconds() + LINE_SECONDS
+
+    def show(self, job: dict[str, Any]) -> None:
+        if monotonic_seconds() < self._next and job["state"] not in FINISHED:
+            return
+        self._next = monotonic_seconds() + LINE_SECONDS
+        total = job["total_bytes"]
+        of = f" ({show_size(job['done_bytes'])} of {show_size(total)})" if total else ""
+        click.echo(f"{self._title}: {job['fraction']:.0%}{of}", err=True)
+
+
+class Bar:
+    def __init__(self, progress: Progress, title: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(title, total=None)
+
+    def show(self, job: dict[str, Any]) -> None:
+        if job["total_bytes"]:
+            self._progress.update(self._task, total=job["total_bytes"], completed=job["done_bytes"])
+
+
+@contextmanager
+def display(title: str, quiet: bool) -> Iterator[Display]:
+    if quiet:
+        yield Silence()
+    elif not sys.stderr.isatty():
+        yield Lines(title)
+    else:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            yield Bar(progress, title)
+
+
+def follow(client: Client, job: dict[str, Any], title: str, quiet: bool) -> Any:
+    """The result of `job` when it is done.  Raises its error; Ctrl-C cancels the job and waits for its end."""
+    try:
+        with display(title, quiet) as shown:
+            while job["state"] not in FINISHED:
+                job = client.get(f"/jobs/{job['id']}", after=job["version"], wait_seconds=POLL_SECONDS)
+                shown.show(job)
+    except KeyboardInterrupt:
+        job = _cancel(client, job)
+        if job["state"] == "cancelled":
+            raise
+    if job["state"] == "done":
+        return job["result"]
+    if job["state"] == "cancelled":
+        raise from_code("error", f"{title}: cancelled, nothing was changed")
+    raise from_code(job["error"]["code"], job["error"]["message"])
+
+
+def _cancel(client: Client, job: dict[str, Any]) -> dict[str, Any]:
+    job = client.delete(f"/jobs/{job['id']}")
+    while job["state"] not in FINISHED:
+        job = client.get(f"/jobs/{job['id']}", after=job["version"], wait_seconds=POLL_SECONDS)
+    return job

@@ -1,0 +1,108 @@
+"""What every command has: the home it works on, whether it speaks JSON, and its client.
+
+Verb and Noun are click's command and group with --home and --json, which may stand before or after the verb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, TypeVar
+
+import click
+
+from blockdev.cli.client import Client
+from blockdev.cli.output import print_json
+from blockdev.cli.progress import follow
+from blockdev.errors import InvalidArgument
+from blockdev.home import Home
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Session:
+    """One run of blockdevctl."""
+
+    def __init__(self) -> None:
+        self.home_path: str | None = None
+        self.json = False
+
+    @cached_property
+    def home(self) -> Home:
+        return Home.at(self.home_path)
+
+    @cached_property
+    def client(self) -> Client:
+        return Client(self.home)
+
+    def show(self, document: Any, tell: Callable[[], None]) -> None:
+        """The document as JSON, or what `tell` prints for a person."""
+        if self.json:
+            print_json(document)
+        else:
+            tell()
+
+    def say(self, document: Any, sentence: str) -> None:
+        self.show(document, lambda: click.echo(sentence))
+
+    def follow(self, job: dict[str, Any], title: str) -> Any:
+        """The job's result, with its progress shown until then."""
+        return follow(self.client, job, title, quiet=self.json)
+
+
+pass_session = click.make_pass_decorator(Session, ensure=True)
+
+
+def _set_home(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        context.ensure_object(Session).home_path = value
+
+
+def _set_json(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.ensure_object(Session).json = True
+
+
+class _Everywhere(click.Command):
+    """Adds the options that every command takes."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        home = click.Option(
+            ["--home"],
+            metavar="DIR",
+            expose_value=False,
+            is_eager=True,
+            callback=_set_home,
+            help="The home directory (default: BLOCKDEV_HOME, or the one of the user).",
+        )
+        as_json = click.Option(
+            ["--json"], is_flag=True, expose_value=False, is_eager=True, callback=_set_json, help="Print JSON."
+        )
+        self.params += [home, as_json]
+
+
+class Verb(_Everywhere):
+    """A command."""
+
+
+class Noun(_Everywhere, click.Group):
+    """A group of commands."""
+
+    command_class = Verb
+    group_class = type
+
+
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+force_option = click.option("--force", is_flag=True, help="Go on although clients are attached.")
+
+
+def read_text(path: str) -> str:
+    """The text of a file that a person named."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise InvalidArgument(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidArgument(f"{path} is not UTF-8 text") from None

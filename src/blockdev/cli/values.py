@@ -1,0 +1,148 @@
+"""What a person types as an argument, turned into values: sizes, durations, names of VMs, disks and snapshots."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from blockdev.constants import SECTOR_BYTES, VDISK_BYTES_MAX
+from blockdev.errors import InvalidArgument
+
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:iB|B)?", re.IGNORECASE)
+DURATION = re.compile(r"(\d+)([smhdw])")
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `20G`, `1.5 TiB`, `512`: units are binary.  Raises InvalidArgument."""
+    match = SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InvalidArgument(f"{text!r} is not a size: write it like 20G, 512M or 1.5T")
+    size_bytes = Fraction(match[1]) * UNITS[match[2].upper()]
+    if size_bytes.denominator != 1:
+        raise InvalidArgument(f"{text!r} is not a whole number of bytes")
+    return int(size_bytes)
+
+
+def parse_disk_size(text: str) -> int:
+    """A size that a disk can have.  Raises InvalidArgument."""
+    size_bytes = parse_size(text)
+    if size_bytes % SECTOR_BYTES:
+        down = size_bytes - size_bytes % SECTOR_BYTES
+        near = f"{down} or {down + SECTOR_BYTES}" if down else f"{SECTOR_BYTES}"
+        raise InvalidArgument(
+            f"disk size {text} is {size_bytes} bytes, not a multiple of {SECTOR_BYTES}: use {near}"
+        )
+    if not 0 < size_bytes <= VDISK_BYTES_MAX:
+        raise InvalidArgument(f"disk size {text} must be from {SECTOR_BYTES} bytes to {VDISK_BYTES_MAX >> 40}T")
+    return size_bytes
+
+
+def parse_duration(text: str) -> int:
+    """Seconds of `90s`, `30m`, `12h`, `3d`, `2w`.  Raises InvalidArgument."""
+    match = DURATION.fullmatch(text.strip())
+    if match is None:
+        raise InvalidArgument(f"{text!r} is not a duration: write it like 90s, 30m, 12h, 3d or 2w")
+    return int(match[1]) * SECONDS[match[2]]
+
+
+class Ref(NamedTuple):
+    """VM, VM/DISK, VM@SNAPSHOT or VM/DISK@SNAPSHOT."""
+
+    vm: str
+    disk: str | None
+    snapshot: str | None
+
+    def __str__(self) -> str:
+        disk = f"/{self.disk}" if self.disk else ""
+        return f"{self.vm}{disk}" + (f"@{self.snapshot}" if self.snapshot else "")
+
+
+def parse_ref(text: str) -> Ref:
+    """Raises InvalidArgument when a part is empty or appears twice; whether names are usable is not looked at."""
+    rest, at, snapshot = text.partition("@")
+    vm, slash, disk = rest.partition("/")
+    if not vm or (slash and not disk) or (at and not snapshot) or "@" in snapshot or "/" in disk + snapshot:
+        raise InvalidArgument(f"{text!r} does not name anything: write VM, VM/DISK, VM@SNAPSHOT or VM/DISK@SNAPSHOT")
+    return Ref(vm, disk or None, snapshot or None)
+
+
+def parse_vm(text: str) -> str:
+    return _parts(text, "VM").vm
+
+
+def parse_vm_disk(text: str) -> Ref:
+    return _parts(text, "VM/DISK", disk=True)
+
+
+def parse_vm_disk_snapshot(text: str) -> Ref:
+    return _parts(text, "VM/DISK[@SNAPSHOT]", disk=True, snapshot=None)
+
+
+def parse_vm_snapshot(text: str) -> Ref:
+    return _parts(text, "VM@SNAPSHOT", snapshot=True)
+
+
+def parse_vm_maybe_snapshot(text: str) -> Ref:
+    return _parts(text, "VM[@SNAPSHOT]", snapshot=None)
+
+
+def _parts(text: str, form: str, disk: bool | None = False, snapshot: bool | None = False) -> Ref:
+    """A Ref whose parts are there (True), are not (False), or may be (None)."""
+    ref = parse_ref(text)
+    for wanted, part in ((disk, ref.disk), (snapshot, ref.snapshot)):
+        if wanted is not None and wanted != (part is not None):
+            raise InvalidArgument(f"{text!r} does not fit here: write {form}")
+    return ref
+
+
+def parse_pair(text: str, form: str) -> tuple[str, str]:
+    """NAME=VALUE; `form` is shown in the error."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise InvalidArgument(f"{text!r} is not understood: write {form}")
+    return name, value
+
+
+def parse_named_size(text: str) -> tuple[str, int]:
+    name, size = parse_pair(text, "NAME=SIZE, like root=20G")
+    return name, parse_disk_size(size)
+
+
+def parse_named_file(text: str) -> tuple[str, str]:
+    name, path = parse_pair(text, "NAME=FILE, like root=debian.qcow2")
+    return name, parse_path(path)
+
+
+def parse_path(text: str) -> str:
+    """Absolute, because the daemon that opens it has another current directory."""
+    return str(Path(text).expanduser().absolute())
+
+
+class Value(click.ParamType):
+    """A click type made of one of the functions above."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self._parse(value) if isinstance(value, str) else value
+
+
+SIZE_VALUE = Value("size", parse_size)
+DISK_SIZE = Value("size", parse_disk_size)
+PATH = Value("file", parse_path)
+VM = Value("vm", parse_vm)
+VM_DISK = Value("vm/disk", parse_vm_disk)
+VM_DISK_SNAPSHOT = Value("vm/disk[@snapshot]", parse_vm_disk_snapshot)
+VM_SNAPSHOT = Value("vm@snapshot", parse_vm_snapshot)
+VM_MAYBE_SNAPSHOT = Value("vm[@snapshot]", parse_vm_maybe_snapshot)
+NAMED_SIZE = Value("name=size", parse_named_size)
+NAMED_FILE = Value("name=file", parse_named_file)

@@ -1,0 +1,186 @@
+"""blockdevctl vm: virtual machines as wholes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from blockdev.cli import values
+from blockdev.cli.output import ask, print_columns, print_fields, show_count, show_size
+from blockdev.cli.session import Noun, Session, force_option, pass_session, read_text, yes_option
+from blockdev.errors import InvalidArgument
+
+IMAGE_FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
+
+
+@click.group(cls=Noun)
+def vm() -> None:
+    """Virtual machines."""
+
+
+@vm.command()
+@click.argument("name", type=values.VM)
+@click.option(
+    "--disk", "disks", type=values.NAMED_SIZE, multiple=True, metavar="NAME=SIZE", help="A disk; repeat for more."
+)
+@click.option(
+    "--image",
+    "images",
+    type=values.NAMED_FILE,
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Fill a disk from an image; without --disk for it the disk is as large as the image.",
+)
+@click.option("--format", "format", type=click.Choice(IMAGE_FORMATS), help="Of the images (default: recognised).")
+@click.option("--config", type=values.PATH, metavar="FILE", help="Text to keep with the VM, such as libvirt XML.")
+@click.option("--description", default="", metavar="TEXT")
+@pass_session
+def create(
+    session: Session,
+    name: str,
+    disks: tuple[tuple[str, int], ...],
+    images: tuple[tuple[str, str], ...],
+    format: str | None,
+    config: str | None,
+    description: str,
+) -> None:
+    """Make a VM with empty disks, or disks filled from images."""
+    body = {
+        "name": name,
+        "disks": _new_disks(disks, images, format),
+        "config": read_text(config) if config else "",
+        "description": description,
+    }
+    made = session.client.post("/vms", body)
+    if images:
+        made = session.follow(made, f"importing {', '.join(Path(path).name for _, path in images)}")
+    session.say(made, f"created VM {name} with {show_disks(made['disks'])}")
+
+
+def _new_disks(
+    disks: tuple[tuple[str, int], ...], images: tuple[tuple[str, str], ...], format: str | None
+) -> list[dict[str, Any]]:
+    """In the order they were given: --disk before --image."""
+    names = [name for name, _ in disks]
+    image_names = [name for name, _ in images]
+    for given in (names, image_names):
+        for twice in {name for name in given if given.count(name) > 1}:
+            raise InvalidArgument(f"disk {twice} is given twice")
+    if not disks and not images:
+        raise InvalidArgument("a VM needs a disk: say --disk NAME=SIZE or --image NAME=FILE")
+    found: dict[str, dict[str, Any]] = {name: {"name": name, "size_bytes": size} for name, size in disks}
+    for name, path in images:
+        found.setdefault(name, {"name": name})["image"] = {"path": path, "format": format}
+    return list(found.values())
+
+
+@vm.command(name="list")
+@pass_session
+def list_(session: Session) -> None:
+    """List the VMs."""
+    found = session.client.get("/vms")
+
+    def tell() -> None:
+        rows = [
+            [vm["name"], str(len(vm["disks"])), show_size(vm["size_bytes"]), str(vm["snapshot_count"]), vm["created"]]
+            for vm in found["vms"]
+        ]
+        print_columns(["VM", "DISKS", "SIZE", "SNAPSHOTS", "CREATED"], rows, right=(1, 2, 3))
+        if not rows:
+            click.echo("no VMs yet: make one with blockdevctl vm create NAME --disk root=20G")
+
+    session.show(found, tell)
+
+
+@vm.command()
+@click.argument("name", type=values.VM)
+@pass_session
+def show(session: Session, name: str) -> None:
+    """Show a VM, its disks and who is attached to them."""
+    found = session.client.get(f"/vms/{name}")
+    session.show(found, lambda: _tell_vm(found))
+
+
+def _tell_vm(vm: dict[str, Any]) -> None:
+    fields = [("VM", vm["name"]), ("UUID", vm["uuid"]), ("created", vm["created"])]
+    if vm["description"]:
+        fields.append(("description", vm["description"]))
+    if vm["cloned_from"]:
+        fields.append(("cloned from", vm["cloned_from"]))
+    fields.append(("snapshots", str(vm["snapshot_count"])))
+    print_fields(fields)
+    click.echo()
+    rows = [
+        [disk["name"], show_size(disk["size_bytes"]), disk["export"], disk["state"], show_clients(disk["clients"])]
+        for disk in vm["disks"]
+    ]
+    print_columns(["DISK", "SIZE", "EXPORT", "STATE", "ATTACHED BY"], rows, right=(1,))
+
+
+def show_clients(clients: list[str] | None) -> str:
+    return "unknown" if clients is None else ", ".join(clients) or "-"
+
+
+def show_disks(disks: list[dict[str, Any]]) -> str:
+    """disks root (20 GiB), data (100 GiB)."""
+    listed = ", ".join(f"{disk['name']} ({show_size(disk['size_bytes'])})" for disk in disks)
+    return f"disk{'s' if len(disks) > 1 else ''} {listed}" if disks else "no disks"
+
+
+@vm.command()
+@click.argument("name", type=values.VM)
+@click.argument("new_name", type=values.VM)
+@force_option
+@pass_session
+def rename(session: Session, name: str, new_name: str, force: bool) -> None:
+    """Give a VM, and so its exports, another name."""
+    changed = session.client.patch(f"/vms/{name}", {"name": new_name, "force": force})
+    session.say(changed, f"renamed VM {name} to {new_name}")
+
+
+@vm.command()
+@click.argument("name", type=values.VM)
+@force_option
+@yes_option
+@pass_session
+def delete(session: Session, name: str, force: bool, yes: bool) -> None:
+    """Delete a VM with its disks and snapshots."""
+    found = session.client.get(f"/vms/{name}")
+    ask(f"delete VM {name} with {show_disks(found['disks'])} and {show_snapshots(found)}", yes)
+    gone = session.client.delete(f"/vms/{name}", force=force)
+    session.say(gone, f"deleted VM {name} with {show_disks(gone['disks'])} and {show_snapshots(gone)}")
+
+
+def show_snapshots(vm: dict[str, Any]) -> str:
+    count = vm["snapshot_count"]
+    return show_count(count, "snapshot") if count else "no snapshots"
+
+
+@vm.command()
+@click.argument("name", type=values.VM)
+@click.option("--set", "file", type=values.PATH, metavar="FILE", help="Replace the text by that of FILE.")
+@pass_session
+def config(session: Session, name: str, file: str | None) -> None:
+    """Print the text kept with a VM, or replace it."""
+    if file is not None:
+        changed = session.client.put(f"/vms/{name}/config", {"config": read_text(file)})
+        session.say(changed, f"replaced the configuration of VM {name} by that of {file}")
+        return
+    found = session.client.get(f"/vms/{name}/config")
+    session.show(found, lambda: click.echo(found["config"], nl=False))
+
+
+@vm.command()
+@click.argument("source", metavar="VM[@SNAPSHOT]", type=values.VM_MAYBE_SNAPSHOT)
+@click.argument("directory", type=values.PATH)
+@click.option("--format", "format", type=click.Choice(IMAGE_FORMATS), default="qcow2", show_default=True)
+@pass_session
+def export(session: Session, source: values.Ref, directory: str, format: str) -> None:
+    """Write all disks of one instant and the configuration into a new directory."""
+    body = {"directory": directory, "format": format, "snapshot": source.snapshot}
+    job = session.client.post(f"/vms/{source.vm}/export", body)
+    result = session.follow(job, f"exporting {source}")
+    used = sum(disk["used_bytes"] for disk in result["disks"])
+    session.say(result, f"exported {show_disks(result['disks'])} of {source} to {directory}, {show_size(used)} there")

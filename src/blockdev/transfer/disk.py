@@ -1,0 +1,67 @@
+"""Fill a disk from an image, or make an image of a disk or snapshot: qemu-img over NBD, sparse both ways.
+
+After import_image returns the data is as durable as a flush makes it.  An exported file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from blockdev.errors import AlreadyExists, InvalidArgument, PoolFull, ToolFailed
+from blockdev.transfer.image import FORMATS, Image
+from blockdev.transfer.qemu_img import Watcher, convert
+
+SPARSE = ["-S", "4k"]  # a run of zeros this long becomes a hole
+DURABLE = ["-t", "writeback"]  # qemu-img's default for targets ignores flushes
+
+
+def import_image(image: Image, uri: str, watcher: Watcher) -> None:
+    """Write `image` into the fresh, all-zero export at `uri`, which is at least as large."""
+    try:
+        convert(
+            ["-n", "--target-is-zero", *SPARSE, *DURABLE, "-f", image.format, "-O", "raw", image.path, uri], watcher
+        )
+    except PoolFull as error:
+        raise PoolFull(
+            f"the pool is full: {image.path} did not fit ({error.message}); delete VMs or snapshots, or use a larger pool"
+        ) from None
+    except ToolFailed as error:
+        raise ToolFailed(f"importing {image.path} failed: {error.message}") from None
+
+
+def check_destination(path: str, format: str, overwrite: bool) -> None:
+    """Raises what export_image would, before a job is made of it."""
+    if format not in FORMATS:
+        raise InvalidArgument(f"unknown image format {format!r}: use one of {', '.join(FORMATS)}")
+    target = Path(path)
+    if not target.is_absolute():
+        raise InvalidArgument(f"path {path!r} is not absolute")
+    if target.is_dir() or not target.name:
+        raise InvalidArgument(f"{path} is a directory: name the file to write")
+    if not target.parent.is_dir():
+        raise InvalidArgument(f"directory {target.parent} does not exist: make it first")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise InvalidArgument(f"directory {target.parent} cannot be written to by the blockdev daemon")
+    if os.path.lexists(target) and not (overwrite and target.is_file()):
+        raise AlreadyExists(f"{path} exists already: choose another name, or say --overwrite")
+
+
+def export_image(uri: str, path: str, format: str, overwrite: bool, watcher: Watcher) -> int:
+    """Write the export at `uri` to the file `path`.  Returns the bytes that the file occupies."""
+    check_destination(path, format, overwrite)
+    target = Path(path)
+    # A directory beside the target, and not another name in it: a VMDK holds its own file name.
+    with tempfile.TemporaryDirectory(prefix=".blockdev-export-", dir=target.parent) as directory:
+        made = Path(directory, target.name)
+        try:
+            convert([*SPARSE, *DURABLE, "-f", "raw", "-O", format, uri, str(made)], watcher)
+        except (PoolFull, ToolFailed) as error:
+            raise ToolFailed(f"exporting to {path} failed: {error.message}") from None
+        check_destination(path, format, overwrite)
+        made.rename(target)
+    with suppress(FileNotFoundError):
+        return target.stat().st_blocks * 512
+    return 0
