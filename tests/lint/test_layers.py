@@ -12,9 +12,11 @@ from tests.lint.sources import ROOT, imports, module_name, package_sources, show
 LEVELS = [
     {"errors", "constants", "types", "clock", "_sync"},
     {"_medium", "home"},
-    {"_dedup", "_cow"},
-    {"_log"},
+    {"_dedup"},
+    {"_cow", "_log"},
+    {"_disk"},
     {"_pool"},
+    {"pool"},
     {""},  # the package itself: it names Pool and checks the extensions' versions
     {"engine"},
     {"vmmap"},
