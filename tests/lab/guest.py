@@ -95,6 +95,7 @@ class Guest:
         self._collected = (bytearray(), bytearray())
         self._sinks = (stdout or self._collected[0].extend, stderr or self._collected[1].extend)
         self._pumps: list[threading.Thread] = []
+        self._sink_error: OSError | None = None
         self._result: Result | None = None
 
     def __enter__(self) -> "Guest":
@@ -120,6 +121,8 @@ class Guest:
         if self._result is None:
             timed_out = not self._wait_for_qemu()
             self._end()
+            if self._sink_error:
+                raise LabError(f"the guest's output went nowhere: {self._sink_error.strerror}")
             self._result = Result(
                 STATUS_TIMED_OUT if timed_out else self._status(),
                 self._kernel_log(),
@@ -179,7 +182,8 @@ class Guest:
             try:
                 while data := pipe.read(1 << 16):
                     sink(data)
-            except OSError:  # nobody reads our output any more
+            except OSError as error:  # such as a broken pipe: nobody reads the output any more
+                self._sink_error = error
                 self._qemu.kill()
 
     def _qemu_command(self, kernel: Kernel, outputs: Sequence[int]) -> list[str]:
