@@ -1,0 +1,128 @@
+"""`python -m bench`: run the workloads against the peers, print ratios and tables, keep everything as JSON.
+
+Never a test: the exit status says whether it ran, not how fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from bench import machine, report
+from bench.fio import FioFailed
+from bench.peers import PEERS
+from bench.rounds import Plan, Run, run_all
+from bench.server import ServerFailed
+from bench.workloads import GIB, MIB, WORKLOADS
+
+DEFAULT_FOLDER = Path(__file__).parents[1] / ".cache" / "bench"
+FULL = {"rounds": 5, "runtime": 5.0, "filled": 1 * GIB, "fresh": 4 * GIB}
+QUICK = {"rounds": 3, "runtime": 1.0, "filled": 256 * MIB, "fresh": 1 * GIB}
+
+
+def _arguments(given: list[str] | None) -> argparse.Namespace:
+    names = [workload.name for workload in WORKLOADS]
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="short runs on small disks: a look, not a measurement"
+    )
+    parser.add_argument("--workload", action="append", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--peer", action="append", choices=list(PEERS), metavar="NAME", help=", ".join(PEERS))
+    parser.add_argument("--rounds", type=int, metavar="N")
+    parser.add_argument("--runtime", type=float, metavar="SECONDS", help="of one run")
+    parser.add_argument("--filled-mib", type=int, metavar="N", help="size of disks filled before the run")
+    parser.add_argument(
+        "--fresh-mib", type=int, metavar="N", help="size of disks never written before the run"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="repeat a run's data and offsets")
+    parser.add_argument(
+        "--scratch", type=Path, default=DEFAULT_FOLDER, metavar="DIR", help="where the disks lie"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="the result (default: a new file in the scratch)"
+    )
+    return parser.parse_args(given)
+
+
+def _plan(arguments: argparse.Namespace, scratch: Path) -> Plan:
+    default = QUICK if arguments.quick else FULL
+    return Plan(
+        rounds=arguments.rounds or int(default["rounds"]),
+        runtime_seconds=arguments.runtime or default["runtime"],
+        filled_bytes=(arguments.filled_mib or 0) * MIB or int(default["filled"]),
+        fresh_bytes=(arguments.fresh_mib or 0) * MIB or int(default["fresh"]),
+        seed=random.SystemRandom().randrange(1 << 30) if arguments.seed is None else arguments.seed,
+        scratch=scratch,
+    )
+
+
+def _tell(run: Run) -> None:
+    print(
+        f"round {run.round + 1} {run.workload:26} {run.peer:18} {run.iops:10,.0f} IOPS "
+        f"{run.megabytes_per_second:8,.1f} MB/s  others' CPU {run.other_cpu_share:.0%}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    plan = _plan(arguments, scratch)
+    wanted = {name: PEERS[name] for name in PEERS if name in (arguments.peer or PEERS)}
+    left_out = {name: reason for name, peer in wanted.items() if (reason := peer.missing())}
+    peers = [peer for name, peer in wanted.items() if name not in left_out]
+    if not peers:
+        raise ServerFailed(
+            "no peer can run here: " + "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        )
+    workloads = [
+        workload for workload in WORKLOADS if workload.name in (arguments.workload or [workload.name])
+    ]
+    head = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "quick": arguments.quick,
+        "machine": machine.describe(scratch),
+        "plan": {**asdict(plan), "scratch": str(scratch)},
+        "workloads": [asdict(workload) for workload in workloads],
+        "left_out": left_out,
+    }
+    return report.result(head, list(run_all(plan, workloads, peers, _tell)))
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(143)  # unwinds, which stops the servers
+
+
+def main(given: list[str] | None = None) -> int:
+    arguments = _arguments(given)
+    signal.signal(signal.SIGTERM, _stop)
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
+    # Short: the sockets lie in it, and a socket's path has 107 bytes.
+    scratch = Path(tempfile.mkdtemp(prefix="run-", dir=arguments.scratch.absolute()))
+    try:
+        result = _measure(arguments, scratch)
+    except (FioFailed, ServerFailed, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    stamp = datetime.fromisoformat(result["started"]).strftime("%Y%m%dT%H%M%SZ")
+    target: Path = arguments.json or arguments.scratch / f"result-{stamp}.json"
+    target.write_text(json.dumps(result, indent=1) + "\n")
+    shown = report.text(result)
+    target.with_suffix(".txt").write_text(shown)
+    print(f"{shown}\nwritten to {target} and {target.with_suffix('.txt')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Runs workloads against peers in turns and keeps every single run.
+
+Every run has a disk made for it, except that workloads which only read share one disk per peer and group.  A disk is
+filled, and what the page cache still holds of that is written out, before the clock starts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from bench import fio
+from bench.machine import busy_cpu_seconds
+from bench.peers import Peer
+from bench.workloads import GIB, Workload
+
+FILL_SEED_OFFSET = 1_000_000  # so that no write under test repeats the data it overwrites
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything; `seed` is the root of all others."""
+
+    rounds: int
+    runtime_seconds: float
+    filled_bytes: int
+    fresh_bytes: int
+    seed: int
+    scratch: Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one workload on one peer."""
+
+    workload: str
+    peer: str
+    round: int
+    position: int  # within the round
+    seed: int
+    iops: float
+    megabytes_per_second: float
+    latency_us: dict[str, float]
+    flush_latency_us: dict[str, float] | None
+    bytes_done: int
+    server_cpu_seconds_per_gib: float
+    client_cpu_seconds_per_gib: float
+    written_bytes_per_byte: float | None  # what the server wrote to files for each byte the client wrote
+    resident_bytes: int
+    other_cpu_share: (
+        float  # of all cores, used by neither server nor client: noise, and the kernel's writeback
+    )
+
+
+Cell = tuple[Workload, type[Peer]]
+
+
+def cells(workloads: Sequence[Workload], peers: Sequence[type[Peer]]) -> list[Cell]:
+    """Who runs what; a peer without snapshots has no run after one."""
+    return [(w, p) for w in workloads for p in peers if w.state != "snapshot" or p.can_snapshot]
+
+
+def turns(cells: list[Cell], round: int) -> list[Cell]:
+    """The order of one round: rotated, and every other round backwards, so that none always follows the same one."""
+    start = round % len(cells)
+    order = cells[start:] + cells[:start]
+    return order[::-1] if round % 2 else order
+
+
+def run_all(
+    plan: Plan, workloads: Sequence[Workload], peers: Sequence[type[Peer]], told: Callable[[Run], None]
+) -> Iterator[Run]:
+    """Every run of the plan, group after group; `told` hears of each when it is done."""
+    for _, members in groupby(workloads, key=lambda workload: workload.group):
+        yield from _run_group(plan, cells(list(members), peers), told)
+
+
+def _run_group(plan: Plan, cells: list[Cell], told: Callable[[Run], None]) -> Iterator[Run]:
+    with ExitStack() as stack:
+        shared: dict[str, Peer] = {}
+        for round in range(plan.rounds):
+            for position, (workload, peer) in enumerate(turns(cells, round)):
+                if workload.reads_only:
+                    if peer.name not in shared:
+                        shared[peer.name] = stack.enter_context(closing(_disk(plan, workload, peer)))
+                    run = _run_one(plan, workload, shared[peer.name], round, position)
+                else:
+                    with closing(_disk(plan, workload, peer)) as disk:
+                        run = _run_one(plan, workload, disk, round, position)
+                told(run)
+                yield run
+
+
+def _size_bytes(plan: Plan, workload: Workload) -> int:
+    return plan.fresh_bytes if workload.state == "fresh" else plan.filled_bytes
+
+
+def _disk(plan: Plan, workload: Workload, peer: type[Peer]) -> Peer:
+    """A disk in the state the workload begins with, and nothing of it waiting to be written."""
+    disk = peer(plan.scratch / peer.name, _size_bytes(plan, workload))
+    try:
+        if workload.state != "fresh":
+            fio.fill(disk.uri, disk.size_bytes, plan.seed + FILL_SEED_OFFSET, plan.scratch / "fio.json")
+        if workload.state == "snapshot":
+            disk.snapshot()
+        if not disk.keeps_memory_only:
+            os.sync()
+    except BaseException:
+        disk.close()
+        raise
+    return disk
+
+
+def _run_one(plan: Plan, workload: Workload, disk: Peer, round: int, position: int) -> Run:
+    seed = plan.seed + round
+    usage, busy, began = disk.usage(), busy_cpu_seconds(), time.monotonic()
+    done = fio.measure(
+        workload, disk.uri, disk.size_bytes, plan.runtime_seconds, seed, plan.scratch / "fio.json"
+    )
+    elapsed = time.monotonic() - began
+    usage_after, busy_after = disk.usage(), busy_cpu_seconds()
+    server_cpu = usage_after.cpu_seconds - usage.cpu_seconds
+    other_cpu = max(0.0, busy_after - busy - server_cpu - done.client_cpu_seconds)
+    written = usage_after.written_bytes - usage.written_bytes
+    gib = done.bytes_done / GIB
+    return Run(
+        workload=workload.name,
+        peer=disk.name,
+        round=round,
+        position=position,
+        seed=seed,
+        iops=done.iops,
+        megabytes_per_second=done.megabytes_per_second,
+        latency_us=done.latency_us,
+        flush_latency_us=done.flush_latency_us,
+        bytes_done=done.bytes_done,
+        server_cpu_seconds_per_gib=server_cpu / gib,
+        client_cpu_seconds_per_gib=done.client_cpu_seconds / gib,
+        written_bytes_per_byte=None if workload.reads_only else written / done.bytes_done,
+        resident_bytes=usage_after.resident_bytes,
+        other_cpu_share=other_cpu / (elapsed * (os.cpu_count() or 1)),
+    )
