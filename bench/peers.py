@@ -1,6 +1,6 @@
 """The peers: each class is one way to serve one disk over NBD on a Unix socket.
 
-An instance is one disk that is being served, in a folder of its own that goes away with it.  Peers run with the defaults
+An instance is one disk being served, in a folder of its own that goes away with it.  Peers run with the defaults
 a person would get; where a default is changed, the reason stands beside it.
 """
 
@@ -10,15 +10,25 @@ import os
 import shutil
 import subprocess
 from abc import ABC, abstractmethod
+from contextlib import closing
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
-from bench.server import Server, ServerFailed, Usage
-from bench.workloads import FILE, MEMORY, QCOW2
+from blockdev.targets import nbdkit
+
+from bench.server import Server, ServerFailed
+from bench.workloads import FILE, GIB, MEMORY, NATIVE, PYTHON, QCOW2
+from blockdev import Pool
+from blockdev.engine.client import EngineClient
+from blockdev.errors import BlockdevError
+from blockdev.home import Home
+
+VDISK = "bench/disk"
+POOL_CAPACITY_BYTES = 64 * GIB  # far more than a run writes: what runs out is not measured here
 
 
 class Peer(ABC):
-    """One disk being served.  `close` must be called."""
+    """One disk being served, for as long as the `with` block lasts."""
 
     name: ClassVar[str]
     can_snapshot: ClassVar[bool] = False
@@ -27,66 +37,156 @@ class Peer(ABC):
     def __init__(self, folder: Path, size_bytes: int) -> None:
         self.folder = folder
         self.size_bytes = size_bytes
-        folder.mkdir(mode=0o700, parents=True)
-        self._server: Server | None = None
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(mode=0o700, parents=True)
         try:
             self._create()
             self._start()
         except BaseException:
-            self.close()
+            self._remove()
             raise
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        try:
+            self._stop()
+        finally:
+            self._remove()
 
     @classmethod
     @abstractmethod
     def missing(cls) -> str | None:
         """Why this peer cannot run here, None if it can."""
 
-    @abstractmethod
-    def _create(self) -> None:
-        """Make the disk, never written."""
-
-    @abstractmethod
-    def _command(self) -> list[str]:
-        """The server, in the foreground, on `socket_path`."""
-
     @property
-    def socket_path(self) -> Path:
-        return self.folder / "s"
-
-    @property
+    @abstractmethod
     def uri(self) -> str:
-        return f"nbd+unix:///?socket={self.socket_path}"
+        """Where a client finds the disk."""
+
+    @property
+    @abstractmethod
+    def process_id(self) -> int:
+        """Of the running server."""
 
     def snapshot(self) -> None:
         """Take a snapshot, durable when it returns."""
         raise NotImplementedError(f"{self.name} has no snapshots")
 
-    def usage(self) -> Usage:
-        assert self._server is not None
-        return self._server.usage()
+    def details(self) -> dict[str, Any]:
+        """What the server itself tells of its work so far."""
+        return {}
+
+    @abstractmethod
+    def _create(self) -> None:
+        """Make the disk, never written."""
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Serve the disk; it can be connected to when this returns."""
+
+    @abstractmethod
+    def _stop(self) -> None:
+        """End the server, and wait for it."""
+
+    def _remove(self) -> None:
+        # Dirty pages of a deleted file are dropped, not written: the next run finds an idle disk.
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class ForeignPeer(Peer):
+    """A peer that is one command in the foreground, serving on `socket_path`."""
+
+    _server: Server
+
+    @property
+    def socket_path(self) -> Path:
+        return self.folder / "nbd.sock"
+
+    @property
+    def uri(self) -> str:
+        return f"nbd+unix:///?socket={self.socket_path}"
 
     @property
     def process_id(self) -> int:
-        assert self._server is not None
         return self._server.process.pid
 
-    def close(self) -> None:
-        self._stop()
-        # Dirty pages of a deleted file are dropped, not written: the next run finds an idle disk.
-        shutil.rmtree(self.folder, ignore_errors=True)
+    @abstractmethod
+    def _command(self) -> list[str]:
+        """The server's command line."""
 
     def _start(self) -> None:
         self._server = Server(self._command(), self.socket_path, self.folder / "log")
 
     def _stop(self) -> None:
-        server, self._server = self._server, None
-        if server is not None:
-            server.stop()
+        self._server.stop()
 
 
 def _missing_program(*names: str) -> str | None:
     absent = [name for name in names if shutil.which(name) is None]
     return f"{', '.join(absent)} not installed" if absent else None
+
+
+class Blockdev(Peer):
+    """A vdisk of a pool of its own, served by nbdkit with one of blockdev's plugins as `blockdevctl serve` does it."""
+
+    can_snapshot = True
+    plugin: ClassVar[nbdkit.Plugin]
+
+    _server: nbdkit.NbdServer
+
+    @classmethod
+    def missing(cls) -> str | None:
+        try:
+            nbdkit.plugin_arguments(cls.plugin)
+        except BlockdevError as error:
+            return error.message
+        return _missing_program("nbdkit")
+
+    @property
+    def _home(self) -> Home:
+        return Home.at(self.folder / "home")
+
+    @property
+    def uri(self) -> str:
+        return f"nbd+unix:///{VDISK}?socket={self._home.nbd_socket}"
+
+    @property
+    def process_id(self) -> int:
+        return self._server.pid
+
+    def snapshot(self) -> None:
+        with closing(EngineClient(self._home.engine_socket)) as engine:
+            engine.snapshot([engine.find(VDISK).id], [f"{VDISK}@bench"], [b""])
+
+    def details(self) -> dict[str, Any]:
+        with closing(EngineClient(self._home.engine_socket)) as engine:
+            return engine.status()
+
+    def _create(self) -> None:
+        self._home.make_directories()
+        with closing(Pool.create(str(self._home.pool), POOL_CAPACITY_BYTES)) as pool:
+            pool.create_vdisk(self.size_bytes, name=VDISK)
+
+    def _start(self) -> None:
+        self._server = nbdkit.start(nbdkit.Options(self._home.path, self.plugin))
+
+    def _stop(self) -> None:
+        self._server.stop()
+
+
+class BlockdevNative(Blockdev):
+    """Through the native plugin."""
+
+    name = NATIVE
+    plugin = "native"
+
+
+class BlockdevPython(Blockdev):
+    """Through the Python script plugin."""
+
+    name = PYTHON
+    plugin = "python"
 
 
 def _run(*command: str) -> None:
@@ -95,7 +195,7 @@ def _run(*command: str) -> None:
         raise ServerFailed(f"{command[0]} failed: {done.stderr.strip()}")
 
 
-class NbdkitMemory(Peer):
+class NbdkitMemory(ForeignPeer):
     """nbdkit's memory plugin: no file system and no bookkeeping, the ceiling of the protocol and of nbdkit."""
 
     name = MEMORY
@@ -112,7 +212,7 @@ class NbdkitMemory(Peer):
         return ["nbdkit", "-f", "-U", str(self.socket_path), "memory", str(self.size_bytes)]
 
 
-class NbdkitFile(Peer):
+class NbdkitFile(ForeignPeer):
     """nbdkit's file plugin on a raw file with its space allocated: what a plain file can do."""
 
     name = FILE
@@ -136,7 +236,7 @@ class NbdkitFile(Peer):
         return ["nbdkit", "-f", "-U", str(self.socket_path), "file", str(self._image)]
 
 
-class QemuNbdQcow2(Peer):
+class QemuNbdQcow2(ForeignPeer):
     """qemu-nbd on qcow2 with its defaults (64 KiB clusters, page cache, thread pool; io_uring was no faster here)."""
 
     name = QCOW2
@@ -170,4 +270,6 @@ class QemuNbdQcow2(Peer):
         self._start()
 
 
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (NbdkitMemory, NbdkitFile, QemuNbdQcow2)}
+PEERS: dict[str, type[Peer]] = {
+    peer.name: peer for peer in (NbdkitMemory, NbdkitFile, QemuNbdQcow2, BlockdevNative, BlockdevPython)
+}

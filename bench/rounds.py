@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from bench import fio
 from bench.machine import busy_cpu_seconds
 from bench.peers import Peer
+from bench.server import usage_of
 from bench.workloads import GIB, Workload
 
 FILL_SEED_OFFSET = 1_000_000  # so that no write under test repeats the data it overwrites
@@ -54,6 +56,7 @@ class Run:
     resident_bytes: int
     other_cpu_share: (
         float  # of all cores, used by neither server nor client: noise, and the kernel's writeback
+    details: dict[str, Any]  # what the server tells of itself after the run
     )
 
 
@@ -87,10 +90,10 @@ def _run_group(plan: Plan, cells: list[Cell], told: Callable[[Run], None]) -> It
             for position, (workload, peer) in enumerate(turns(cells, round)):
                 if workload.reads_only:
                     if peer.name not in shared:
-                        shared[peer.name] = stack.enter_context(closing(_disk(plan, workload, peer)))
+                        shared[peer.name] = stack.enter_context(_disk(plan, workload, peer))
                     run = _run_one(plan, workload, shared[peer.name], round, position)
                 else:
-                    with closing(_disk(plan, workload, peer)) as disk:
+                    with _disk(plan, workload, peer) as disk:
                         run = _run_one(plan, workload, disk, round, position)
                 told(run)
                 yield run
@@ -100,30 +103,27 @@ def _size_bytes(plan: Plan, workload: Workload) -> int:
     return plan.fresh_bytes if workload.state == "fresh" else plan.filled_bytes
 
 
-def _disk(plan: Plan, workload: Workload, peer: type[Peer]) -> Peer:
+@contextmanager
+def _disk(plan: Plan, workload: Workload, peer: type[Peer]) -> Iterator[Peer]:
     """A disk in the state the workload begins with, and nothing of it waiting to be written."""
-    disk = peer(plan.scratch / peer.name, _size_bytes(plan, workload))
-    try:
+    with peer(plan.scratch / peer.name, _size_bytes(plan, workload)) as disk:
         if workload.state != "fresh":
             fio.fill(disk.uri, disk.size_bytes, plan.seed + FILL_SEED_OFFSET, plan.scratch / "fio.json")
         if workload.state == "snapshot":
             disk.snapshot()
         if not disk.keeps_memory_only:
             os.sync()
-    except BaseException:
-        disk.close()
-        raise
-    return disk
+        yield disk
 
 
 def _run_one(plan: Plan, workload: Workload, disk: Peer, round: int, position: int) -> Run:
     seed = plan.seed + round
-    usage, busy, began = disk.usage(), busy_cpu_seconds(), time.monotonic()
+    usage, busy, began = usage_of(disk.process_id), busy_cpu_seconds(), time.monotonic()
     done = fio.measure(
         workload, disk.uri, disk.size_bytes, plan.runtime_seconds, seed, plan.scratch / "fio.json"
     )
     elapsed = time.monotonic() - began
-    usage_after, busy_after = disk.usage(), busy_cpu_seconds()
+    usage_after, busy_after = usage_of(disk.process_id), busy_cpu_seconds()
     server_cpu = usage_after.cpu_seconds - usage.cpu_seconds
     other_cpu = max(0.0, busy_after - busy - server_cpu - done.client_cpu_seconds)
     written = usage_after.written_bytes - usage.written_bytes
@@ -144,4 +144,5 @@ def _run_one(plan: Plan, workload: Workload, disk: Peer, round: int, position: i
         written_bytes_per_byte=None if workload.reads_only else written / done.bytes_done,
         resident_bytes=usage_after.resident_bytes,
         other_cpu_share=other_cpu / (elapsed * (os.cpu_count() or 1)),
+        details=disk.details(),
     )

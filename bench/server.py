@@ -1,6 +1,6 @@
-"""One server process of a peer: started on a Unix socket, metered through /proc, stopped by its own id.
+"""A peer's server process: started on a Unix socket and stopped by its own id; and what any process used.
 
-What it used is read from outside, so every peer is metered alike.
+Use is read from outside, through /proc, so every peer is metered alike.
 """
 
 from __future__ import annotations
@@ -32,6 +32,15 @@ class Usage:
     cpu_seconds: float
     written_bytes: int  # handed to write(2) and its kin; sockets go through send(2), which is not counted
     resident_bytes: int  # now
+
+
+def usage_of(process_id: int) -> Usage:
+    folder = Path(f"/proc/{process_id}")
+    after_name = (folder / "stat").read_text().rpartition(")")[2].split()
+    cpu_ticks = int(after_name[11]) + int(after_name[12])
+    counters = dict(line.split(": ") for line in (folder / "io").read_text().splitlines())
+    pages = int((folder / "statm").read_text().split()[1])
+    return Usage(cpu_ticks / TICKS_PER_SECOND, int(counters["wchar"]), pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 class Server:
@@ -70,14 +79,6 @@ class Server:
             time.sleep(POLL_SECONDS)
         said = self.log_path.read_text(errors="replace").strip()[-500:]
         raise ServerFailed(f"{self.name} did not start: {said or 'no message'}")
-
-    def usage(self) -> Usage:
-        folder = Path(f"/proc/{self.process.pid}")
-        after_name = (folder / "stat").read_text().rpartition(")")[2].split()
-        cpu_ticks = int(after_name[11]) + int(after_name[12])
-        counters = dict(line.split(": ") for line in (folder / "io").read_text().splitlines())
-        pages = int((folder / "statm").read_text().split()[1])
-        return Usage(cpu_ticks / TICKS_PER_SECOND, int(counters["wchar"]), pages * os.sysconf("SC_PAGE_SIZE"))
 
     def stop(self) -> None:
         self.process.terminate()
