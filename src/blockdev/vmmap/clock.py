@@ -1,32 +1,22 @@
-"""The control plane's clock: the only place of `vmmap` that asks for the time.
+"""How the VM operations write the time down.  The time itself comes from a `Clock` that the service is given.
 
 Times are UTC, kept and shown as ISO 8601 with a `Z` and millisecond digits, so that their text sorts as they do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Protocol
+
+Clock = Callable[[], float]  # seconds since 1970, UTC: blockdev.clock.now_seconds, or a test's own
 
 
-class Clock(Protocol):
-    """Where the time comes from; tests inject their own."""
-
-    def now(self) -> datetime: ...
-
-
-class SystemClock:
-    """The machine's own clock."""
-
-    def now(self) -> datetime:
-        return datetime.now(UTC)
-
-
-def to_text(moment: datetime) -> str:
+def to_text(moment: float) -> str:
     """ISO 8601 UTC, such as `2026-11-22T15:19:26.123Z`."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    text = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
 
 
-def to_name(moment: datetime) -> str:
+def to_name(moment: float) -> str:
     """The part of a default snapshot name that says when, such as `20261122-151926` (UTC)."""
-    return moment.astimezone(UTC).strftime("%Y%m%d-%H%M%S")
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y%m%d-%H%M%S")

@@ -29,7 +29,7 @@ class Disk(_Value):
     name: str
     size_bytes: int
     export: str  # its NBD export name, VM/DISK
-    object_id: int  # the pool's id of its vdisk
+    object_id: int | None  # the pool's id of its vdisk; None: missing
     created: str
     state: DiskState = "ok"
     clients: list[str] | None = None  # who is attached; None: not asked, or the engine did not answer
@@ -56,7 +56,7 @@ class SnapshotDisk(_Value):
     name: str
     size_bytes: int
     export: str  # its read-only NBD export name, VM/DISK@SNAPSHOT
-    object_id: int
+    object_id: int | None
     state: DiskState = "ok"
     clients: list[str] | None = None
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from blockdev.constants import SECTOR_BYTES, VDISK_BYTES_MAX
 from blockdev.errors import InvalidArgument
 
-_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+NAME_CHARACTERS_MAX = 63
+_PATTERN = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_CHARACTERS_MAX - 1}}}"
 _NAME = re.compile(_PATTERN)
 _OBJECT_NAME = re.compile(f"({_PATTERN})/({_PATTERN})(?:@({_PATTERN}))?")
 

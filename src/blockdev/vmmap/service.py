@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from blockdev.clock import now_seconds
 from blockdev.engine.client import EngineClient
 from blockdev.vmmap.catalog import Catalog
-from blockdev.vmmap.clock import Clock, SystemClock
+from blockdev.vmmap.clock import Clock
 from blockdev.vmmap.model import VM, Agreement, Diff, Disk, Import, Restored, Snapshot, Status
 
 
@@ -23,13 +24,13 @@ class VMs:
         catalog: Catalog,
         engine: EngineClient,
         *,
-        clock: Clock | None = None,
+        clock: Clock = now_seconds,
         at_step: Callable[[str], None] | None = None,
     ) -> None:
         """Nothing is asked of the engine yet; `at_step` is called with each named step (crash tests)."""
         self._catalog = catalog
         self._engine = engine
-        self._clock = clock or SystemClock()
+        self._clock = clock
 
     def reconcile(self) -> Agreement:
         """Bring catalog and engine into agreement; also done by the first change after either was started."""

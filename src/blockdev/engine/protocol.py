@@ -1,0 +1,269 @@
+"""The frames of the engine socket (docs/format/engine-socket.md): pure functions, no socket, no pool.
+
+Everything here is given bytes or values from a peer: each field is checked before it is used, sizes before memory is
+taken, and whatever is wrong raises ProtocolError, never another exception.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import msgpack
+
+from blockdev.constants import NAME_BYTES_MAX, SECTOR_BYTES, TAG_BYTES_MAX, VDISK_BYTES_MAX
+from blockdev.errors import BlockdevError, InvalidArgument, from_code
+from blockdev.types import Extent
+
+MAGIC = b"BDEN"
+VERSION = 1
+HEADER = struct.Struct("<4sBBHII")  # magic, version, kind, reserved, request id, body length
+HEADER_BYTES = HEADER.size
+BODY_BYTES_MAX = 16 << 20
+ITEMS_MAX = 65536  # ids, names or specs in one request
+OBJECTS_PAGE_MAX = 8192  # objects in one answer: at their longest names and tags they still fit a frame
+MESSAGE_CHARACTERS_MAX = 8192
+SESSION_BYTES = 16
+CLIENT_CHARACTERS_MAX = 200
+
+
+class ProtocolError(InvalidArgument):
+    """A peer that does not speak this protocol, or not well."""
+
+
+class Kind(IntEnum):
+    """What a frame is."""
+
+    REQUEST = 1
+    ANSWER = 2
+    ERROR = 3
+
+
+class Header(NamedTuple):
+    """A checked frame header."""
+
+    kind: Kind
+    request_id: int
+    body_bytes: int
+
+
+class EngineObject(NamedTuple):
+    """A vdisk or a vdisk snapshot, as the engine socket tells of it."""
+
+    id: int
+    vdisk_id: int | None  # the vdisk that this is a snapshot of; None: this is a vdisk
+    name: str | None
+    tag: bytes
+    size_bytes: int
+    lsn: int | None  # of the snapshot; None: this is a vdisk
+
+
+class Request(NamedTuple):
+    """A checked request: `arguments` has exactly the operation's arguments, each of its kind."""
+
+    operation: str
+    arguments: dict[str, Any]
+
+
+def encode(kind: Kind, request_id: int, body: Mapping[str, Any]) -> bytes:
+    """One frame.  ProtocolError when the body is larger than a frame may be."""
+    try:
+        packed = msgpack.packb(body, use_bin_type=True)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"not a value for the engine socket: {error}") from error
+    if len(packed) > BODY_BYTES_MAX:
+        raise ProtocolError(f"a message of {len(packed)} bytes is over the limit of {BODY_BYTES_MAX}")
+    return HEADER.pack(MAGIC, VERSION, kind, 0, request_id, len(packed)) + packed
+
+
+def decode_header(data: bytes) -> Header:
+    """The header of a frame from its first 16 bytes."""
+    if len(data) != HEADER_BYTES:
+        raise ProtocolError(f"a frame header has {HEADER_BYTES} bytes, not {len(data)}")
+    magic, version, kind, reserved, request_id, body_bytes = HEADER.unpack(data)
+    if magic != MAGIC:
+        raise ProtocolError(f"not a frame of the engine socket: it begins with {magic!r}")
+    if version != VERSION:
+        raise ProtocolError(f"engine socket protocol {version}; this build speaks {VERSION}")
+    if kind not in Kind.__members__.values() or reserved != 0:
+        raise ProtocolError(f"unknown kind of frame: {kind}, reserved field {reserved}")
+    if body_bytes > BODY_BYTES_MAX:
+        raise ProtocolError(f"a frame of {body_bytes} bytes is over the limit of {BODY_BYTES_MAX}")
+    return Header(Kind(kind), request_id, body_bytes)
+
+
+def decode_body(data: bytes) -> dict[str, Any]:
+    """The map that a frame's body is."""
+    try:
+        body = msgpack.unpackb(data, raw=False, strict_map_key=True)
+    except Exception as error:  # msgpack raises many kinds: its own, ValueError, UnicodeDecodeError, RecursionError
+        raise ProtocolError(f"the body of a frame does not unpack: {type(error).__name__}") from error
+    if not isinstance(body, dict) or not all(isinstance(key, str) for key in body):
+        raise ProtocolError("the body of a frame is not a map with text keys")
+    return body
+
+
+def encode_error(request_id: int, error: BlockdevError) -> bytes:
+    """The error frame that tells a peer of `error`."""
+    message = error.message[:MESSAGE_CHARACTERS_MAX].encode(errors="replace").decode()
+    return encode(Kind.ERROR, request_id, {"code": error.code, "message": message})
+
+
+def check_error(body: Mapping[str, Any]) -> BlockdevError:
+    """The exception that an error frame tells of."""
+    code, message = body.get("code"), body.get("message")
+    if not isinstance(code, str) or not isinstance(message, str):
+        raise ProtocolError("an error frame without code and message")
+    return from_code(code, message[:MESSAGE_CHARACTERS_MAX])
+
+
+Check = Callable[[Any], bool]
+
+
+def _is_integer(value: Any, smallest: int, largest: int) -> bool:
+    return type(value) is int and smallest <= value <= largest
+
+
+def _is_text(value: Any, characters_max: int) -> bool:
+    return type(value) is str and 0 < len(value) <= characters_max
+
+
+def _is_flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def is_id(value: Any) -> bool:
+    """An object id."""
+    return _is_integer(value, 1, (1 << 63) - 1)
+
+
+def is_size(value: Any) -> bool:
+    """A vdisk size in bytes; whether it is a multiple of a sector is the pool's to say."""
+    return _is_integer(value, 0, VDISK_BYTES_MAX)
+
+
+def is_object_name(value: Any) -> bool:
+    """A name an object can have; None is no name."""
+    if value is None:
+        return True
+    if not _is_text(value, NAME_BYTES_MAX):
+        return False
+    try:
+        return len(value.encode()) <= NAME_BYTES_MAX
+    except UnicodeEncodeError:
+        return False
+
+
+def is_tag(value: Any) -> bool:
+    return type(value) is bytes and len(value) <= TAG_BYTES_MAX
+
+
+def _list_of(check: Check) -> Check:
+    return lambda value: type(value) is list and len(value) <= ITEMS_MAX and all(map(check, value))
+
+
+def _row_of(*checks: Check) -> Check:
+    def check(value: Any) -> bool:
+        return (
+            type(value) is list
+            and len(value) == len(checks)
+            and all(one(item) for one, item in zip(checks, value, strict=True))
+        )
+
+    return check
+
+
+def _is_session(value: Any) -> bool:
+    return type(value) is bytes and len(value) == SESSION_BYTES
+
+
+def _is_client(value: Any) -> bool:
+    return _is_text(value, CLIENT_CHARACTERS_MAX)
+
+
+def _is_id_or_none(value: Any) -> bool:
+    return value is None or is_id(value)
+
+
+def _is_offset(value: Any) -> bool:
+    return is_size(value) and value % SECTOR_BYTES == 0
+
+
+_IDS = _list_of(is_id)
+_NAMES = _list_of(is_object_name)
+_TAGS = _list_of(is_tag)
+
+# Arguments of each operation.  An operation or argument that is not here does not reach the engine.
+OPERATIONS: dict[str, dict[str, Check]] = {
+    "hello": {"session": _is_session, "client": _is_client},
+    "lead": {},
+    "status": {},
+    "attachments": {},
+    "objects": {},
+    "get": {"id": is_id},
+    "find": {"name": is_object_name},
+    "create": {"disks": _list_of(_row_of(is_size, is_object_name, is_tag))},
+    "snapshot": {"ids": _IDS, "names": _NAMES, "tags": _TAGS},
+    "clone": {"clones": _list_of(_row_of(is_id, is_object_name, is_tag))},
+    "restore": {"pairs": _list_of(_row_of(is_id, is_id)), "force": _is_flag},
+    "relabel": {"changes": _list_of(_row_of(is_id, is_object_name, is_tag)), "force": _is_flag},
+    "delete": {"ids": _IDS, "force": _is_flag, "missing_ok": _is_flag},
+    "resize": {"id": is_id, "size_bytes": is_size, "shrink": _is_flag},
+    "diff": {"older": _is_id_or_none, "newer": is_id},
+    "extents": {"id": is_id, "offset": _is_offset, "length": _is_offset},
+    "more": {"cursor": is_id},
+    "flush": {},
+    "checkpoint": {},
+    "check": {},
+    "scrub": {},
+}
+# These change the pool: one at a time, and none from a session that another has taken the lead from.
+CHANGES = frozenset({"create", "snapshot", "clone", "restore", "relabel", "delete", "resize"})
+
+
+def check_request(body: Mapping[str, Any]) -> Request:
+    """The request that a body is; all arguments must be there, and no others."""
+    operation = body.get("op")
+    if not isinstance(operation, str) or operation not in OPERATIONS:
+        raise ProtocolError(f"the engine has no operation {str(operation)[:40]!r}")
+    checks = OPERATIONS[operation]
+    unknown = set(body) - set(checks) - {"op"}
+    if unknown:
+        raise ProtocolError(f"{operation} takes no argument {sorted(unknown)[0][:40]!r}")
+    for argument, check in checks.items():
+        if argument not in body or not check(body[argument]):
+            raise ProtocolError(f"{operation} needs a good argument {argument!r}")
+    return Request(operation, {argument: body[argument] for argument in checks})
+
+
+def check_object(row: Any) -> EngineObject:
+    """The object that a row of an answer tells of."""
+    if not (
+        type(row) is list
+        and len(row) == len(EngineObject._fields)
+        and is_id(row[0])
+        and _is_id_or_none(row[1])
+        and is_object_name(row[2])
+        and is_tag(row[3])
+        and is_size(row[4])
+        and (row[5] is None or _is_integer(row[5], 0, (1 << 63) - 1))
+    ):
+        raise ProtocolError("the engine told of an object that is none")
+    return EngineObject(*row)
+
+
+def check_extent(row: Any) -> Extent:
+    """The extent that a row of an answer tells of: offset, length, whether it is data."""
+    if not (type(row) is list and len(row) == 3 and is_size(row[0]) and is_size(row[1]) and _is_flag(row[2])):
+        raise ProtocolError("the engine told of an extent that is none")
+    return Extent(row[0], row[1], "data" if row[2] else "hole")
+
+
+def check_field(body: Mapping[str, Any], field: str, kind: type) -> Any:
+    """A field of an answer, when it is of the kind it must be."""
+    value = body.get(field)
+    if type(value) is not kind:
+        raise ProtocolError(f"an answer of the engine without a good {field!r}")
+    return value

@@ -1,0 +1,297 @@
+"""Bringing catalog and pool into agreement (docs/agreement.md): the pool is the truth for what exists.
+
+Invariant: nothing that a user was told exists is removed; only objects marked as temporary are.  It may be interrupted
+anywhere and run again.  Cost: in proportion to all objects, so only when either process was started, or an operation
+was interrupted.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from blockdev.engine.client import EngineClient
+from blockdev.engine.protocol import EngineObject
+from blockdev.errors import InvalidArgument
+from blockdev.vmmap.catalog import Catalog, VMRow
+from blockdev.vmmap.intents import PoolView, load_intent
+from blockdev.vmmap.model import Agreement
+from blockdev.vmmap.names import NAME_CHARACTERS_MAX, ObjectName, object_name, parse_object_name
+from blockdev.vmmap.tags import Tag, encode_tag
+
+Key = tuple[str, str, str | None]  # VM uuid, disk, snapshot: what an object is, whatever it is called
+
+
+@dataclass(eq=False)
+class _Group:
+    """The objects of one VM in the pool."""
+
+    vm_uuid: str
+    vm_name: str
+    members: list[tuple[ObjectName, EngineObject]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A disk or a snapshot disk in the catalog."""
+
+    row_id: int
+    object_id: int | None
+    size_bytes: int
+
+
+def agree(
+    catalog: Catalog,
+    engine: EngineClient,
+    live_imports: Mapping[int, bytes],
+    now: str,
+    at_step: Callable[[str], None],
+) -> tuple[Agreement, bytes]:
+    """What was changed, and which engine process was agreed with.
+
+    Imports under way end here, but for `live_imports` (import id -> engine process) of this very engine process.
+    """
+    result = Agreement()
+    led = engine.lead()
+    _check_pool(catalog, led.pool_uuid)
+    view = PoolView(engine.objects())
+    _settle(catalog, view, result)
+    at_step("agree:settled")
+    spared = {import_id for import_id, instance in live_imports.items() if instance == led.instance}
+    _drop_temporary(catalog, engine, view, spared, result)
+    at_step("agree:dropped")
+    groups = _group(catalog, view, result)
+    _label(engine, view, groups, now, result)
+    at_step("agree:labelled")
+    with catalog.transaction():
+        _follow(catalog, view, groups, now, result)
+        result.missing.extend(catalog.missing_exports())
+    at_step("agree:followed")
+    return result, led.instance
+
+
+def _check_pool(catalog: Catalog, pool_uuid: str) -> None:
+    known = catalog.pool_uuid()
+    if known is None:
+        with catalog.transaction():
+            catalog.set_pool_uuid(pool_uuid)
+    elif known != pool_uuid:
+        raise InvalidArgument(
+            f"the catalog {catalog.path} is of pool {known}, the engine serves pool {pool_uuid}: "
+            "put the catalog of this pool in its place, or move it away to take all VMs from the pool"
+        )
+
+
+def _settle(catalog: Catalog, view: PoolView, result: Agreement) -> None:
+    """Finish the operations whose engine step was done, forget the others."""
+    for row in catalog.intents():
+        intent = load_intent(row)
+        made = intent.evidence(view)
+        with catalog.transaction():
+            if made is not None:
+                intent.finish(catalog, made)
+            catalog.delete_intent(row.id)
+        (result.undone if made is None else result.finished).append(str(intent))
+
+
+def _drop_temporary(
+    catalog: Catalog, engine: EngineClient, view: PoolView, live_imports: Collection[int], result: Agreement
+) -> None:
+    """Delete the objects that are marked as temporary, but for those of imports that go on."""
+    imports = catalog.imports()
+    kept = {row.id: row.object_id for row in imports if row.id in live_imports and row.object_id in view.by_id}
+    spared = set(kept.values())
+    temporary = {id for id, tag in view.tags.items() if tag is not None and tag.temporary and id not in spared}
+    if temporary:
+        result.dropped.extend(sorted(view.by_id[id].name or f"object {id}" for id in temporary))
+        engine.delete(sorted(temporary), force=True, missing_ok=True)
+        view.remove(temporary)
+    with catalog.transaction():
+        for row in imports:
+            if row.id not in kept:
+                catalog.delete_import(row.id)
+
+
+def _group(catalog: Catalog, view: PoolView, result: Agreement) -> list[_Group]:
+    """The pool's objects by VM.  A VM's uuid and name are each in one group only."""
+    by_label: dict[tuple[str | None, str], _Group] = {}
+    for thing in view.by_id.values():
+        tag = view.tags[thing.id]
+        if tag is not None and tag.temporary:
+            continue
+        name = parse_object_name(thing.name)
+        if name is None:
+            result.foreign.append(thing.name or f"object {thing.id}")
+            continue
+        label = (tag.vm_uuid if tag else None, name.vm)
+        group = by_label.setdefault(label, _Group(label[0] or "", name.vm))
+        group.members.append((name, thing))
+    known = {vm.name: vm for vm in catalog.vms()}
+    groups = _one_name_each(by_label)
+    chosen = set(groups)
+    _give_uuids(groups, [group for group in by_label.values() if group not in chosen], known)
+    _give_names(groups, known)
+    return groups
+
+
+def _one_name_each(by_label: dict[tuple[str | None, str], _Group]) -> list[_Group]:
+    """For each uuid the group of most objects; what else has that uuid was not named by this program."""
+    largest: dict[str, _Group] = {}
+    for (vm_uuid, _), group in by_label.items():
+        if vm_uuid is not None:
+            best = largest.setdefault(vm_uuid, group)
+            if len(group.members) > len(best.members):
+                largest[vm_uuid] = group
+    return list(largest.values())
+
+
+def _give_uuids(groups: list[_Group], others: list[_Group], known: dict[str, VMRow]) -> None:
+    """Objects without a tag of ours join the VM that their name says, or become one."""
+    by_name: dict[str, _Group] = {}
+    for group in groups:
+        vm = known.get(group.vm_name)
+        if group.vm_name not in by_name or (vm is not None and group.vm_uuid == vm.uuid):
+            by_name[group.vm_name] = group
+    used = {group.vm_uuid for group in groups}
+    for other in others:
+        home = by_name.get(other.vm_name)
+        if home is None:
+            vm = known.get(other.vm_name)
+            other.vm_uuid = vm.uuid if vm is not None and vm.uuid not in used else str(uuid.uuid4())
+            by_name[other.vm_name] = other
+            used.add(other.vm_uuid)
+            groups.append(other)
+        else:
+            home.members.extend(other.members)
+
+
+def _give_names(groups: list[_Group], known: dict[str, VMRow]) -> None:
+    """Two VMs of one name: the one that the catalog calls so keeps it, others get a free one."""
+    wanted = Counter(group.vm_name for group in groups)
+    taken = set(wanted) | set(known)
+    for name in [name for name, count in wanted.items() if count > 1]:
+        rivals = [group for group in groups if group.vm_name == name]
+        vm = known.get(name)
+        rivals.sort(key=lambda group: (vm is None or group.vm_uuid != vm.uuid, -len(group.members), group.vm_uuid))
+        for group in rivals[1:]:
+            group.vm_name = _free_name(name, taken)
+            taken.add(group.vm_name)
+
+
+def _free_name(name: str, taken: Collection[str]) -> str:
+    number = 2
+    while True:
+        ending = f"-{number}"
+        candidate = name[: NAME_CHARACTERS_MAX - len(ending)] + ending
+        if candidate not in taken:
+            return candidate
+        number += 1
+
+
+def _label(engine: EngineClient, view: PoolView, groups: list[_Group], now: str, result: Agreement) -> None:
+    """Give the objects the names and tags that their groups say, in one record; none in the usual case."""
+    changes = []
+    for group in groups:
+        for name, thing in group.members:
+            tag = view.tags[thing.id] or Tag(group.vm_uuid, now)
+            label = object_name(group.vm_name, name.disk, name.snapshot)
+            new_tag = encode_tag(tag._replace(vm_uuid=group.vm_uuid))
+            if label == thing.name and view.tags[thing.id] is not None and tag.vm_uuid == group.vm_uuid:
+                continue
+            changes.append((thing.id, label, new_tag))
+            if label != thing.name:
+                result.corrected.append(f"{thing.name} is now called {label}")
+    if changes:
+        engine.relabel(changes, force=True)
+
+
+def _follow(catalog: Catalog, view: PoolView, groups: list[_Group], now: str, result: Agreement) -> None:
+    """The catalog says what the pool says: names, sizes, what is missing, what it did not know."""
+    vm_ids = _follow_names(catalog, groups, now, result)
+    disks, snapshots, snapshot_disks = _known_rows(catalog)
+    present = {
+        (group.vm_uuid, name.disk, name.snapshot): (group, name, thing)
+        for group in groups
+        for name, thing in group.members
+    }
+    for rows, lose in ((disks, catalog.lose_disk), (snapshot_disks, catalog.lose_snapshot_disk)):
+        for key, known in rows.items():
+            if known.object_id is not None and (key not in present or present[key][2].id != known.object_id):
+                lose(known.row_id)
+    for key, (group, name, thing) in present.items():
+        known_row = (disks if name.snapshot is None else snapshot_disks).get(key)
+        if known_row is not None and (known_row.object_id, known_row.size_bytes) == (thing.id, thing.size_bytes):
+            continue
+        label = object_name(group.vm_name, name.disk, name.snapshot)
+        if known_row is not None and known_row.object_id == thing.id:
+            result.corrected.append(f"{label} has {thing.size_bytes} bytes")
+        else:
+            result.adopted.append(label)
+        tag = view.tags[thing.id] or Tag(group.vm_uuid, now)
+        if name.snapshot is None:
+            catalog.put_disk(vm_ids[group.vm_uuid], name.disk, thing.id, thing.size_bytes, tag.created)
+        else:
+            vm_id = vm_ids[group.vm_uuid]
+            _adopt_snapshot_disk(catalog, snapshots, vm_id, name.snapshot, name.disk, thing, tag)
+
+
+def _adopt_snapshot_disk(
+    catalog: Catalog,
+    snapshots: dict[tuple[int, str], int],
+    vm_id: int,
+    snapshot: str,
+    disk: str,
+    thing: EngineObject,
+    tag: Tag,
+) -> None:
+    snapshot_id = snapshots.get((vm_id, snapshot))
+    if snapshot_id is None:
+        snapshot_id = catalog.insert_snapshot(
+            vm_id, snapshot, tag.created, thing.lsn or 0, consistency=tag.consistency, origin=tag.origin
+        )
+        snapshots[vm_id, snapshot] = snapshot_id
+    catalog.put_snapshot_disk(snapshot_id, disk, thing.id, thing.size_bytes)
+
+
+def _follow_names(catalog: Catalog, groups: list[_Group], now: str, result: Agreement) -> dict[str, int]:
+    """VM uuid -> its id in the catalog, once each group's VM is there under its name."""
+    vms = {vm.uuid: vm for vm in catalog.vms()}
+    wanted = {group.vm_uuid: group.vm_name for group in groups}
+    given = set(wanted.values())
+    taken = given | {vm.name for vm in vms.values()}
+    for vm in vms.values():  # a VM without objects yields its name to one that has them
+        if vm.uuid not in wanted and vm.name in given:
+            wanted[vm.uuid] = _free_name(vm.name, taken)
+            taken.add(wanted[vm.uuid])
+    renamed = [vm for vm in vms.values() if wanted.get(vm.uuid, vm.name) != vm.name]
+    for vm in renamed:
+        catalog.rename_vm(vm.id, vm.uuid)  # names may go round in a circle
+    for vm in renamed:
+        catalog.rename_vm(vm.id, wanted[vm.uuid])
+        result.corrected.append(f"VM {vm.name} is now called {wanted[vm.uuid]}")
+    ids = {vm.uuid: vm.id for vm in vms.values()}
+    for group in groups:
+        if group.vm_uuid not in ids:
+            ids[group.vm_uuid] = catalog.insert_vm(group.vm_uuid, group.vm_name, now)
+            result.adopted.append(f"VM {group.vm_name}")
+    return ids
+
+
+def _known_rows(
+    catalog: Catalog,
+) -> tuple[dict[Key, _Known], dict[tuple[int, str], int], dict[Key, _Known]]:
+    """Disks by key, snapshot ids by (VM id, name), snapshot disks by key."""
+    uuids = {vm.id: vm.uuid for vm in catalog.vms()}
+    disks: dict[Key, _Known] = {
+        (uuids[disk.vm_id], disk.name, None): _Known(disk.id, disk.object_id, disk.size_bytes)
+        for disk in catalog.disks()
+    }
+    rows = catalog.snapshots()
+    owners = {row.id: (uuids[row.vm_id], row.name) for row in rows}
+    snapshot_disks: dict[Key, _Known] = {}
+    for disk in catalog.snapshot_disks_of_vm():
+        vm_uuid, snapshot = owners[disk.snapshot_id]
+        snapshot_disks[vm_uuid, disk.name, snapshot] = _Known(disk.id, disk.object_id, disk.size_bytes)
+    return disks, {(row.vm_id, row.name): row.id for row in rows}, snapshot_disks

@@ -1,0 +1,359 @@
+"""The catalog: what the control plane knows beyond the pool, in one SQLite file (docs/format/catalog.md).
+
+Rows in, rows out: no rule about VMs is here.  A disk or snapshot disk whose object the pool lacks has no object id.
+Threads: any; one lock, held for a whole transaction.  Durable: a transaction that was left without an exception.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+from blockdev.vmmap.catalog_schema import database_error, open_database
+
+Row = TypeVar("Row")
+
+
+class VMRow(NamedTuple):
+    id: int
+    uuid: str
+    name: str
+    description: str
+    created: str
+    cloned_from: str | None
+    config_id: int
+
+
+class DiskRow(NamedTuple):
+    id: int
+    vm_id: int
+    name: str
+    object_id: int | None
+    size_bytes: int
+    created: str
+
+
+class SnapshotRow(NamedTuple):
+    id: int
+    vm_id: int
+    name: str
+    description: str
+    created: str
+    lsn: int
+    consistency: Any  # a word of model.Consistency
+    origin: Any  # a word of model.Origin
+    config_id: int
+
+
+class SnapshotDiskRow(NamedTuple):
+    id: int
+    snapshot_id: int
+    name: str
+    object_id: int | None
+    size_bytes: int
+
+
+class ImportRow(NamedTuple):
+    id: int
+    vm_id: int
+    disk: str
+    object_id: int
+    size_bytes: int
+    creates: int
+    started: str
+
+
+class IntentRow(NamedTuple):
+    id: int
+    kind: str
+    body: dict[str, Any]
+
+
+class Catalog:
+    """An open catalog."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Opens `path`, or makes it.  UnknownFormat, Corrupt, Busy, MediumError."""
+        self.path = os.fspath(path)
+        self._lock = threading.RLock()
+        self._database = open_database(self.path)
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or none of what is done inside, durable when left; also one moment's view for several reads."""
+        with self._lock:
+            if self._database.in_transaction:
+                yield
+                return
+            try:
+                self._database.execute("BEGIN IMMEDIATE")
+                yield
+                self._database.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise database_error(error, self.path) from error
+            finally:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+
+    def _rows(self, make: Callable[..., Row], query: str, *values: Any) -> list[Row]:
+        with self._lock:
+            try:
+                found = self._database.execute(query, values).fetchall()
+            except sqlite3.Error as error:
+                raise database_error(error, self.path) from error
+        return [make(*row) for row in found]
+
+    def _row(self, make: Callable[..., Row], query: str, *values: Any) -> Row | None:
+        rows = self._rows(make, query, *values)
+        return rows[0] if rows else None
+
+    def _number(self, query: str, *values: Any) -> int:
+        return self._rows(int, query, *values)[0]
+
+    def _do(self, statement: str, *values: Any) -> int:
+        """Runs one statement inside a transaction; returns the id of the row it inserted."""
+        assert self._database.in_transaction
+        return self._database.execute(statement, values).lastrowid or 0
+
+    # settings
+
+    def pool_uuid(self) -> str | None:
+        """The pool that this catalog is of; None until it has met one."""
+        return self._row(str, "SELECT value FROM setting WHERE key = 'pool_uuid'")
+
+    def set_pool_uuid(self, uuid: str) -> None:
+        self._do("INSERT OR REPLACE INTO setting (key, value) VALUES ('pool_uuid', ?)", uuid)
+
+    # configurations: equal texts are kept once, since each snapshot and clone has one
+
+    def config_text(self, config_id: int) -> str:
+        return self._rows(str, "SELECT text FROM config WHERE id = ?", config_id)[0]
+
+    def _config_id(self, text: str) -> int:
+        digest = hashlib.sha256(text.encode()).digest()
+        found = self._row(int, "SELECT id FROM config WHERE digest = ?", digest)
+        if found is not None:
+            return found
+        return self._do("INSERT INTO config (digest, text) VALUES (?, ?)", digest, text)
+
+    def _drop_unused_configs(self, config_ids: Iterable[int]) -> None:
+        for config_id in set(config_ids):
+            self._do(
+                "DELETE FROM config WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM vm WHERE config_id = ?1)"
+                " AND NOT EXISTS (SELECT 1 FROM snapshot WHERE config_id = ?1)",
+                config_id,
+            )
+
+    # VMs
+
+    def vm(self, name: str) -> VMRow | None:
+        return self._row(VMRow, "SELECT * FROM vm WHERE name = ?", name)
+
+    def vm_by_id(self, vm_id: int) -> VMRow | None:
+        return self._row(VMRow, "SELECT * FROM vm WHERE id = ?", vm_id)
+
+    def vms(self) -> list[VMRow]:
+        return self._rows(VMRow, "SELECT * FROM vm ORDER BY name")
+
+    def vm_count(self) -> int:
+        return self._number("SELECT count(*) FROM vm")
+
+    def insert_vm(
+        self,
+        uuid: str,
+        name: str,
+        created: str,
+        *,
+        description: str = "",
+        config: str = "",
+        cloned_from: str | None = None,
+    ) -> int:
+        return self._do(
+            "INSERT INTO vm (uuid, name, description, created, cloned_from, config_id) VALUES (?, ?, ?, ?, ?, ?)",
+            *(uuid, name, description, created, cloned_from, self._config_id(config)),
+        )
+
+    def rename_vm(self, vm_id: int, name: str) -> None:
+        self._do("UPDATE vm SET name = ? WHERE id = ?", name, vm_id)
+
+    def set_description(self, vm_id: int, description: str) -> None:
+        self._do("UPDATE vm SET description = ? WHERE id = ?", description, vm_id)
+
+    def set_config(self, vm_id: int, config: str) -> None:
+        before = self._number("SELECT config_id FROM vm WHERE id = ?", vm_id)
+        self._do("UPDATE vm SET config_id = ? WHERE id = ?", self._config_id(config), vm_id)
+        self._drop_unused_configs([before])
+
+    def delete_vm(self, vm_id: int) -> None:
+        """With its disks, snapshots and imports."""
+        configs = self._rows(
+            int,
+            "SELECT config_id FROM vm WHERE id = ?1 UNION SELECT config_id FROM snapshot WHERE vm_id = ?1",
+            vm_id,
+        )
+        self._do("DELETE FROM vm WHERE id = ?", vm_id)
+        self._drop_unused_configs(configs)
+
+    # disks
+
+    def disk(self, vm_id: int, name: str) -> DiskRow | None:
+        return self._row(DiskRow, "SELECT * FROM disk WHERE vm_id = ? AND name = ?", vm_id, name)
+
+    def disks(self, vm_id: int | None = None) -> list[DiskRow]:
+        """The disks of one VM, or of all, in the order they were added."""
+        if vm_id is None:
+            return self._rows(DiskRow, "SELECT * FROM disk ORDER BY id")
+        return self._rows(DiskRow, "SELECT * FROM disk WHERE vm_id = ? ORDER BY id", vm_id)
+
+    def disk_count(self) -> int:
+        return self._number("SELECT count(*) FROM disk")
+
+    def put_disk(self, vm_id: int, name: str, object_id: int, size_bytes: int, created: str) -> None:
+        """A new disk, or another object behind the disk of that name."""
+        self._do(
+            "INSERT INTO disk (vm_id, name, object_id, size_bytes, created) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (vm_id, name) DO UPDATE"
+            " SET object_id = excluded.object_id, size_bytes = excluded.size_bytes",
+            *(vm_id, name, object_id, size_bytes, created),
+        )
+
+    def set_disk_size(self, disk_id: int, size_bytes: int) -> None:
+        self._do("UPDATE disk SET size_bytes = ? WHERE id = ?", size_bytes, disk_id)
+
+    def lose_disk(self, disk_id: int) -> None:
+        """The pool has no such object."""
+        self._do("UPDATE disk SET object_id = NULL WHERE id = ?", disk_id)
+
+    def delete_disk(self, disk_id: int) -> None:
+        self._do("DELETE FROM disk WHERE id = ?", disk_id)
+
+    # snapshots
+
+    def snapshot(self, vm_id: int, name: str) -> SnapshotRow | None:
+        return self._row(SnapshotRow, "SELECT * FROM snapshot WHERE vm_id = ? AND name = ?", vm_id, name)
+
+    def snapshots(self, vm_id: int | None = None) -> list[SnapshotRow]:
+        """The snapshots of one VM, or of all, oldest first: the clock may jump, LSNs do not."""
+        if vm_id is None:
+            return self._rows(SnapshotRow, "SELECT * FROM snapshot ORDER BY lsn, id")
+        return self._rows(SnapshotRow, "SELECT * FROM snapshot WHERE vm_id = ? ORDER BY lsn, id", vm_id)
+
+    def snapshot_count(self, vm_id: int | None = None) -> int:
+        if vm_id is None:
+            return self._number("SELECT count(*) FROM snapshot")
+        return self._number("SELECT count(*) FROM snapshot WHERE vm_id = ?", vm_id)
+
+    def snapshot_counts(self) -> dict[int, int]:
+        """VM id -> how many snapshots; VMs without any are not in it."""
+        return dict(self._rows(lambda vm_id, count: (vm_id, count), "SELECT vm_id, count(*) FROM snapshot GROUP BY vm_id"))
+
+    def insert_snapshot(
+        self,
+        vm_id: int,
+        name: str,
+        created: str,
+        lsn: int,
+        *,
+        description: str = "",
+        consistency: str = "crash",
+        origin: str = "manual",
+    ) -> int:
+        """With the configuration that its VM has now."""
+        return self._do(
+            "INSERT INTO snapshot (vm_id, name, description, created, lsn, consistency, origin, config_id)"
+            " SELECT id, ?, ?, ?, ?, ?, ?, config_id FROM vm WHERE id = ?",
+            *(name, description, created, lsn, consistency, origin, vm_id),
+        )
+
+    def delete_snapshot(self, snapshot_id: int) -> None:
+        configs = self._rows(int, "SELECT config_id FROM snapshot WHERE id = ?", snapshot_id)
+        self._do("DELETE FROM snapshot WHERE id = ?", snapshot_id)
+        self._drop_unused_configs(configs)
+
+    def snapshot_disks(self, snapshot_id: int) -> list[SnapshotDiskRow]:
+        query = "SELECT * FROM snapshot_disk WHERE snapshot_id = ? ORDER BY id"
+        return self._rows(SnapshotDiskRow, query, snapshot_id)
+
+    def snapshot_disks_of_vm(self, vm_id: int | None = None) -> list[SnapshotDiskRow]:
+        """The disks of all snapshots of one VM, or of all."""
+        if vm_id is None:
+            return self._rows(SnapshotDiskRow, "SELECT * FROM snapshot_disk ORDER BY id")
+        query = (
+            "SELECT d.* FROM snapshot s JOIN snapshot_disk d ON d.snapshot_id = s.id"
+            " WHERE s.vm_id = ? ORDER BY d.id"
+        )
+        return self._rows(SnapshotDiskRow, query, vm_id)
+
+    def put_snapshot_disk(self, snapshot_id: int, name: str, object_id: int, size_bytes: int) -> None:
+        self._do(
+            "INSERT INTO snapshot_disk (snapshot_id, name, object_id, size_bytes) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (snapshot_id, name) DO UPDATE"
+            " SET object_id = excluded.object_id, size_bytes = excluded.size_bytes",
+            *(snapshot_id, name, object_id, size_bytes),
+        )
+
+    def lose_snapshot_disk(self, snapshot_disk_id: int) -> None:
+        """The pool has no such object."""
+        self._do("UPDATE snapshot_disk SET object_id = NULL WHERE id = ?", snapshot_disk_id)
+
+    def use_config_of_snapshot(self, vm_id: int, snapshot_id: int) -> None:
+        """The VM's configuration becomes the snapshot's."""
+        before = self._number("SELECT config_id FROM vm WHERE id = ?", vm_id)
+        self._do(
+            "UPDATE vm SET config_id = (SELECT config_id FROM snapshot WHERE id = ?) WHERE id = ?",
+            *(snapshot_id, vm_id),
+        )
+        self._drop_unused_configs([before])
+
+    def missing_exports(self) -> list[str]:
+        """Names of the disks and snapshot disks that the pool lacks."""
+        return self._rows(
+            str,
+            "SELECT v.name || '/' || d.name FROM disk d JOIN vm v ON v.id = d.vm_id WHERE d.object_id IS NULL"
+            " UNION ALL SELECT v.name || '/' || d.name || '@' || s.name FROM snapshot_disk d"
+            " JOIN snapshot s ON s.id = d.snapshot_id JOIN vm v ON v.id = s.vm_id WHERE d.object_id IS NULL"
+            " ORDER BY 1",
+        )
+
+    # imports
+
+    def imports(self, vm_id: int | None = None) -> list[ImportRow]:
+        if vm_id is None:
+            return self._rows(ImportRow, "SELECT * FROM import ORDER BY id")
+        return self._rows(ImportRow, "SELECT * FROM import WHERE vm_id = ? ORDER BY id", vm_id)
+
+    def import_by_id(self, import_id: int) -> ImportRow | None:
+        return self._row(ImportRow, "SELECT * FROM import WHERE id = ?", import_id)
+
+    def insert_import(
+        self, vm_id: int, disk: str, object_id: int, size_bytes: int, creates: bool, started: str
+    ) -> int:
+        return self._do(
+            "INSERT INTO import (vm_id, disk, object_id, size_bytes, creates, started) VALUES (?, ?, ?, ?, ?, ?)",
+            *(vm_id, disk, object_id, size_bytes, int(creates), started),
+        )
+
+    def delete_import(self, import_id: int) -> None:
+        self._do("DELETE FROM import WHERE id = ?", import_id)
+
+    # intents
+
+    def intents(self) -> list[IntentRow]:
+        rows = self._rows(IntentRow, "SELECT * FROM intent ORDER BY id")
+        return [row._replace(body=json.loads(str(row.body))) for row in rows]
+
+    def insert_intent(self, kind: str, body: dict[str, Any]) -> int:
+        return self._do("INSERT INTO intent (kind, body) VALUES (?, ?)", kind, json.dumps(body))
+
+    def delete_intent(self, intent_id: int) -> None:
+        self._do("DELETE FROM intent WHERE id = ?", intent_id)

@@ -1,0 +1,160 @@
+"""The tables of the catalog (docs/format/catalog.md), and how a file is opened as one or refused.
+
+Durable: a committed transaction (WAL, synchronous=FULL).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+
+from blockdev.errors import BlockdevError, Busy, Corrupt, MediumError, UnknownFormat
+
+APPLICATION_ID = 0x42444341  # "BDCA"
+SCHEMA_VERSION = 1
+BUSY_SECONDS_MAX = 5.0
+
+SCHEMA = """
+CREATE TABLE setting (
+    key TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE config (
+    id INTEGER PRIMARY KEY,
+    digest BLOB NOT NULL UNIQUE,
+    text TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE vm (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL UNIQUE,
+    description TEXT NOT NULL,
+    created TEXT NOT NULL,
+    cloned_from TEXT,
+    config_id INTEGER NOT NULL REFERENCES config (id)
+) STRICT;
+CREATE INDEX vm_config ON vm (config_id);
+
+CREATE TABLE disk (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    vm_id INTEGER NOT NULL REFERENCES vm (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    object_id INTEGER UNIQUE,
+    size_bytes INTEGER NOT NULL CHECK (size_bytes > 0 AND size_bytes % 512 = 0),
+    created TEXT NOT NULL,
+    UNIQUE (vm_id, name)
+) STRICT;
+CREATE INDEX disk_missing ON disk (id) WHERE object_id IS NULL;
+
+CREATE TABLE snapshot (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    vm_id INTEGER NOT NULL REFERENCES vm (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    created TEXT NOT NULL,
+    lsn INTEGER NOT NULL,
+    consistency TEXT NOT NULL,
+    origin TEXT NOT NULL,
+    config_id INTEGER NOT NULL REFERENCES config (id),
+    UNIQUE (vm_id, name)
+) STRICT;
+CREATE INDEX snapshot_config ON snapshot (config_id);
+
+CREATE TABLE snapshot_disk (
+    id INTEGER PRIMARY KEY,
+    snapshot_id INTEGER NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    object_id INTEGER UNIQUE,
+    size_bytes INTEGER NOT NULL,
+    UNIQUE (snapshot_id, name)
+) STRICT;
+CREATE INDEX snapshot_disk_missing ON snapshot_disk (id) WHERE object_id IS NULL;
+
+CREATE TABLE import (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    vm_id INTEGER NOT NULL REFERENCES vm (id) ON DELETE CASCADE,
+    disk TEXT NOT NULL,
+    object_id INTEGER NOT NULL UNIQUE,
+    size_bytes INTEGER NOT NULL,
+    creates INTEGER NOT NULL,
+    started TEXT NOT NULL,
+    UNIQUE (vm_id, disk)
+) STRICT;
+
+CREATE TABLE intent (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+"""
+
+
+def open_database(path: str) -> sqlite3.Connection:
+    """The catalog at `path`, made when there is none.
+
+    UnknownFormat: another program's file or another version; Corrupt; Busy; MediumError.
+    """
+    try:
+        made = not os.path.exists(path)
+        database = sqlite3.connect(
+            path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
+        )
+        if made:
+            os.chmod(path, 0o600)  # configurations may hold what is nobody else's business
+    except (sqlite3.Error, OSError) as error:
+        raise MediumError(f"cannot open the catalog {path}: {error}") from error
+    try:
+        _check_format(database, path)
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("PRAGMA foreign_keys = ON")
+        _make_tables(database)
+    except sqlite3.Error as error:
+        database.close()
+        raise database_error(error, path) from error
+    except BlockdevError:
+        database.close()
+        raise
+    return database
+
+
+def _check_format(database: sqlite3.Connection, path: str) -> None:
+    """UnknownFormat unless this is a catalog of this version, or an empty file."""
+    application_id = _pragma(database, "application_id")
+    version = _pragma(database, "user_version")
+    is_empty = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+    if is_empty and application_id == 0 and version == 0:
+        return
+    if application_id != APPLICATION_ID:
+        raise UnknownFormat(f"{path} is an SQLite database but not a blockdev catalog: move it away")
+    if version != SCHEMA_VERSION:
+        raise UnknownFormat(
+            f"the catalog {path} has format version {version}; this build reads {SCHEMA_VERSION}: "
+            "use the build that wrote it"
+        )
+
+
+def _make_tables(database: sqlite3.Connection) -> None:
+    if _pragma(database, "application_id") == APPLICATION_ID:
+        return
+    database.executescript(
+        f"BEGIN IMMEDIATE; {SCHEMA} "
+        f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+    )
+
+
+def _pragma(database: sqlite3.Connection, name: str) -> int:
+    return int(database.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def database_error(error: sqlite3.Error, path: str) -> BlockdevError:
+    """What an error of SQLite means for a person."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return Busy(f"the catalog {path} is in use by another process")
+    if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+        return Corrupt(f"the catalog {path} cannot be read: {error}; restore it from a backup, or move it away: "
+                       "VMs, disks and snapshots are then taken from the pool again, without configurations")
+    return MediumError(f"the catalog {path} cannot be written or read: {error}")

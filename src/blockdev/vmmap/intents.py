@@ -1,0 +1,371 @@
+"""What an operation that changes pool and catalog writes into the catalog before its engine step (docs/agreement.md).
+
+The engine step of each operation is one record of the pool: that is its commit point.  An intent knows how to see in
+the pool whether it was done (`evidence`), and what the catalog then has to say (`finish`); both are used alike by the
+operation itself and by the agreement after a crash.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from blockdev.engine.protocol import EngineObject
+from blockdev.vmmap.catalog import Catalog, IntentRow
+from blockdev.vmmap.names import object_name
+from blockdev.vmmap.tags import Tag, decode_tag
+
+
+class PoolView:
+    """The objects of the pool at one moment."""
+
+    def __init__(self, objects: Sequence[EngineObject]) -> None:
+        self.by_id = {thing.id: thing for thing in objects}
+        self.by_name = {thing.name: thing for thing in objects if thing.name is not None}
+        self.tags: dict[int, Tag | None] = {thing.id: decode_tag(thing.tag) for thing in objects}
+
+    def remove(self, ids: set[int]) -> None:
+        """They have been deleted."""
+        for id in ids:
+            thing = self.by_id.pop(id)
+            self.by_name.pop(thing.name or "", None)
+
+    def named(self, names: Sequence[str], vm_uuid: str) -> list[EngineObject] | None:
+        """The objects of these names, when all are there and of this VM."""
+        found = [self.by_name.get(name) for name in names]
+        things = [thing for thing in found if thing is not None]
+        tags = [self.tags[thing.id] for thing in things]
+        if len(things) < len(names) or any(tag is None or tag.vm_uuid != vm_uuid for tag in tags):
+            return None
+        return things
+
+    def lacks(self, ids: Sequence[int]) -> bool:
+        return not any(id in self.by_id for id in ids)
+
+
+class Intent(ABC):
+    """One operation under way.  Its fields are what JSON can hold; they are the body in the catalog."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        """What the engine step made ([]: it makes nothing), or None when it was not done."""
+
+    @abstractmethod
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        """The catalog step, inside a transaction."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The operation in a person's words."""
+
+    def body(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+@dataclass(frozen=True)
+class CreateVM(Intent):
+    kind = "create_vm"
+    uuid: str
+    name: str
+    description: str
+    config: str
+    created: str
+    disks: list[list[Any]]  # [name, size in bytes]
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        return view.named([object_name(self.name, disk) for disk, _ in self.disks], self.uuid) or None
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        vm_id = catalog.insert_vm(
+            self.uuid, self.name, self.created, description=self.description, config=self.config
+        )
+        for (disk, size_bytes), thing in zip(self.disks, made, strict=True):
+            catalog.put_disk(vm_id, disk, thing.id, size_bytes, self.created)
+
+    def __str__(self) -> str:
+        return f"create VM {self.name}"
+
+
+@dataclass(frozen=True)
+class RenameVM(Intent):
+    kind = "rename_vm"
+    vm_id: int
+    uuid: str
+    name: str
+    new_name: str
+    object_id: int  # one of the VM's objects: all are renamed by one record
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        thing = view.by_id.get(self.object_id)
+        renamed = thing is not None and (thing.name or "").startswith(f"{self.new_name}/")
+        return [] if renamed else None
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        catalog.rename_vm(self.vm_id, self.new_name)
+
+    def __str__(self) -> str:
+        return f"rename VM {self.name} to {self.new_name}"
+
+
+@dataclass(frozen=True)
+class DeleteVM(Intent):
+    kind = "delete_vm"
+    vm_id: int
+    name: str
+    object_ids: list[int]
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        return [] if view.lacks(self.object_ids) else None
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        catalog.delete_vm(self.vm_id)
+
+    def __str__(self) -> str:
+        return f"delete VM {self.name}"
+
+
+@dataclass(frozen=True)
+class AddDisk(Intent):
+    kind = "add_disk"
+    vm_id: int
+    uuid: str
+    vm: str
+    disk: str
+    size_bytes: int
+    created: str
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        return view.named([object_name(self.vm, self.disk)], self.uuid)
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        catalog.put_disk(self.vm_id, self.disk, made[0].id, self.size_bytes, self.created)
+
+    def __str__(self) -> str:
+        return f"add disk {self.vm}/{self.disk}"
+
+
+@dataclass(frozen=True)
+class RemoveDisk(Intent):
+    kind = "remove_disk"
+    vm: str
+    disk: str
+    disk_id: int
+    object_ids: list[int]  # its vdisk, and that of an import into it
+    import_ids: list[int]
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        return [] if view.lacks(self.object_ids) else None
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        catalog.delete_disk(self.disk_id)
+        for import_id in self.import_ids:
+            catalog.delete_import(import_id)
+
+    def __str__(self) -> str:
+        return f"remove disk {self.vm}/{self.disk}"
+
+
+@dataclass(frozen=True)
+class ResizeDisk(Intent):
+    kind = "resize_disk"
+    vm: str
+    disk: str
+    disk_id: int
+    object_id: int
+    size_bytes: int
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        thing = view.by_id.get(self.object_id)
+        return [] if thing is not None and thing.size_bytes == self.size_bytes else None
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        catalog.set_disk_size(self.disk_id, self.size_bytes)
+
+    def __str__(self) -> str:
+        return f"resize disk {self.vm}/{self.disk} to {self.size_bytes} bytes"
+
+
+@dataclass(frozen=True)
+class CreateSnapshot(Intent):
+    kind = "create_snapshot"
+    vm_id: int
+    uuid: str
+    vm: str
+    name: str
+    description: str
+    created: str
+    origin: str
+    disks: list[str]
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        return view.named([object_name(self.vm, disk, self.name) for disk in self.disks], self.uuid)
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        snapshot_id = catalog.insert_snapshot(
+            self.vm_id,
+            self.name,
+            self.created,
+            made[0].lsn or 0,
+            description=self.description,
+            origin=self.origin,
+        )
+        for disk, thing in zip(self.disks, made, strict=True):
+            catalog.put_snapshot_disk(snapshot_id, disk, thing.id, thing.size_bytes)
+
+    def __str__(self) -> str:
+        return f"create snapshot {self.vm}@{self.name}"
+
+
+@dataclass(frozen=True)
+class DeleteSnapshot(Intent):
+    kind = "delete_snapshot"
+    vm: str
+    name: str
+    snapshot_id: int
+    object_ids: list[int]
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        return [] if view.lacks(self.object_ids) else None
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        catalog.delete_snapshot(self.snapshot_id)
+
+    def __str__(self) -> str:
+        return f"delete snapshot {self.vm}@{self.name}"
+
+
+@dataclass(frozen=True)
+class Clone(Intent):
+    kind = "clone"
+    source: str  # VM@SNAPSHOT
+    snapshot_id: int
+    disks: list[str]
+    created: str
+    vms: list[list[str]]  # [uuid, name]
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        made: list[EngineObject] = []
+        for uuid, name in self.vms:
+            things = view.named([object_name(name, disk) for disk in self.disks], uuid)
+            if things is None:
+                return None
+            made += things
+        return made
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        things = iter(made)
+        for uuid, name in self.vms:
+            vm_id = catalog.insert_vm(uuid, name, self.created, cloned_from=self.source)
+            catalog.use_config_of_snapshot(vm_id, self.snapshot_id)
+            for disk in self.disks:
+                thing = next(things)
+                catalog.put_disk(vm_id, disk, thing.id, thing.size_bytes, self.created)
+
+    def __str__(self) -> str:
+        first, last = self.vms[0][1], self.vms[-1][1]
+        return f"clone {self.source} to {first}" + (f" ... {last}" if len(self.vms) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Restore(Intent):
+    kind = "restore"
+    vm_id: int
+    uuid: str
+    vm: str
+    snapshot: str
+    snapshot_id: int
+    whole: bool  # all disks and the configuration, not one disk alone
+    disks: list[list[Any]]  # [disk, id of the vdisk that it replaces or None]
+    created: str
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        things = view.named([object_name(self.vm, disk) for disk, _ in self.disks], self.uuid)
+        if things is None:
+            return None
+        new = all(thing.id != before for thing, (_, before) in zip(things, self.disks, strict=True))
+        return things if new else None
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        for (disk, _), thing in zip(self.disks, made, strict=True):
+            catalog.put_disk(self.vm_id, disk, thing.id, thing.size_bytes, self.created)
+        if self.whole:
+            catalog.use_config_of_snapshot(self.vm_id, self.snapshot_id)
+
+    def __str__(self) -> str:
+        what = self.vm if self.whole else f"{self.vm}/{self.disks[0][0]}"
+        return f"restore {what} to {self.vm}@{self.snapshot}"
+
+
+@dataclass(frozen=True)
+class BeginImport(Intent):
+    kind = "begin_import"
+    vm_id: int
+    vm: str
+    disk: str
+    size_bytes: int
+    creates: bool
+    started: str
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        return None  # whoever asked was not told: the vdisk goes, being marked as temporary
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        catalog.insert_import(
+            self.vm_id, self.disk, made[0].id, self.size_bytes, self.creates, self.started
+        )
+
+    def __str__(self) -> str:
+        return f"begin import of {self.vm}/{self.disk}"
+
+
+@dataclass(frozen=True)
+class FinishImport(Intent):
+    kind = "finish_import"
+    import_id: int
+    vm_id: int
+    vm: str
+    disk: str
+    object_id: int
+    size_bytes: int
+    created: str
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        thing = view.by_name.get(object_name(self.vm, self.disk))
+        return [] if thing is not None and thing.id == self.object_id else None
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        catalog.put_disk(self.vm_id, self.disk, self.object_id, self.size_bytes, self.created)
+        catalog.delete_import(self.import_id)
+
+    def __str__(self) -> str:
+        return f"finish import of {self.vm}/{self.disk}"
+
+
+@dataclass(frozen=True)
+class AbortImport(Intent):
+    kind = "abort_import"
+    import_id: int
+    vm: str
+    disk: str
+    object_id: int
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        return [] if view.lacks([self.object_id]) else None
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        catalog.delete_import(self.import_id)
+
+    def __str__(self) -> str:
+        return f"abort import of {self.vm}/{self.disk}"
+
+
+KINDS: dict[str, type[Intent]] = {kind.kind: kind for kind in Intent.__subclasses__()}
+
+
+def load_intent(row: IntentRow) -> Intent:
+    """The intent that a row of the catalog is."""
+    return KINDS[row.kind](**row.body)

@@ -1,0 +1,111 @@
+"""What the catalog's rows look like to a caller: the values of model.py."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from blockdev.vmmap.catalog import Catalog, DiskRow, ImportRow, SnapshotDiskRow, SnapshotRow, VMRow
+from blockdev.vmmap.model import VM, Disk, Import, Snapshot, SnapshotDisk
+from blockdev.vmmap.names import object_name
+
+Clients = dict[int, list[str]]  # object id -> who is attached
+
+
+def view_disk(vm: VMRow, disk: DiskRow, clients: Clients | None = None) -> Disk:
+    return Disk(
+        name=disk.name,
+        size_bytes=disk.size_bytes,
+        export=object_name(vm.name, disk.name),
+        object_id=disk.object_id,
+        created=disk.created,
+        state="missing" if disk.object_id is None else "ok",
+        clients=None if clients is None else clients.get(disk.object_id or 0, []),
+    )
+
+
+def view_vm(catalog: Catalog, vm: VMRow, clients: Clients | None = None) -> VM:
+    return _vm(vm, catalog.disks(vm.id), catalog.snapshot_count(vm.id), clients)
+
+
+def view_all_vms(catalog: Catalog) -> list[VM]:
+    """All VMs by name, in three queries."""
+    with catalog.transaction():
+        vms, counts = catalog.vms(), catalog.snapshot_counts()
+        disks: dict[int, list[DiskRow]] = defaultdict(list)
+        for disk in catalog.disks():
+            disks[disk.vm_id].append(disk)
+    return [_vm(vm, disks[vm.id], counts.get(vm.id, 0), None) for vm in vms]
+
+
+def _vm(vm: VMRow, disks: list[DiskRow], snapshot_count: int, clients: Clients | None) -> VM:
+    return VM(
+        name=vm.name,
+        uuid=vm.uuid,
+        description=vm.description,
+        created=vm.created,
+        size_bytes=sum(disk.size_bytes for disk in disks),
+        snapshot_count=snapshot_count,
+        cloned_from=vm.cloned_from,
+        disks=[view_disk(vm, disk, clients) for disk in disks],
+    )
+
+
+def view_snapshot(
+    vm: VMRow,
+    snapshot: SnapshotRow,
+    disks: list[SnapshotDiskRow],
+    config: str | None = None,
+    clients: Clients | None = None,
+) -> Snapshot:
+    return Snapshot(
+        vm=vm.name,
+        name=snapshot.name,
+        description=snapshot.description,
+        created=snapshot.created,
+        lsn=snapshot.lsn,
+        consistency=snapshot.consistency,
+        origin=snapshot.origin,
+        size_bytes=sum(disk.size_bytes for disk in disks),
+        disks=[_snapshot_disk(vm, snapshot, disk, clients) for disk in disks],
+        config=config,
+    )
+
+
+def _snapshot_disk(
+    vm: VMRow, snapshot: SnapshotRow, disk: SnapshotDiskRow, clients: Clients | None
+) -> SnapshotDisk:
+    return SnapshotDisk(
+        name=disk.name,
+        size_bytes=disk.size_bytes,
+        export=object_name(vm.name, disk.name, snapshot.name),
+        object_id=disk.object_id,
+        state="missing" if disk.object_id is None else "ok",
+        clients=None if clients is None else clients.get(disk.object_id or 0, []),
+    )
+
+
+def view_snapshots_of(catalog: Catalog, vm: VMRow) -> list[Snapshot]:
+    """All snapshots of a VM, oldest first, in two queries."""
+    with catalog.transaction():
+        snapshots = catalog.snapshots(vm.id)
+        disks: dict[int, list[SnapshotDiskRow]] = defaultdict(list)
+        for disk in catalog.snapshot_disks_of_vm(vm.id):
+            disks[disk.snapshot_id].append(disk)
+    return [view_snapshot(vm, snapshot, disks[snapshot.id]) for snapshot in snapshots]
+
+
+def view_import(vm: VMRow, row: ImportRow) -> Import:
+    return Import(
+        id=row.id,
+        vm=vm.name,
+        disk=row.disk,
+        export=import_name(vm.name, row.disk),
+        size_bytes=row.size_bytes,
+        create=bool(row.creates),
+        started=row.started,
+    )
+
+
+def import_name(vm: str, disk: str) -> str:
+    """The export that an image is written to: `~` is in no disk's name."""
+    return f"{object_name(vm, disk)}~import"
