@@ -10,112 +10,172 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import selectors
+import select
 import signal
+import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
-from blockdev.api.children import WINDOW_SECONDS, Child, Plan
 from blockdev.clock import monotonic_seconds
-from blockdev.errors import Busy, Unavailable
+from blockdev.errors import BlockdevError, Busy, Unavailable
 from blockdev.home import Home
 
 logger = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOCK_SECONDS = 1.0  # a client that looks whether we serve holds the lock for a moment
-CONTROL_STOP_SECONDS = 15.0
-ENGINE_STOP_SECONDS = 120.0  # it writes a checkpoint
+STOP_SECONDS = 120.0  # the engine writes a checkpoint
+BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # after one death, two, ... in WINDOW_SECONDS
+WINDOW_SECONDS = 60.0
+ENGINE_DEATHS_MAX = 5  # in WINDOW_SECONDS
+
+Start = Callable[[], "subprocess.Popen[bytes]"]
+
+
+class _Stopped(Exception):
+    """A stop signal came while a child was being started."""
+
+
+class Child:
+    """A process that is to be there: the one that runs, or when the next one is to be started."""
+
+    def __init__(self, name: str, start: Start, deaths_max: int | None = None) -> None:
+        """`start` returns when the process serves, and raises why it does not."""
+        self.name = name
+        self.process: subprocess.Popen[bytes] | None = None
+        self.due_at: float | None = None
+        self.last_words = ""  # why it died, or did not start
+        self._start = start
+        self._deaths_max = deaths_max
+        self._deaths: deque[float] = deque(maxlen=100)
+
+    def start(self) -> None:
+        self.due_at = None
+        self.process = self._start()
+
+    def start_again(self) -> None:
+        """A failure counts as another death."""
+        try:
+            self.start()
+        except BlockdevError as error:
+            self._mourn(error.message)
+        else:
+            assert self.process is not None
+            logger.warning("started the %s again, pid %s", self.name, self.process.pid)
+
+    def look(self) -> None:
+        """Notice its death."""
+        if self.process is not None and (status := self.process.poll()) is not None:
+            self.process = None
+            self._mourn(f"it {_manner(status)}")
+
+    def _mourn(self, words: str) -> None:
+        self.last_words = words
+        self._deaths.append(monotonic_seconds())
+        logger.warning("the %s is gone: %s", self.name, words)
+        if self._deaths_max is not None and self._recent_deaths() >= self._deaths_max:
+            raise Unavailable(
+                f"the {self.name} died {self._recent_deaths()} times in {WINDOW_SECONDS:.0f} s and is not started "
+                f"again; the last time {words}"
+            )
+        pause = BACKOFF_SECONDS[min(self._recent_deaths(), len(BACKOFF_SECONDS)) - 1]
+        self.due_at = monotonic_seconds() + pause
+
+    def _recent_deaths(self) -> int:
+        return sum(1 for death in self._deaths if death > monotonic_seconds() - WINDOW_SECONDS)
+
+
+def _manner(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    return f"was killed by {signal.Signals(-status).name}"
 
 
 class Supervisor:
-    """Runs two children until told to stop."""
+    """Runs the engine and the control plane until told to stop."""
 
-    def __init__(self, engine: Plan, control: Plan, announce: Callable[[], None]) -> None:
+    def __init__(self, start_engine: Start, start_control: Start, announce: Callable[[], None]) -> None:
         """`announce` is called once, when both serve."""
-        self._engine = Child(engine)
-        self._control = Child(control)
-        self._announce: Callable[[], None] | None = announce
+        self._engine = Child("engine", start_engine, ENGINE_DEATHS_MAX)
+        self._control = Child("control plane", start_control)
+        self._announce = announce
         self._stops = 0
+        self._starting = False
         self._wake_reader, self._wake_writer = os.pipe()
 
     def run(self) -> None:
         """Returns when told to stop.  Raises what kept one from starting, or Unavailable when the engine is hopeless."""
         with self._signals():
             try:
-                self._engine.start()
+                self._first_start()
                 while not self._stops:
-                    self._listen(self._next_due())
-                    self._look_after(self._engine)
-                    self._look_after(self._control)
-                    self._go_on()
+                    self._wait(self._next_due())
+                    for child in (self._engine, self._control):
+                        child.look()
+                        if child.due_at is not None and monotonic_seconds() >= child.due_at:
+                            with self._interruptible():
+                                child.start_again()
+            except _Stopped:
+                pass
             finally:
-                self._stop(self._control, CONTROL_STOP_SECONDS)
-                self._stop(self._engine, ENGINE_STOP_SECONDS)
+                self._stop(self._control)
+                self._stop(self._engine)
 
-    def _go_on(self) -> None:
-        """At the beginning: the control plane follows the engine, and then people are told."""
-        if self._announce is None:
-            return
-        if self._engine.serving and self._control.pid is None:
+    def _first_start(self) -> None:
+        with self._interruptible():
+            self._engine.start()
             self._control.start()
-        elif self._engine.serving and self._control.serving:
-            self._announce()
-            self._announce = None
-
-    def _look_after(self, child: Child) -> None:
-        name = child.plan.name
-        if child.bury():
-            assert child.failure is not None
-            if self._announce is not None:
-                raise child.failure
-            if child.is_hopeless():
-                raise Unavailable(
-                    f"the {name} died {child.recent_deaths()} times in {WINDOW_SECONDS:.0f} s and is not started again; "
-                    f"the last time: {child.failure.message}"
-                )
-            logger.warning("%s; it is started again", child.failure.message)
-        elif child.due_at is not None and monotonic_seconds() >= child.due_at:
-            child.start()
-            logger.warning("started the %s again, pid %s", name, child.pid)
+        self._announce()
 
     def _next_due(self) -> float | None:
         due = [child.due_at for child in (self._engine, self._control) if child.due_at is not None]
         return max(0.0, min(due) - monotonic_seconds()) if due else None
 
-    def _listen(self, timeout_s: float | None) -> None:
-        """Wait for a signal, a word from a starting child, or the time."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_reader, selectors.EVENT_READ)
-            for child in (self._engine, self._control):
-                if child.ready_pipe is not None:
-                    selector.register(child.ready_pipe, selectors.EVENT_READ, child)
-            for key, _ in selector.select(timeout_s):
-                if key.data is None:
-                    numbers = os.read(self._wake_reader, 4096)
-                    self._stops += sum(1 for number in numbers if number in STOP_SIGNALS)
-                else:
-                    key.data.hear()
+    def _wait(self, timeout_s: float | None) -> None:
+        """For a signal, which the death of a child is too, or for the time."""
+        if select.select([self._wake_reader], [], [], timeout_s)[0]:
+            os.read(self._wake_reader, 4096)
 
-    def _stop(self, child: Child, patience_s: float) -> None:
-        child.send(signal.SIGTERM)
-        deadline = monotonic_seconds() + patience_s
-        stops = self._stops
-        while child.is_alive():
-            remaining = deadline - monotonic_seconds()
-            if remaining <= 0 or self._stops > max(stops, 1):
-                logger.warning("the %s does not end: killing it", child.plan.name)
-                child.send(signal.SIGKILL)
-                deadline, stops = monotonic_seconds() + patience_s, self._stops
-                continue
-            self._listen(remaining)
+    def _stop(self, child: Child) -> None:
+        if child.process is None:
+            return
+        if child.process.poll() is None:
+            child.process.send_signal(signal.SIGTERM)
+        stops_before = max(self._stops, 1)
+        deadline = monotonic_seconds() + STOP_SECONDS
+        while child.process.poll() is None:
+            if self._stops > stops_before or monotonic_seconds() >= deadline:
+                logger.warning("not waiting for the %s any longer: killing it", child.name)
+                child.process.kill()
+                child.process.wait()
+                return
+            self._wait(deadline - monotonic_seconds())
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """A stop signal ends what is inside by _Stopped."""
+        self._starting = True
+        try:
+            if self._stops:
+                raise _Stopped
+            yield
+        finally:
+            self._starting = False
+
+    def _on_stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._stops += 1
+        if self._starting:
+            self._starting = False
+            raise _Stopped
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Signals become bytes in our pipe; the children's deaths, too."""
+        """Signals become bytes in our pipe, so that waiting for them misses none."""
         os.set_blocking(self._wake_writer, False)
-        numbers = (*STOP_SIGNALS, signal.SIGCHLD)
-        before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        before = {number: signal.signal(number, self._on_stop) for number in STOP_SIGNALS}
+        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         try:
             yield

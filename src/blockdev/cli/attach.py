@@ -7,7 +7,7 @@ import click
 from blockdev.cli import values
 from blockdev.cli.session import Session, Verb, pass_session
 from blockdev.errors import NotFound
-from blockdev.targets.attach import FORMATS, NBD_PORT, Address, describe
+from blockdev.targets.attach import FORMATS, NBD_PORT, Address, Format, Tls, describe
 
 
 @click.command(cls=Verb)
@@ -17,10 +17,10 @@ from blockdev.targets.attach import FORMATS, NBD_PORT, Address, describe
 @click.option("--port", type=click.IntRange(1, 65535), default=NBD_PORT, show_default=True)
 @click.option("--tls", type=click.Choice(["none", "psk", "certificates"]), default="none", show_default=True)
 @pass_session
-def attach(session: Session, name: values.Ref, form: str, host: str | None, port: int, tls: str) -> None:
+def attach(session: Session, name: values.Ref, form: Format, host: str | None, port: int, tls: Tls) -> None:
     """Print how to attach a disk, or read-only a disk of a snapshot."""
     export = _export(session, name)
-    where = Address(host=host, port=port, tls=tls) if host else Address(socket=session.home.nbd_socket)  # type: ignore[arg-type]
+    where = Address(host=host, port=port, tls=tls) if host else Address(socket=session.home.nbd_socket)
     text = describe(form, where, export, read_only=name.snapshot is not None)
     session.say({"export": export, "as": form, "read_only": name.snapshot is not None, "text": text}, text)
 

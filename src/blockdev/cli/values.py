@@ -12,6 +12,7 @@ import click
 
 from blockdev.constants import SECTOR_BYTES, VDISK_BYTES_MAX
 from blockdev.errors import InvalidArgument
+from blockdev.vmmap.names import check_name
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:iB|B)?", re.IGNORECASE)
@@ -65,11 +66,14 @@ class Ref(NamedTuple):
 
 
 def parse_ref(text: str) -> Ref:
-    """Raises InvalidArgument when a part is empty or appears twice; whether names are usable is not looked at."""
+    """Raises InvalidArgument when a part is empty, appears twice, or cannot be a name."""
     rest, at, snapshot = text.partition("@")
     vm, slash, disk = rest.partition("/")
     if not vm or (slash and not disk) or (at and not snapshot) or "@" in snapshot or "/" in disk + snapshot:
         raise InvalidArgument(f"{text!r} does not name anything: write VM, VM/DISK, VM@SNAPSHOT or VM/DISK@SNAPSHOT")
+    for kind, name in (("VM", vm), ("disk", disk), ("snapshot", snapshot)):
+        if name:
+            check_name(kind, name)
     return Ref(vm, disk or None, snapshot or None)
 
 

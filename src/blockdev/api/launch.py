@@ -1,0 +1,52 @@
+"""Starting blockdevd and waiting until it serves."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+
+from blockdev.errors import ToolFailed, from_code
+from blockdev.home import Home
+
+READY_SECONDS_MAX = 60.0
+# It must not outlive its supervisor: the next one starts its own.  setpriv becomes blockdevd, so the pid is the same.
+TIED_TO_PARENT = ("setpriv", "--pdeathsig", "TERM", "--")
+
+
+def start_control(home: Home, api: str | None) -> subprocess.Popen[bytes]:
+    """A control plane that answers.  Raises what it says keeps it from serving, or ToolFailed."""
+    reader, writer = os.pipe()
+    arguments = [*TIED_TO_PARENT, sys.executable, "-m", "blockdev.api.daemon", "--home", str(home.path)]
+    arguments += ["--ready-fd", str(writer), *(["--api", api] if api else [])]
+    try:
+        # A process group of its own: Ctrl-C is for the supervisor, which stops its children in order.
+        process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, pass_fds=[writer], process_group=0)
+    except OSError as error:
+        os.close(reader)
+        raise ToolFailed(f"blockdevd cannot be started: {error}") from None
+    finally:
+        os.close(writer)
+    try:
+        _wait_until_ready(process, reader)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        os.close(reader)
+    return process
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], reader: int) -> None:
+    if not select.select([reader], [], [], READY_SECONDS_MAX)[0]:
+        raise ToolFailed(f"blockdevd did not become ready within {READY_SECONDS_MAX:g} s")
+    word, _, rest = os.read(reader, 65536).decode(errors="replace").strip().partition(" ")
+    if word == "ready":
+        return
+    status = process.wait()
+    if word == "error":
+        code, _, message = rest.partition(" ")
+        raise from_code(code, message)
+    raise ToolFailed(f"blockdevd ended with status {status} before it served; what it said is above")

@@ -1,0 +1,96 @@
+"""blockdevctl serve: both processes of a home in the foreground."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from pathlib import Path
+
+import click
+
+from blockdev.api.addresses import LOOPBACK_ONLY, Address
+from blockdev.api.launch import start_control
+from blockdev.api.supervisor import Supervisor, sole_supervisor
+from blockdev.cli import values
+from blockdev.cli.session import Session, Verb, pass_session
+from blockdev.errors import InvalidArgument
+from blockdev.targets import nbdkit
+
+ENGINE_READY_SECONDS_MAX = 600.0  # it replays the log
+
+
+class AddressValue(click.ParamType):
+    name = "addr:port"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        return value if isinstance(value, Address) else Address.parse(str(value))
+
+
+@click.command(cls=Verb)
+@click.option("--nbd", type=AddressValue(), metavar="ADDR:PORT", help="Serve NBD over TCP, too.")
+@click.option("--api", type=AddressValue(), metavar="ADDR:PORT", help="Serve REST on this loopback address, too.")
+@click.option("--plugin", type=click.Choice(["native", "python"]), default="native", show_default=True)
+@click.option("--tls-psk", type=values.PATH, metavar="FILE", help="Keys of those who may use NBD over TCP.")
+@click.option("--tls-certificates", type=values.PATH, metavar="DIR", help="Certificates for NBD over TCP.")
+@pass_session
+def serve(
+    session: Session,
+    nbd: Address | None,
+    api: Address | None,
+    plugin: nbdkit.Plugin,
+    tls_psk: str | None,
+    tls_certificates: str | None,
+) -> None:
+    """Serve the disks and the API until interrupted."""
+    logging.basicConfig(level=logging.INFO, format="serve: %(message)s")
+    home = session.home
+    home.require_initialised()
+    if api is not None and not api.is_loopback():
+        raise InvalidArgument(LOOPBACK_ONLY.format(address=api))
+    if nbd is None and (tls_psk or tls_certificates):
+        raise InvalidArgument("TLS is for NBD over TCP: say --nbd ADDR:PORT, too; the Unix socket is the owner's alone")
+    options = nbdkit.Options(
+        home=home.path,
+        plugin=plugin,
+        tcp=(nbd.host, nbd.port) if nbd else None,
+        tls_psk=Path(tls_psk) if tls_psk else None,
+        tls_certificates=Path(tls_certificates) if tls_certificates else None,
+    )
+    options.check()
+    home.make_directories()
+
+    servers: list[nbdkit.NbdServer] = []
+
+    def start_engine() -> subprocess.Popen[bytes]:
+        servers[:] = [nbdkit.start(options, ENGINE_READY_SECONDS_MAX)]
+        return servers[0].process
+
+    def announce() -> None:
+        _announce(session, nbd, api, plugin)
+
+    with sole_supervisor(home):
+        try:
+            Supervisor(start_engine, lambda: start_control(home, str(api) if api else None), announce).run()
+        finally:
+            for server in servers:  # it has ended; this takes its socket's name away
+                server.stop()
+
+
+def _announce(session: Session, nbd: Address | None, api: Address | None, plugin: str) -> None:
+    home = session.home
+    document = {
+        "home": str(home.path),
+        "plugin": plugin,
+        "nbd_socket": str(home.nbd_socket),
+        "nbd": str(nbd) if nbd else None,
+        "api_socket": str(home.api_socket),
+        "api": str(api) if api else None,
+    }
+    command = f"blockdevctl --home {home.path}"
+    lines = [
+        f"serving the home {home.path} ({plugin} plugin)",
+        f"serving NBD on {home.nbd_socket}" + (f" and {nbd}" if nbd else ""),
+        f"serving the API on {home.api_socket}" + (f" and {api}" if api else ""),
+        f"to see what there is: {command} vm list; to use a disk: {command} attach VM/DISK",
+    ]
+    session.say(document, "\n".join(lines))
