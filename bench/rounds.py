@@ -54,10 +54,8 @@ class Run:
     client_cpu_seconds_per_gib: float
     written_bytes_per_byte: float | None  # what the server wrote to files for each byte the client wrote
     resident_bytes: int
-    other_cpu_share: (
-        float  # of all cores, used by neither server nor client: noise, and the kernel's writeback
+    other_cpu_share: float  # of all cores, by neither server nor client: noise, and the kernel's writeback
     details: dict[str, Any]  # what the server tells of itself after the run
-    )
 
 
 Cell = tuple[Workload, type[Peer]]

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench import report
 from bench.peers import PEERS, BlockdevNative, NbdkitMemory
 from bench.rounds import Run, cells, turns
 from bench.workloads import RATIOS, WORKLOADS, Ratio
+
+from bench import report
 
 ROOT = Path(__file__).parents[2]
 
