@@ -88,10 +88,10 @@ def _run_group(plan: Plan, cells: list[Cell], told: Callable[[Run], None]) -> It
             for position, (workload, peer) in enumerate(turns(cells, round)):
                 if workload.reads_only:
                     if peer.name not in shared:
-                        shared[peer.name] = stack.enter_context(_disk(plan, workload, peer))
+                        shared[peer.name] = stack.enter_context(served_disk(plan, workload, peer))
                     run = _run_one(plan, workload, shared[peer.name], round, position)
                 else:
-                    with _disk(plan, workload, peer) as disk:
+                    with served_disk(plan, workload, peer) as disk:
                         run = _run_one(plan, workload, disk, round, position)
                 told(run)
                 yield run
@@ -102,7 +102,7 @@ def _size_bytes(plan: Plan, workload: Workload) -> int:
 
 
 @contextmanager
-def _disk(plan: Plan, workload: Workload, peer: type[Peer]) -> Iterator[Peer]:
+def served_disk(plan: Plan, workload: Workload, peer: type[Peer]) -> Iterator[Peer]:
     """A disk in the state the workload begins with, and nothing of it waiting to be written."""
     with peer(plan.scratch / peer.name, _size_bytes(plan, workload)) as disk:
         if workload.state != "fresh":
