@@ -222,7 +222,9 @@ class EngineClient:
     def _findings(self, operation: str) -> list[str]:
         return [str(finding) for finding in protocol.check_field(self._ask(operation), "findings", list)]
 
-    def _make(self, operation: str, labels: list[tuple[str | None, bytes]], **arguments: Any) -> list[EngineObject]:
+    def _make(
+        self, operation: str, labels: list[tuple[str | None, bytes]], **arguments: Any
+    ) -> list[EngineObject]:
         rows = protocol.check_field(self._ask(operation, **arguments), "made", list)
         if len(rows) != len(labels) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
             raise ProtocolError(f"the engine did not say what {operation} made")

@@ -255,12 +255,18 @@ class Operations:
                     raise
         return things
 
-    def _refuse_attached(self, things: Sequence[Any], advice: str = "detach them first, or use force") -> None:
+    def _refuse_attached(
+        self, things: Sequence[Any], advice: str = "detach them first, or use force"
+    ) -> None:
         """Busy, naming the clients, when one of `things` has any."""
         clients: dict[int, list[str]] = {}
         for attachment in self._attachments.all():
             clients.setdefault(attachment.object_id, []).append(attachment.client)
-        busy = [f"{thing.name} is attached by {_listed(clients[thing.id])}" for thing in things if thing.id in clients]
+        busy = [
+            f"{thing.name} is attached by {_listed(clients[thing.id])}"
+            for thing in things
+            if thing.id in clients
+        ]
         if busy:
             raise Busy(f"{_listed(busy, '; ')}: {advice}")
 

@@ -98,7 +98,7 @@ def decode_body(data: bytes) -> dict[str, Any]:
     """The map that a frame's body is."""
     try:
         body = msgpack.unpackb(data, raw=False, strict_map_key=True)
-    except Exception as error:  # msgpack raises many kinds: its own, ValueError, UnicodeDecodeError, RecursionError
+    except Exception as error:  # msgpack raises its own, ValueError, UnicodeDecodeError, RecursionError
         raise ProtocolError(f"the body of a frame does not unpack: {type(error).__name__}") from error
     if not isinstance(body, dict) or not all(isinstance(key, str) for key in body):
         raise ProtocolError("the body of a frame is not a map with text keys")

@@ -94,7 +94,9 @@ class EngineServer:
             if not refused:
                 self._connections[thread] = connection
         if refused:
-            _try_send(connection, protocol.encode_error(0, Busy("the engine socket has too many connections")))
+            _try_send(
+                connection, protocol.encode_error(0, Busy("the engine socket has too many connections"))
+            )
             connection.close()
         else:
             thread.start()

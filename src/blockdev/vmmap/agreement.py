@@ -101,9 +101,13 @@ def _drop_temporary(
 ) -> None:
     """Delete the objects that are marked as temporary, but for those of imports that go on."""
     imports = catalog.imports()
-    kept = {row.id: row.object_id for row in imports if row.id in live_imports and row.object_id in view.by_id}
+    kept = {
+        row.id: row.object_id for row in imports if row.id in live_imports and row.object_id in view.by_id
+    }
     spared = set(kept.values())
-    temporary = {id for id, tag in view.tags.items() if tag is not None and tag.temporary and id not in spared}
+    temporary = {
+        id for id, tag in view.tags.items() if tag is not None and tag.temporary and id not in spared
+    }
     if temporary:
         result.dropped.extend(sorted(view.by_id[id].name or f"object {id}" for id in temporary))
         engine.delete(sorted(temporary), force=True, missing_ok=True)
@@ -174,7 +178,9 @@ def _give_names(groups: list[_Group], known: dict[str, VMRow]) -> None:
     for name in [name for name, count in wanted.items() if count > 1]:
         rivals = [group for group in groups if group.vm_name == name]
         vm = known.get(name)
-        rivals.sort(key=lambda group: (vm is None or group.vm_uuid != vm.uuid, -len(group.members), group.vm_uuid))
+        rivals.sort(
+            key=lambda group: (vm is None or group.vm_uuid != vm.uuid, -len(group.members), group.vm_uuid)
+        )
         for group in rivals[1:]:
             group.vm_name = _free_name(name, taken)
             taken.add(group.vm_name)
@@ -222,7 +228,10 @@ def _follow(catalog: Catalog, view: PoolView, groups: list[_Group], now: str, re
                 lose(known.row_id)
     for key, (group, name, thing) in present.items():
         known_row = (disks if name.snapshot is None else snapshot_disks).get(key)
-        if known_row is not None and (known_row.object_id, known_row.size_bytes) == (thing.id, thing.size_bytes):
+        if known_row is not None and (known_row.object_id, known_row.size_bytes) == (
+            thing.id,
+            thing.size_bytes,
+        ):
             continue
         label = object_name(group.vm_name, name.disk, name.snapshot)
         if known_row is not None and known_row.object_id == thing.id:

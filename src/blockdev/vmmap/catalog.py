@@ -255,7 +255,11 @@ class Catalog:
 
     def snapshot_counts(self) -> dict[int, int]:
         """VM id -> how many snapshots; VMs without any are not in it."""
-        return dict(self._rows(lambda vm_id, count: (vm_id, count), "SELECT vm_id, count(*) FROM snapshot GROUP BY vm_id"))
+        return dict(
+            self._rows(
+                lambda vm_id, count: (vm_id, count), "SELECT vm_id, count(*) FROM snapshot GROUP BY vm_id"
+            )
+        )
 
     def insert_snapshot(
         self,

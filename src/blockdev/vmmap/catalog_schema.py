@@ -155,6 +155,8 @@ def database_error(error: sqlite3.Error, path: str) -> BlockdevError:
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return Busy(f"the catalog {path} is in use by another process")
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
-        return Corrupt(f"the catalog {path} cannot be read: {error}; restore it from a backup, or move it away: "
-                       "VMs, disks and snapshots are then taken from the pool again, without configurations")
+        return Corrupt(
+            f"the catalog {path} cannot be read: {error}; restore it from a backup, or move it away: "
+            "VMs, disks and snapshots are then taken from the pool again, without configurations"
+        )
     return MediumError(f"the catalog {path} cannot be written or read: {error}")

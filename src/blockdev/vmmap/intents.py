@@ -63,7 +63,7 @@ class Intent(ABC):
         """The operation in a person's words."""
 
     def body(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
+        return asdict(self)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
@@ -314,9 +314,7 @@ class BeginImport(Intent):
         return None  # whoever asked was not told: the vdisk goes, being marked as temporary
 
     def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
-        catalog.insert_import(
-            self.vm_id, self.disk, made[0].id, self.size_bytes, self.creates, self.started
-        )
+        catalog.insert_import(self.vm_id, self.disk, made[0].id, self.size_bytes, self.creates, self.started)
 
     def __str__(self) -> str:
         return f"begin import of {self.vm}/{self.disk}"

@@ -20,7 +20,7 @@ class Tag(NamedTuple):
     created: str  # ISO 8601 UTC
     origin: Origin = "manual"  # of a snapshot
     consistency: Consistency = "crash"  # of a snapshot
-    temporary: bool = False  # no user was told of this object: an import under way, or what a replacement left
+    temporary: bool = False  # no user was told of it: an import under way, or what a replacement left
 
 
 def encode_tag(tag: Tag) -> bytes:
@@ -46,11 +46,8 @@ def decode_tag(data: bytes) -> Tag | None:
     vm_uuid, created = fields.get("vm"), fields.get("created")
     origin, consistency = fields.get("origin", "manual"), fields.get("consistency", "crash")
     temporary = fields.get("temporary", False)
-    good = (
-        isinstance(vm_uuid, str)
-        and isinstance(created, str)
-        and origin in get_args(Origin)
-        and consistency in get_args(Consistency)
-        and isinstance(temporary, bool)
-    )
-    return Tag(vm_uuid, created, origin, consistency, temporary) if good else None
+    if not isinstance(vm_uuid, str) or not isinstance(created, str) or not isinstance(temporary, bool):
+        return None
+    if origin not in get_args(Origin) or consistency not in get_args(Consistency):
+        return None
+    return Tag(vm_uuid, created, origin, consistency, temporary)
