@@ -49,7 +49,10 @@ def _run(uri: str, seed: int, output: Path, seconds_max: float, options: list[st
         raise FioFailed(
             f"fio ended with status {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}"
         )
-    job: dict[str, Any] = json.loads(output.read_text())["jobs"][0]
+    text = output.read_text()
+    if not text.startswith("{"):
+        raise FioFailed(f"fio said: {text.strip()[-500:]}")
+    job: dict[str, Any] = json.loads(text)["jobs"][0]
     if job["error"] != 0:
         raise FioFailed(f"fio's job ended with error {job['error']}")
     return job
@@ -67,7 +70,7 @@ def fill(uri: str, size_bytes: int, seed: int, output: Path) -> None:
 
 
 def _span(workload: Workload, runtime_seconds: float) -> list[str]:
-    limit = f"--runtime={runtime_seconds}s"
+    limit = f"--runtime={round(runtime_seconds * 1000)}ms"  # fio takes no fractions
     if workload.reads_only:
         # Reads change nothing, so they may go round as long as they like.  No random map: a real reader
         # comes back to a block too, and fio's bookkeeping would cost its one core.
