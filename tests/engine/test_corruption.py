@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,9 +159,15 @@ def test_any_flipped_bit_is_harmless_or_reported(closed: str, seed: int) -> None
     assert outcomes.get("found"), "no flip was ever found: this test looks at nothing"
 
 
+def quiet_pool(path: str) -> Any:
+    """Without background work its directory can be copied at any time."""
+    Pool.create(path, 256 * MEBIBYTE, segment_bytes=4 * MEBIBYTE).close()
+    return Pool.open(path, background=False)
+
+
 def test_garbage_after_the_end_of_the_log_is_ignored(pool_path: str) -> None:
     """A torn batch: what recovery finds after the last sound one is not taken and does not harm."""
-    pool = Pool.create(pool_path, 256 * MEBIBYTE, segment_bytes=2 * MEBIBYTE)
+    pool = quiet_pool(pool_path)
     pool.create_vdisk(MEBIBYTE, "a").write(0, distinct_blocks(0, 16))
     pool.flush()
     copy = f"{pool_path}-copy"
@@ -183,7 +190,7 @@ def test_garbage_after_the_end_of_the_log_is_ignored(pool_path: str) -> None:
 @pytest.mark.parametrize("cut_bytes", [1, 511, 4096, 10_000, 70_000])
 def test_a_log_cut_short_recovers_to_an_earlier_state(pool_path: str, cut_bytes: int) -> None:
     """What a power cut leaves of unsynced appends: a shorter file.  Older writes are there, none is half there."""
-    pool = Pool.create(pool_path, 256 * MEBIBYTE, segment_bytes=4 * MEBIBYTE)
+    pool = quiet_pool(pool_path)
     vdisk = pool.create_vdisk(MEBIBYTE, "a")
     vdisk.write(0, distinct_blocks(0, 4))
     pool.flush()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
 from blockdev import Pool, errors
 from blockdev.constants import NAME_BYTES_MAX, TAG_BYTES_MAX, VDISK_BYTES_MAX
@@ -333,3 +334,29 @@ def test_pool_moved_to_another_place_opens(furnished: Any, pool_path: str) -> No
         assert (picture(reopened), reopened.uuid, reopened.path) == (before, identity, moved)
     finally:
         reopened.close()
+
+
+def rewrite_superblock(path: Path, at: int, value: bytes, sign: bool) -> None:
+    """Change bytes of a superblock; `sign` makes its checksum right again (docs/format/pool.md)."""
+    content = bytearray(path.read_bytes())
+    content[at : at + len(value)] = value
+    if sign:
+        content[8:16] = xxhash.xxh3_64_intdigest(bytes(content[16:])).to_bytes(8, "little")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("sign", [True, False], ids=["signed", "with another checksum"])
+@pytest.mark.parametrize("at, what", [(16, "version"), (20, "feature")])
+def test_pool_of_an_unknown_version_or_feature_is_not_touched(
+    furnished: Any, pool_path: str, at: int, what: str, sign: bool
+) -> None:
+    furnished.close()
+    for number in (0, 1):
+        rewrite_superblock(superblock(pool_path, number), at, (77).to_bytes(4, "little"), sign)
+    kept = tree(pool_path)
+    with pytest.raises((errors.UnknownFormat, errors.Corrupt)) as caught:
+        Pool.open(pool_path)
+    if sign or what == "version":  # a version that signs its superblock in another way is still named
+        assert isinstance(caught.value, errors.UnknownFormat)
+        assert ("77" if what == "version" else "0x4d") in str(caught.value)
+    assert tree(pool_path) == kept

@@ -15,7 +15,9 @@ LEVELS = [
     {"_dedup"},
     {"_cow", "_log"},
     {"_disk"},
-    {"_pool"},
+    {"_pool", "records", "superblock"},
+    {"_replay", "dedup_file"},
+    {"recovery", "maintenance"},
     {"pool"},
     {""},  # the package itself: it names Pool and checks the extensions' versions
     {"engine"},
