@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 from types import FrameType
 
@@ -22,10 +23,10 @@ import uvicorn
 
 from blockdev.api.addresses import LOOPBACK_ONLY, Address
 from blockdev.api.app import create_app
-from blockdev.api.exports import sweep
 from blockdev.api.jobs import Jobs
 from blockdev.api.ready import report_error, report_ready
 from blockdev.api.services import Services
+from blockdev.api.unfinished import Unfinished
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError, Busy, InvalidArgument, Unavailable
 from blockdev.home import Home
@@ -71,7 +72,7 @@ def serve(home: Home, api: str | None = None, ready_fd: int | None = None) -> No
         listeners = _listen(home, api)
         services = _wire(home)
         try:
-            threading.Thread(target=_agree, args=(services,), name="agree", daemon=True).start()
+            threading.Thread(target=_tidy, args=(services,), name="tidy", daemon=True).start()
             config = uvicorn.Config(
                 create_app(services),
                 log_config=None,
@@ -103,22 +104,23 @@ class _Server(uvicorn.Server):
 
 def _wire(home: Home) -> Services:
     engine = EngineClient(home.engine_socket, f"blockdevd (pid {os.getpid()})")
-    return Services(home, VMs(Catalog(home.catalog), engine), engine, Jobs())
+    vms = VMs(Catalog(home.catalog), engine)
+    return Services(home, vms, engine, Jobs(), Unfinished(vms))
 
 
-def _agree(services: Services) -> None:
-    """Bring catalog and engine into agreement as soon as the engine answers."""
-    waiting = threading.Event()
-    while True:
+def _tidy(services: Services) -> None:
+    """Bring catalog and engine into agreement, and remove what was left, whenever that is due and the engine answers."""
+    unfinished = services.unfinished
+    while unfinished.sweep_due.wait():
+        unfinished.sweep_due.clear()
         try:
             services.vms.reconcile()
-            sweep(services)
-            return
+            unfinished.sweep()
         except Unavailable:
-            waiting.wait(RECONCILE_SECONDS)
+            unfinished.sweep_due.set()
+            time.sleep(RECONCILE_SECONDS)
         except Exception:
             logger.exception("catalog and engine could not be brought into agreement; the next change tries again")
-            return
 
 
 def _listen(home: Home, api: str | None) -> list[socket.socket]:

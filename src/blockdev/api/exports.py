@@ -1,17 +1,15 @@
 """The jobs that make image files of disks.
 
-What is exported is always one instant: of a running VM a snapshot is taken, for the time of the export only.  A note in
-run/exporting names it while it exists, so that after a crash of the control plane `sweep` removes it.
+What is exported is always one instant: of a running VM a snapshot is taken, for the time of the export only.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,6 @@ from blockdev.api.services import Services
 from blockdev.errors import AlreadyExists, InvalidArgument, NotFound
 from blockdev.transfer.disk import check_destination, export_image
 from blockdev.vmmap.model import Snapshot, SnapshotDisk
-
-logger = logging.getLogger(__name__)
 
 
 def export_disk(services: Services, vm: str, disk: str, body: DiskExport) -> Job:
@@ -109,32 +105,5 @@ def _instant(services: Services, vm: str, snapshot: str | None, job: Job) -> Ite
     if snapshot is not None:
         yield services.vms.show_snapshot(vm, snapshot)
         return
-    name = f"export-{job.id}"
-    note = _notes(services) / name
-    note.parent.mkdir(mode=0o700, exist_ok=True)
-    note.write_text(json.dumps({"vm": vm, "snapshot": name}))
-    try:
-        services.vms.create_snapshot(vm, name, "taken for a running export")
-        yield services.vms.show_snapshot(vm, name)
-    finally:
-        _drop(services, note)
-
-
-def _drop(services: Services, note: Path) -> None:
-    named = json.loads(note.read_text())
-    with suppress(NotFound):
-        services.vms.delete_snapshot(named["vm"], named["snapshot"], force=True)
-    note.unlink()
-
-
-def sweep(services: Services) -> None:
-    """Remove what exports left that the death of an earlier control plane cut short.  Raises Unavailable."""
-    for note in sorted(_notes(services).glob("export-*")):
-        try:
-            _drop(services, note)
-        except ValueError:  # cut short while it was written: no snapshot was taken yet
-            note.unlink()
-
-
-def _notes(services: Services) -> Path:
-    return services.home.run / "exporting"
+    with services.unfinished.snapshot(vm, f"export-{job.id}") as taken:
+        yield taken

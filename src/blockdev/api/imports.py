@@ -1,4 +1,4 @@
-"""The jobs that fill disks from images.  Until all of an image is in the pool, nobody sees any of it."""
+"""The jobs that fill disks from images.  A disk is seen when all of its image is there, and a VM is kept when all of its are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from blockdev.api.jobs import Job, Part
 from blockdev.api.schemas import DiskImport, ImageSource, NewVM
 from blockdev.api.services import Services
+from blockdev.api.unfinished import check_description
 from blockdev.errors import AlreadyExists, InvalidArgument, NotFound
 from blockdev.transfer.disk import import_image
 from blockdev.transfer.image import Image, inspect
@@ -46,6 +47,7 @@ def _fill(
 def create_vm(services: Services, body: NewVM) -> Job:
     """Start making a VM of which at least one disk comes from an image."""
     check_name("VM", body.name)
+    check_description(body.description)
     if body.name in {vm.name for vm in services.vms.list_vms()}:
         raise AlreadyExists(f"VM {body.name} exists already")
     images: dict[str, tuple[Image, int]] = {}
@@ -72,17 +74,13 @@ def _create(
 ) -> dict[str, Any]:
     total = sum(image.size_bytes for image, _ in images.values())
     job.expect(total)
-    services.vms.create_vm(body.name, empty, body.config, body.description)
-    try:
+    with services.unfinished.vm(body.name, empty, body.config, body.description):
         before = 0
         for disk, (image, size_bytes) in images.items():
             part = Part(job, before / total, (before + image.size_bytes) / total)
             _fill(services, body.name, disk, image, size_bytes, True, part)
             before += image.size_bytes
-        return services.vms.show_vm(body.name).to_json()
-    except BaseException:
-        services.vms.delete_vm(body.name, force=True)
-        raise
+    return services.vms.show_vm(body.name).to_json()
 
 
 def _measured(disk: str, source: ImageSource, size_bytes: int | None) -> tuple[Image, int]:

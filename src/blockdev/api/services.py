@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from blockdev.api.jobs import Jobs
+from blockdev.api.unfinished import Unfinished
 from blockdev.engine.client import EngineClient
 from blockdev.home import Home
 from blockdev.targets import attach
@@ -20,6 +21,7 @@ class Services:
     vms: VMs
     engine: EngineClient
     jobs: Jobs
+    unfinished: Unfinished
 
     def uri(self, export: str) -> str:
         """Where qemu-img finds an export."""

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from blockdev.api.schemas import DiffView, NewSnapshot, SnapshotList
 from blockdev.api.services import Wired
+from blockdev.api.unfinished import check_description
 from blockdev.vmmap.model import Snapshot
 
 router = APIRouter(prefix="/vms/{vm}/snapshots", tags=["snapshots"])
@@ -20,7 +21,7 @@ def list_snapshots(vm: str, services: Wired) -> SnapshotList:
 @router.post("", status_code=201)
 def create_snapshot(vm: str, body: NewSnapshot, services: Wired) -> Snapshot:
     """All disks of the VM at one instant, and its configuration."""
-    return services.vms.create_snapshot(vm, body.name, body.description)
+    return services.vms.create_snapshot(vm, body.name, check_description(body.description))
 
 
 @router.get("/{snapshot}")

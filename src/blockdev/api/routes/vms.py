@@ -9,6 +9,7 @@ from blockdev.api.guard import files_allowed
 from blockdev.api.routes.jobs import view
 from blockdev.api.schemas import Config, JobView, NewClones, NewRestore, NewVM, VMChange, VMExport, VMList
 from blockdev.api.services import Wired
+from blockdev.api.unfinished import check_description
 from blockdev.errors import InvalidArgument
 from blockdev.vmmap.model import VM, Restored
 
@@ -26,7 +27,7 @@ def create_vm(body: NewVM, services: Wired, request: Request, response: Response
     """A new VM.  With images: 202 and a job whose result is the VM; nobody sees it before it is whole."""
     if not any(disk.image for disk in body.disks):
         sizes = [(disk.name, _size(disk.name, disk.size_bytes)) for disk in body.disks]
-        return services.vms.create_vm(body.name, sizes, body.config, body.description)
+        return services.vms.create_vm(body.name, sizes, body.config, check_description(body.description))
     files_allowed(request)
     response.status_code = 202
     return view(imports.create_vm(services, body))
@@ -45,7 +46,7 @@ def change_vm(vm: str, body: VMChange, services: Wired) -> VM:
         raise InvalidArgument("nothing to change: give name or description")
     changed = None
     if body.description is not None:
-        changed = services.vms.set_description(vm, body.description)
+        changed = services.vms.set_description(vm, check_description(body.description))
     if body.name is not None:
         changed = services.vms.rename_vm(vm, body.name, body.force)
     assert changed is not None
