@@ -11,7 +11,7 @@ from setuptools import Extension, find_packages, setup
 
 DEBUG = os.environ.get("BLOCKDEV_DEBUG") == "1"
 COMPILE_ARGS = ["-O1", "-g", "-DBLOCKDEV_DEBUG=1"] if DEBUG else ["-O3", "-g1", "-fno-plt"]
-WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-maybe-uninitialized"]
+WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-sign-compare", "-Wno-maybe-uninitialized"]
 
 
 def extension(name: str, **options: list[str]) -> Extension:
@@ -32,7 +32,9 @@ EXTENSIONS = [
     extension("_dedup"),
     extension("_cow"),
     extension("_log"),
+    extension("_disk"),
     extension("_pool"),
+    extension("_replay"),
 ]
 if os.path.exists("src/blockdev/_nbdkit.pyx"):
     EXTENSIONS.append(extension("_nbdkit", libraries=[LIBPYTHON]))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from blockdev.engine.client import EngineClient
 from blockdev.engine.protocol import EngineObject
-from blockdev.errors import InvalidArgument
+from blockdev.errors import InvalidArgument, Poisoned
 from blockdev.vmmap.catalog import Catalog, VMRow
 from blockdev.vmmap.intents import PoolView, load_intent
 from blockdev.vmmap.model import Agreement
@@ -55,6 +55,10 @@ def agree(
     """
     result = Agreement()
     led = engine.lead()
+    if engine.status().get("stats", {}).get("poisoned"):
+        raise Poisoned(
+            "a write to the pool failed, what is durable is known only after a restart: restart the engine"
+        )
     _check_pool(catalog, led.pool_uuid)
     view = PoolView(engine.objects())
     _settle(catalog, view, result)

@@ -13,8 +13,12 @@ Clock = Callable[[], float]  # seconds since 1970, UTC: blockdev.clock.now_secon
 
 def to_text(moment: float) -> str:
     """ISO 8601 UTC, such as `2026-11-22T15:19:26.123Z`."""
-    text = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
+    return text_of(datetime.fromtimestamp(moment, UTC))
+
+
+def text_of(moment: datetime) -> str:
+    """The same of a moment that says its time zone."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def to_name(moment: float) -> str:

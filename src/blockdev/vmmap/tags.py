@@ -1,16 +1,24 @@
 """The tag that the pool keeps with each object of a VM: enough to know the VM again when the catalog is lost.
 
-Names are not in it: the object's name says them, and a rename changes that one alone.  JSON, at most 1024 bytes.
+Names are not in it: the object's name says them, and a rename changes that one alone.  Short, because every tag is in
+every checkpoint, and all tags of a VM are in the one record that renames it (docs/format/catalog.md).
 """
 
 from __future__ import annotations
 
-import json
-from typing import NamedTuple, get_args
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
+import msgpack
+
+from blockdev.vmmap.clock import text_of
 from blockdev.vmmap.model import Consistency, Origin
 
 TAG_VERSION = 1
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ORIGINS: tuple[Origin, ...] = ("manual", "clone", "restore")  # by their number in a tag; so the next
+CONSISTENCIES: tuple[Consistency, ...] = ("crash",)
 
 
 class Tag(NamedTuple):
@@ -25,29 +33,30 @@ class Tag(NamedTuple):
 
 def encode_tag(tag: Tag) -> bytes:
     """The bytes that the pool keeps."""
-    fields: dict[str, object] = {"v": TAG_VERSION, "vm": tag.vm_uuid, "created": tag.created}
-    if tag.origin != "manual":
-        fields["origin"] = tag.origin
-    if tag.consistency != "crash":
-        fields["consistency"] = tag.consistency
-    if tag.temporary:
-        fields["temporary"] = True
-    return json.dumps(fields, separators=(",", ":")).encode()
+    milliseconds = (datetime.fromisoformat(tag.created) - EPOCH) // timedelta(milliseconds=1)
+    fields: list[Any] = [
+        TAG_VERSION,
+        uuid.UUID(tag.vm_uuid).bytes,
+        milliseconds,
+        tag.temporary,
+        ORIGINS.index(tag.origin),
+        CONSISTENCIES.index(tag.consistency),
+    ]
+    return bytes(msgpack.packb(fields))
 
 
 def decode_tag(data: bytes) -> Tag | None:
     """The tag that some bytes are; None when they are not one of ours."""
     try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError):
+        version, vm_uuid, milliseconds, temporary, origin, consistency = msgpack.unpackb(data)
+        if version != TAG_VERSION or type(temporary) is not bool or min(origin, consistency) < 0:
+            return None
+        return Tag(
+            str(uuid.UUID(bytes=vm_uuid)),
+            text_of(EPOCH + timedelta(milliseconds=milliseconds)),
+            ORIGINS[origin],
+            CONSISTENCIES[consistency],
+            temporary,
+        )
+    except Exception:  # whatever other bytes unpack to
         return None
-    if not isinstance(fields, dict) or fields.get("v") != TAG_VERSION:
-        return None
-    vm_uuid, created = fields.get("vm"), fields.get("created")
-    origin, consistency = fields.get("origin", "manual"), fields.get("consistency", "crash")
-    temporary = fields.get("temporary", False)
-    if not isinstance(vm_uuid, str) or not isinstance(created, str) or not isinstance(temporary, bool):
-        return None
-    if origin not in get_args(Origin) or consistency not in get_args(Consistency):
-        return None
-    return Tag(vm_uuid, created, origin, consistency, temporary)

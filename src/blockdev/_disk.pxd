@@ -1,0 +1,71 @@
+"""The data path of a pool: disks, and what a read, write, flush and hole do.
+
+Disk functions check deletion only: range and alignment are the caller's wall (the nbdkit plugin, or VDisk's methods).
+They return 0 or a positive errno (ENOSPC full, EIO bad checksum or poisoned, EPERM a snapshot, ESHUTDOWN gone) and never
+need the GIL.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from blockdev._cow cimport Map, MapNode, NodeStore, run_callback
+from blockdev._dedup cimport DedupIndex
+from blockdev._log cimport Log, SegmentStore
+from blockdev._sync cimport pthread_mutex_t, pthread_rwlock_t
+
+cdef enum:
+    BLOCK_BYTES = 4096
+    BLOCK_LOCKS = 1024              # power of two
+    READ_CHUNK_BLOCKS = 128         # addresses looked up at once
+    WRITE_CHUNK_BLOCKS = 64         # blocks written under one hold of cut_lock
+    LABEL_BYTES = 256
+
+cdef struct Counters:               # atomic, relaxed
+    uint64_t blocks_read
+    uint64_t blocks_written         # appended
+    uint64_t blocks_deduplicated
+    uint64_t blocks_unchanged       # rewritten with what was there
+    uint64_t blocks_zero
+    uint64_t dedup_mismatches       # hits whose bytes differed
+    uint64_t checksum_errors
+
+cdef struct PoolState:
+    SegmentStore* segments
+    Log* log
+    NodeStore* nodes
+    DedupIndex* dedup
+    int node_file
+    # held shared from the append of an entry to its effect on the map, exclusively for the instant of a checkpoint's cut:
+    # then maps and log agree
+    pthread_rwlock_t cut_lock
+    # held from the append of a block to its map update, so that both happen in one order
+    pthread_mutex_t block_locks[1024]
+    MapNode* frozen                 # of the checkpoint under way
+    Counters counters
+
+cdef struct Disk:
+    PoolState* pool
+    uint32_t id
+    uint32_t epoch
+    bint snapshot                   # read-only
+    bint deleted                    # under lock
+    uint64_t size_bytes             # changes under lock held exclusively
+    uint64_t lsn                    # of a snapshot
+    Map map
+    pthread_rwlock_t lock           # shared by requests; exclusive for snapshot, resize, restore, holes, delete
+    char label[256]                 # the name, for messages
+
+# (offset, length in bytes, is a hole) -> 0 to go on, errno to stop
+ctypedef int (*extent_callback)(void* opaque, uint64_t offset, uint64_t length, bint hole) noexcept nogil
+
+# blocks at consecutive addresses, verified; `bad`: which one failed
+cdef int fetch_run(PoolState* pool, uint64_t address, uint32_t count, char* out, uint32_t* bad) noexcept nogil
+cdef int disk_read(Disk* disk, void* buffer, uint32_t count, uint64_t offset) noexcept nogil
+cdef int disk_write(Disk* disk, const void* buffer, uint32_t count, uint64_t offset, bint fua) noexcept nogil
+cdef int disk_flush(Disk* disk) noexcept nogil
+cdef int disk_zero(Disk* disk, uint64_t count, uint64_t offset, bint fua) noexcept nogil
+cdef int disk_clear_tail(Disk* disk) noexcept nogil
+cdef int disk_extents(
+    Disk* disk, uint64_t count, uint64_t offset, extent_callback callback, void* opaque) noexcept nogil
+cdef int disk_cache(Disk* disk, uint32_t count, uint64_t offset) noexcept nogil
+cdef uint64_t disk_size_bytes(Disk* disk) noexcept nogil
+cdef bint disk_is_snapshot(Disk* disk) noexcept nogil

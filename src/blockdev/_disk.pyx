@@ -1,0 +1,436 @@
+"""The data path: what a read, write, flush and hole do.  See _disk.pxd for the contract."""
+
+from libc.errno cimport EINVAL, EIO, ENOMEM, EPERM
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy, memset
+
+from blockdev._cow cimport map_lookup, map_punch, map_runs, map_update
+from blockdev._dedup cimport (
+    Fingerprint, dedup_forget, dedup_insert, dedup_lookup, fingerprint_block, is_zero_block,
+)
+from blockdev._log cimport (
+    ENTRY_DATA, ENTRY_HOLE, ENTRY_REFERENCE, Segment, log_append, log_flush, log_read_unwritten, segment_pin,
+    segment_read, segment_unpin,
+)
+from blockdev._sync cimport (
+    count_u64, load_u32, load_u64, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, pthread_rwlock_rdlock,
+    pthread_rwlock_unlock, pthread_rwlock_wrlock,
+)
+
+cdef extern from "<errno.h>" nogil:
+    enum:
+        ESHUTDOWN
+
+cdef extern from "<stdio.h>" nogil:
+    int dprintf(int fd, const char* format, ...)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+cdef void report_bad_block(Disk* disk, uint64_t offset, uint64_t address) noexcept nogil:
+    count_u64(&disk.pool.counters.checksum_errors, 1)
+    dprintf(2, b"blockdev: a block does not verify: %s offset %lu, segment %08lx slot %lu; run blockdevctl pool scrub\n",
+            disk.label, <unsigned long>offset, <unsigned long>(address >> 32), <unsigned long><uint32_t>address)
+
+
+cdef int fetch_mixed(
+    PoolState* pool, Segment* segment, uint64_t address, uint32_t count, char* out
+) noexcept nogil:
+    """Read blocks of which some are in memory and some in the file."""
+    cdef uint32_t i
+    cdef int failure
+    for i in range(count):
+        if (address + i >= load_u64(&pool.log.first_unwritten)
+                and log_read_unwritten(pool.log, address + i, out + <uint64_t>i * BLOCK_BYTES)):
+            continue
+        failure = segment_read(segment, <uint32_t>address + i, 1, out + <uint64_t>i * BLOCK_BYTES)
+        if failure:
+            return failure
+    return 0
+
+
+cdef int fetch_run(PoolState* pool, uint64_t address, uint32_t count, char* out, uint32_t* bad) noexcept nogil:
+    """Read `count` blocks at consecutive addresses and verify each; on EIO `bad` is the first that failed."""
+    cdef Segment* segment = NULL
+    cdef uint32_t index = <uint32_t>address
+    cdef uint32_t i
+    cdef Fingerprint fingerprint
+    cdef int failure
+    bad[0] = 0
+    failure = segment_pin(pool.segments, address >> 32, &segment)
+    if failure:
+        return failure
+    if address + count > load_u64(&pool.log.first_unwritten):
+        failure = fetch_mixed(pool, segment, address, count, out)
+    else:
+        failure = segment_read(segment, index, count, out)
+    for i in range(count):
+        if failure:
+            break
+        fingerprint = fingerprint_block(out + <uint64_t>i * BLOCK_BYTES)
+        if (fingerprint.low != segment.fingerprints[index + i].low
+                or fingerprint.high != segment.fingerprints[index + i].high):
+            bad[0] = i
+            failure = EIO
+    segment_unpin(pool.segments, segment)
+    return failure
+
+
+cdef int read_blocks(Disk* disk, uint64_t first, uint32_t count, char* out) noexcept nogil:
+    """Read whole blocks, up to READ_CHUNK_BLOCKS of them."""
+    cdef uint64_t addresses[READ_CHUNK_BLOCKS]
+    cdef uint32_t i = 0, run, bad = 0
+    cdef int failure = map_lookup(disk.pool.nodes, &disk.map, first, count, addresses)
+    while i < count and not failure:
+        run = 1
+        if addresses[i] == 0:
+            while i + run < count and addresses[i + run] == 0:
+                run += 1
+            memset(out + <uint64_t>i * BLOCK_BYTES, 0, <uint64_t>run * BLOCK_BYTES)
+        else:
+            while i + run < count and addresses[i + run] == addresses[i] + run:
+                run += 1
+            failure = fetch_run(disk.pool, addresses[i], run, out + <uint64_t>i * BLOCK_BYTES, &bad)
+            if failure:
+                report_bad_block(disk, (first + i + bad) * BLOCK_BYTES, addresses[i] + bad)
+        i += run
+    count_u64(&disk.pool.counters.blocks_read, count)
+    return failure
+
+
+cdef int read_part(Disk* disk, uint64_t offset, uint32_t count, char* out) noexcept nogil:
+    """Read bytes inside one block."""
+    cdef char block[BLOCK_BYTES]
+    cdef int failure = read_blocks(disk, offset // BLOCK_BYTES, 1, block)
+    if not failure:
+        memcpy(out, block + offset % BLOCK_BYTES, count)
+    return failure
+
+
+cdef inline uint32_t part_length(uint64_t offset, uint64_t count) noexcept nogil:
+    """How many of `count` bytes from `offset` on are to be treated as part of one block; 0: whole blocks follow."""
+    cdef uint64_t room = BLOCK_BYTES - offset % BLOCK_BYTES
+    if room == BLOCK_BYTES and count >= BLOCK_BYTES:
+        return 0
+    return <uint32_t>(count if count < room else room)
+
+
+cdef int disk_read(Disk* disk, void* buffer, uint32_t count, uint64_t offset) noexcept nogil:
+    cdef char* out = <char*>buffer
+    cdef uint32_t part, blocks
+    cdef int failure = 0
+    pthread_rwlock_rdlock(&disk.lock)
+    if disk.deleted:
+        failure = ESHUTDOWN
+    elif offset + count > disk.size_bytes:
+        failure = EINVAL
+    while count and not failure:
+        part = part_length(offset, count)
+        if part:
+            failure = read_part(disk, offset, part, out)
+        else:
+            blocks = count // BLOCK_BYTES
+            if blocks > READ_CHUNK_BLOCKS:
+                blocks = READ_CHUNK_BLOCKS
+            part = blocks * BLOCK_BYTES
+            failure = read_blocks(disk, offset // BLOCK_BYTES, blocks, out)
+        out += part
+        offset += part
+        count -= part
+    pthread_rwlock_unlock(&disk.lock)
+    return failure
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+cdef inline pthread_mutex_t* block_lock(Disk* disk, uint64_t block) noexcept nogil:
+    cdef uint64_t mixed = (block + disk.id * 0x9E3779B97F4A7C15ULL) * 0xD6E8FEB86659FD93ULL
+    return &disk.pool.block_locks[mixed >> 54]
+
+
+cdef bint holds_bytes(PoolState* pool, uint64_t address, Fingerprint fingerprint, const char* data) noexcept nogil:
+    """Whether the block at `address` is byte for byte `data`."""
+    cdef char block[BLOCK_BYTES]
+    cdef Segment* segment = NULL
+    cdef uint32_t index = <uint32_t>address
+    cdef int failure
+    if segment_pin(pool.segments, address >> 32, &segment):
+        return False
+    failure = EIO
+    if (index < load_u32(&segment.slot_count) and segment.fingerprints[index].low == fingerprint.low
+            and segment.fingerprints[index].high == fingerprint.high):
+        failure = fetch_mixed(pool, segment, address, 1, block)
+    segment_unpin(pool.segments, segment)
+    return failure == 0 and memcmp(block, data, BLOCK_BYTES) == 0
+
+
+cdef int write_zero_block(Disk* disk, uint64_t block) noexcept nogil:
+    cdef uint64_t address = 0, lsn = 0
+    cdef int failure = map_lookup(disk.pool.nodes, &disk.map, block, 1, &address)
+    if failure or address == 0:
+        return failure
+    count_u64(&disk.pool.counters.blocks_zero, 1)
+    failure = log_append(disk.pool.log, ENTRY_HOLE, disk.id, block, 1, 0, NULL, 0, &address, &lsn)
+    return failure or map_update(disk.pool.nodes, &disk.map, block, 0)
+
+
+cdef int write_known_block(
+    Disk* disk, uint64_t block, const char* data, Fingerprint fingerprint, uint64_t known, bint* done
+) noexcept nogil:
+    """Refer to the block at `known` if it really holds these bytes; `done` says whether."""
+    cdef PoolState* pool = disk.pool
+    cdef uint64_t current = 0, ignored = 0, lsn = 0
+    cdef int failure
+    done[0] = False
+    if not holds_bytes(pool, known, fingerprint, data):
+        count_u64(&pool.counters.dedup_mismatches, 1)
+        dedup_forget(pool.dedup, fingerprint, known)
+        return 0
+    done[0] = True
+    failure = map_lookup(pool.nodes, &disk.map, block, 1, &current)
+    if failure:
+        return failure
+    if current == known:
+        count_u64(&pool.counters.blocks_unchanged, 1)
+        return 0
+    count_u64(&pool.counters.blocks_deduplicated, 1)
+    failure = log_append(pool.log, ENTRY_REFERENCE, disk.id, block, known, 0, NULL, 0, &ignored, &lsn)
+    return failure or map_update(pool.nodes, &disk.map, block, known)
+
+
+cdef int write_block(Disk* disk, uint64_t block, const char* data) noexcept nogil:
+    """Write one whole block.  Caller holds its block lock, disk.lock and cut_lock shared."""
+    cdef PoolState* pool = disk.pool
+    cdef Fingerprint fingerprint
+    cdef uint64_t address, lsn = 0
+    cdef bint done = False
+    cdef int failure
+    if is_zero_block(data):
+        return write_zero_block(disk, block)
+    fingerprint = fingerprint_block(data)
+    address = dedup_lookup(pool.dedup, fingerprint)
+    if address:
+        failure = write_known_block(disk, block, data, fingerprint, address, &done)
+        if done or failure:
+            return failure
+    failure = log_append(pool.log, ENTRY_DATA, disk.id, block, fingerprint.low, fingerprint.high,
+                         data, 1, &address, &lsn)
+    if failure:
+        return failure
+    count_u64(&pool.counters.blocks_written, 1)
+    failure = map_update(pool.nodes, &disk.map, block, address)
+    dedup_insert(pool.dedup, fingerprint, address)
+    return failure
+
+
+cdef int write_blocks(Disk* disk, uint64_t first, uint32_t count, const char* data) noexcept nogil:
+    cdef pthread_mutex_t* lock
+    cdef uint32_t i
+    cdef int failure = 0
+    for i in range(count):
+        lock = block_lock(disk, first + i)
+        pthread_mutex_lock(lock)
+        failure = write_block(disk, first + i, data + <uint64_t>i * BLOCK_BYTES)
+        pthread_mutex_unlock(lock)
+        if failure:
+            break
+    return failure
+
+
+cdef int write_part(Disk* disk, uint64_t offset, uint32_t count, const char* data) noexcept nogil:
+    """Write bytes inside one block: read, merge, append under the block's lock.  `data` NULL: zeros."""
+    cdef char block[BLOCK_BYTES]
+    cdef pthread_mutex_t* lock = block_lock(disk, offset // BLOCK_BYTES)
+    cdef int failure
+    pthread_mutex_lock(lock)
+    failure = read_blocks(disk, offset // BLOCK_BYTES, 1, block)
+    if not failure:
+        if data == NULL:
+            memset(block + offset % BLOCK_BYTES, 0, count)
+        else:
+            memcpy(block + offset % BLOCK_BYTES, data, count)
+        failure = write_block(disk, offset // BLOCK_BYTES, block)
+    pthread_mutex_unlock(lock)
+    return failure
+
+
+cdef int check_writable(Disk* disk, uint64_t count, uint64_t offset) noexcept nogil:
+    if disk.deleted:
+        return ESHUTDOWN
+    if disk.snapshot:
+        return EPERM
+    return EINVAL if offset + count > disk.size_bytes else 0
+
+
+cdef int disk_write(Disk* disk, const void* buffer, uint32_t count, uint64_t offset, bint fua) noexcept nogil:
+    cdef const char* data = <const char*>buffer
+    cdef uint32_t part, blocks
+    cdef int failure
+    pthread_rwlock_rdlock(&disk.lock)
+    failure = check_writable(disk, count, offset)
+    while count and not failure:
+        part = part_length(offset, count)
+        pthread_rwlock_rdlock(&disk.pool.cut_lock)
+        if part:
+            failure = write_part(disk, offset, part, data)
+        else:
+            blocks = count // BLOCK_BYTES
+            if blocks > WRITE_CHUNK_BLOCKS:
+                blocks = WRITE_CHUNK_BLOCKS
+            part = blocks * BLOCK_BYTES
+            failure = write_blocks(disk, offset // BLOCK_BYTES, blocks, data)
+        pthread_rwlock_unlock(&disk.pool.cut_lock)
+        data += part
+        offset += part
+        count -= part
+    pthread_rwlock_unlock(&disk.lock)
+    if fua and not failure:
+        failure = disk_flush(disk)
+    return failure
+
+
+cdef int disk_flush(Disk* disk) noexcept nogil:
+    """Make durable every write that was replied to before, on any connection."""
+    if disk.deleted:
+        return ESHUTDOWN
+    return log_flush(disk.pool.log, load_u64(&disk.pool.log.next_lsn))
+
+
+cdef int stop_at_data(void* opaque, uint64_t block, uint64_t count, bint hole) noexcept nogil:
+    if hole:
+        return 0
+    (<bint*>opaque)[0] = True
+    return -1
+
+
+cdef int punch_blocks(Disk* disk, uint64_t first, uint64_t count) noexcept nogil:
+    """Make holes of whole blocks.  Caller holds disk.lock exclusively: no block of the range is being written."""
+    cdef uint64_t address = 0, lsn = 0
+    cdef bint any_data = False
+    cdef int failure
+    failure = map_runs(disk.pool.nodes, &disk.map, first, count, stop_at_data, &any_data)
+    if not any_data:
+        return failure
+    failure = log_append(disk.pool.log, ENTRY_HOLE, disk.id, first, count, 0, NULL, 0, &address, &lsn)
+    return failure or map_punch(disk.pool.nodes, &disk.map, first, count)
+
+
+cdef int disk_zero(Disk* disk, uint64_t count, uint64_t offset, bint fua) noexcept nogil:
+    """Discard and write-zeroes alike: the range reads as zeros and holds no space."""
+    cdef uint64_t part
+    cdef int failure
+    pthread_rwlock_wrlock(&disk.lock)
+    failure = check_writable(disk, count, offset)
+    pthread_rwlock_rdlock(&disk.pool.cut_lock)
+    while count and not failure:
+        # the last block of a disk may be a part of one: beyond the end there is nothing to keep
+        if offset % BLOCK_BYTES == 0 and offset + count == disk.size_bytes:
+            failure = punch_blocks(disk, offset // BLOCK_BYTES, (count + BLOCK_BYTES - 1) // BLOCK_BYTES)
+            part = count
+        elif part_length(offset, count):
+            part = part_length(offset, count)
+            failure = write_part(disk, offset, <uint32_t>part, NULL)
+        else:
+            part = count // BLOCK_BYTES * BLOCK_BYTES
+            failure = punch_blocks(disk, offset // BLOCK_BYTES, part // BLOCK_BYTES)
+        offset += part
+        count -= part
+    pthread_rwlock_unlock(&disk.pool.cut_lock)
+    pthread_rwlock_unlock(&disk.lock)
+    if fua and not failure:
+        failure = disk_flush(disk)
+    return failure
+
+
+cdef int disk_clear_tail(Disk* disk) noexcept nogil:
+    """Zero what is between the end of a disk and the end of its last block: an earlier shrink may have left bytes there."""
+    cdef uint64_t tail
+    cdef int failure = 0
+    pthread_rwlock_wrlock(&disk.lock)
+    tail = disk.size_bytes % BLOCK_BYTES
+    if tail:
+        pthread_rwlock_rdlock(&disk.pool.cut_lock)
+        failure = write_part(disk, disk.size_bytes, <uint32_t>(BLOCK_BYTES - tail), NULL)
+        pthread_rwlock_unlock(&disk.pool.cut_lock)
+    pthread_rwlock_unlock(&disk.lock)
+    return failure
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+cdef struct ExtentJoin:
+    extent_callback callback
+    void* opaque
+    uint64_t end_bytes              # of the range asked for
+    uint64_t offset                 # of the run being joined
+    uint64_t length
+    bint hole
+
+
+cdef int join_run(void* opaque, uint64_t block, uint64_t count, bint hole) noexcept nogil:
+    """Join neighbours of one state, cut the last block to the range, pass on what is complete."""
+    cdef ExtentJoin* join = <ExtentJoin*>opaque
+    cdef uint64_t offset = block * BLOCK_BYTES
+    cdef uint64_t length = count * BLOCK_BYTES
+    cdef int stop = 0
+    if offset + length > join.end_bytes:
+        length = join.end_bytes - offset
+    if join.length and join.hole == hole and join.offset + join.length == offset:
+        join.length += length
+        return 0
+    if join.length:
+        stop = join.callback(join.opaque, join.offset, join.length, join.hole)
+    join.offset = offset
+    join.length = length
+    join.hole = hole
+    return stop
+
+
+cdef int disk_extents(
+    Disk* disk, uint64_t count, uint64_t offset, extent_callback callback, void* opaque
+) noexcept nogil:
+    """Call back for the extents of a range, in order, joined; the first begins at `offset`'s block."""
+    cdef ExtentJoin join
+    cdef uint64_t first = offset // BLOCK_BYTES
+    cdef int failure = 0
+    memset(&join, 0, sizeof(join))
+    join.callback = callback
+    join.opaque = opaque
+    join.end_bytes = offset + count
+    pthread_rwlock_rdlock(&disk.lock)
+    if disk.deleted:
+        failure = ESHUTDOWN
+    elif offset + count > disk.size_bytes:
+        failure = EINVAL
+    elif count:
+        failure = map_runs(disk.pool.nodes, &disk.map, first,
+                           (offset + count + BLOCK_BYTES - 1) // BLOCK_BYTES - first, join_run, &join)
+    if not failure and join.length:
+        failure = callback(opaque, join.offset, join.length, join.hole)
+    pthread_rwlock_unlock(&disk.lock)
+    return failure
+
+
+cdef int disk_cache(Disk* disk, uint32_t count, uint64_t offset) noexcept nogil:
+    """Bring a range into the page cache by reading (and verifying) it."""
+    cdef char* buffer = <char*>malloc(READ_CHUNK_BLOCKS * BLOCK_BYTES)
+    cdef uint32_t part
+    cdef int failure = 0
+    if buffer == NULL:
+        return ENOMEM
+    while count and not failure:
+        part = READ_CHUNK_BLOCKS * BLOCK_BYTES if count > READ_CHUNK_BLOCKS * BLOCK_BYTES else count
+        failure = disk_read(disk, buffer, part, offset)
+        offset += part
+        count -= part
+    free(buffer)
+    return failure
+
+
+cdef uint64_t disk_size_bytes(Disk* disk) noexcept nogil:
+    return load_u64(&disk.size_bytes)
+
+
+cdef bint disk_is_snapshot(Disk* disk) noexcept nogil:
+    return disk.snapshot

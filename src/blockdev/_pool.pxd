@@ -1,0 +1,35 @@
+"""The Python objects around the data path, and the primitives from which pool.py builds its operations."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from blockdev._disk cimport Disk, PoolState
+
+cpdef enum RecordType:              # of log records; also what an action does when the record takes effect
+    CREATE = 1
+    SNAPSHOT = 2
+    CLONE = 3
+    RESTORE = 4
+    RELABEL = 5
+    DELETE = 6
+    RESIZE = 7
+
+cdef class Core:                    # owns the C state of one open pool
+    cdef PoolState* state
+    cdef readonly bint closed
+    cdef public object pool         # weak reference to the Pool, for operations called on a disk
+    cdef raise_for(self, int failure, str what)
+
+cdef class DiskObject:
+    cdef Disk* disk
+    cdef readonly Core core         # keeps the pool's memory alive
+    cdef readonly object name       # str or None
+    cdef readonly bytes tag
+    cdef readonly uint32_t origin_id
+    cdef fail(self, int failure, str verb, uint64_t offset, uint64_t length)
+    cdef _read(self, char* out, uint64_t offset, uint64_t length)
+
+cdef class VDisk(DiskObject):
+    cdef _zero(self, offset, length, str verb)
+
+cdef class VDiskSnapshot(DiskObject):
+    pass

@@ -1,0 +1,718 @@
+"""The Python objects around the data path: an open pool's state, its disks and snapshots.  See _pool.pxd.
+
+Threads: Core's methods are called one at a time (pool.py holds its lock); a disk's methods from any thread at once.
+"""
+
+import os
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.errno cimport EIO, ENOMEM, ENOSPC, EPERM
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memmove, memset, strncpy
+
+from blockdev import errors
+from blockdev.types import Extent
+
+from blockdev._cow cimport (
+    NODE_RECORD_BYTES, Map, RetiredSlot, SlotVector, map_destroy, map_diff, map_grow, map_height_for, map_init, map_punch,
+    nodes_create, nodes_destroy, nodes_evict, nodes_finish, nodes_freeze, nodes_reclaim, nodes_release_slots,
+    nodes_thaw, nodes_write, slots_push,
+)
+from blockdev._dedup cimport (
+    DedupEntry, Fingerprint, checksum64, dedup_create, dedup_destroy, dedup_export, dedup_insert,
+)
+from blockdev._disk cimport (
+    BLOCK_BYTES, BLOCK_LOCKS, LABEL_BYTES, Disk, PoolState, disk_clear_tail, disk_extents,
+    disk_flush, disk_read, disk_write, disk_zero,
+)
+from blockdev._log cimport (
+    BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, log_append, log_close, log_create, log_destroy, log_flush,
+    log_position, segments_add, segments_create, segments_destroy,
+)
+from blockdev._medium cimport MEDIUM_WRITE, medium_close, medium_open, medium_sync
+from blockdev._sync cimport (
+    load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_rwlock_destroy, pthread_rwlock_rdlock,
+    pthread_rwlock_unlock, pthread_rwlock_wrlock, rwlock_init_writer_first, store_u64,
+)
+
+cdef extern from "<errno.h>" nogil:
+    enum:
+        ESHUTDOWN
+
+API_VERSION = 1                     # checked by blockdev/__init__.py: a stale build says so
+
+
+# --- pool operations -------------------------------------------------------------------------------------------------
+
+cdef struct Action:
+    int kind                        # RecordType
+    Disk* target
+    Disk* source
+    uint64_t size_bytes
+
+
+cdef Disk* disk_to_lock(Action* action) noexcept nogil:
+    """The disk whose requests must stand still while the action takes effect; NULL: nobody can be using it."""
+    if action.kind == RecordType.SNAPSHOT:
+        return action.source
+    if action.kind == RecordType.CREATE or action.kind == RecordType.CLONE:
+        return NULL
+    return action.target
+
+
+cdef void copy_map(Disk* target, Disk* source) noexcept nogil:
+    store_u64(&target.map.root, load_u64(&source.map.root))
+    target.map.height = source.map.height
+    store_u64(&target.size_bytes, source.size_bytes)
+
+
+cdef void raise_epoch(Disk* disk) noexcept nogil:
+    """From here on no node that the disk reaches is writable for it."""
+    disk.epoch += 1
+    disk.map.owner = (<uint64_t>disk.id << 32) | disk.epoch
+
+
+cdef int apply_resize(PoolState* pool, Disk* disk, uint64_t size_bytes) noexcept nogil:
+    cdef uint64_t first = (size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
+    cdef uint64_t end = (disk.size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
+    cdef int failure
+    if first < end:
+        failure = map_punch(pool.nodes, &disk.map, first, end - first)
+    else:
+        failure = map_grow(pool.nodes, &disk.map, map_height_for(size_bytes))
+    if not failure:
+        store_u64(&disk.size_bytes, size_bytes)
+    return failure
+
+
+cdef int apply_action(PoolState* pool, Action* action, uint64_t lsn) noexcept nogil:
+    if action.kind == RecordType.SNAPSHOT:
+        copy_map(action.target, action.source)
+        action.target.lsn = lsn
+        raise_epoch(action.source)
+    elif action.kind == RecordType.CLONE:
+        copy_map(action.target, action.source)
+    elif action.kind == RecordType.RESTORE:
+        copy_map(action.target, action.source)
+        raise_epoch(action.target)
+    elif action.kind == RecordType.RESIZE:
+        return apply_resize(pool, action.target, action.size_bytes)
+    elif action.kind == RecordType.DELETE:
+        action.target.deleted = True
+    return 0
+
+
+cdef int commit_actions(
+    PoolState* pool, Action* actions, Disk** locked, uint32_t action_count, uint32_t locked_count,
+    const char* record, uint64_t record_bytes, uint32_t slots, uint64_t* end_lsn
+) noexcept nogil:
+    """One record, one LSN, all actions: with the disks in `locked` (in id order) standing still."""
+    cdef uint64_t address = 0
+    cdef uint32_t i
+    cdef int failure
+    for i in range(locked_count):
+        pthread_rwlock_wrlock(&locked[i].lock)
+    pthread_rwlock_rdlock(&pool.cut_lock)
+    failure = log_append(pool.log, ENTRY_RECORD, slots, record_bytes, checksum64(record, record_bytes), 0,
+                         record, slots, &address, end_lsn)
+    for i in range(action_count):
+        if failure:
+            break
+        failure = apply_action(pool, &actions[i], end_lsn[0] - 1)
+    pthread_rwlock_unlock(&pool.cut_lock)
+    for i in range(locked_count):
+        pthread_rwlock_unlock(&locked[i].lock)
+    return failure
+
+
+cdef struct Cut:                    # what take_cut copies; all owned by the caller
+    uint64_t lsn
+    uint32_t segment_id
+    uint32_t index
+    uint64_t generation
+    uint64_t next_node_id
+    Disk* disks
+    RetiredSlot* free_slots
+    uint64_t free_count
+    RetiredSlot* retired_slots
+    uint64_t retired_count
+
+
+cdef RetiredSlot* copy_slots(const SlotVector* slots, uint64_t* count) noexcept nogil:
+    cdef RetiredSlot* copy = <RetiredSlot*>malloc((slots.count + 1) * sizeof(RetiredSlot))
+    if copy != NULL:
+        memcpy(copy, slots.items, slots.count * sizeof(RetiredSlot))
+        count[0] = slots.count
+    return copy
+
+
+cdef int take_cut(PoolState* pool, Disk** disks, uint32_t count, Cut* cut) noexcept nogil:
+    """Freeze the maps and copy all that a checkpoint says of this instant.  Writers wait for this only."""
+    cdef uint32_t i
+    pthread_rwlock_wrlock(&pool.cut_lock)
+    # slot lists change with map updates only, which cut_lock excludes
+    cut.free_slots = copy_slots(&pool.nodes.free_slots, &cut.free_count)
+    cut.retired_slots = copy_slots(&pool.nodes.retired_slots, &cut.retired_count)
+    if cut.free_slots == NULL or cut.retired_slots == NULL:
+        pthread_rwlock_unlock(&pool.cut_lock)
+        return ENOMEM
+    cut.generation = pool.nodes.generation
+    cut.next_node_id = pool.nodes.next_id
+    pool.frozen = nodes_freeze(pool.nodes)
+    log_position(pool.log, &cut.segment_id, &cut.index, &cut.lsn)
+    for i in range(count):
+        memcpy(&cut.disks[i], disks[i], sizeof(Disk))
+    pthread_rwlock_unlock(&pool.cut_lock)
+    return 0
+
+
+cdef class Core:
+    """The C state of one open pool.  Used by pool.py, which serialises all calls of its methods."""
+
+    def __cinit__(self, str path, bytes uuid, uint32_t segment_slots, uint64_t generation, uint64_t next_node_id,
+                  uint64_t dedup_bytes, uint64_t segments_open_max):
+        cdef bytes segments_path = (path + "/segments").encode()
+        cdef bytes nodes_path = (path + "/map/nodes").encode()
+        cdef const uint8_t* uuid_bytes = <const uint8_t*>PyBytes_AS_STRING(uuid)
+        cdef int i, failure
+        self.state = <PoolState*>calloc(1, sizeof(PoolState))
+        if self.state == NULL:
+            raise MemoryError()
+        self.state.node_file = -1
+        rwlock_init_writer_first(&self.state.cut_lock)
+        for i in range(BLOCK_LOCKS):
+            pthread_mutex_init(&self.state.block_locks[i], NULL)
+        failure = medium_open(nodes_path, MEDIUM_WRITE, &self.state.node_file)
+        if failure:
+            raise errors.MediumError(f"{path}/map/nodes cannot be opened", failure)
+        self.state.segments = segments_create(segments_path, uuid_bytes, segment_slots, segments_open_max)
+        self.state.nodes = nodes_create(self.state.node_file, uuid_bytes, generation, next_node_id)
+        if self.state.segments == NULL or self.state.nodes == NULL:
+            raise MemoryError()
+        if dedup_create(&self.state.dedup, dedup_bytes):
+            raise MemoryError()
+
+    def __dealloc__(self):
+        cdef int i
+        if self.state == NULL:
+            return
+        log_destroy(self.state.log)
+        nodes_destroy(self.state.nodes)
+        segments_destroy(self.state.segments)
+        dedup_destroy(self.state.dedup)
+        if self.state.node_file >= 0:
+            medium_close(self.state.node_file)
+        pthread_rwlock_destroy(&self.state.cut_lock)
+        for i in range(BLOCK_LOCKS):
+            pthread_mutex_destroy(&self.state.block_locks[i])
+        free(self.state)
+
+    def add_segment(self, uint32_t id, uint32_t generation, uint64_t size_bytes):
+        """Make a segment file known, at open."""
+        if segments_add(self.state.segments, id, generation, size_bytes):
+            raise errors.Corrupt(f"segment {id:08x} is there twice; move one of its files away")
+
+    def add_free_slots(self, bytes free_ids, bytes retired):
+        """Take over the slot lists of a checkpoint: u64 each; (u64 id, u64 generation) each."""
+        cdef const uint64_t* ids = <const uint64_t*>PyBytes_AS_STRING(free_ids)
+        cdef const RetiredSlot* slots = <const RetiredSlot*>PyBytes_AS_STRING(retired)
+        cdef uint64_t i
+        for i in range(len(free_ids) // sizeof(uint64_t)):
+            slots_push(&self.state.nodes.free_slots, ids[i], 0)
+        for i in range(len(retired) // sizeof(RetiredSlot)):
+            slots_push(&self.state.nodes.retired_slots, slots[i].id, slots[i].generation)
+
+    def set_segment_bytes(self, uint64_t size_bytes):
+        """What the segment files take in all, after recovery changed some."""
+        self.state.segments.bytes_used = size_bytes
+
+    def start_log(self, uint32_t next_segment_id, uint64_t next_lsn):
+        """Begin to take writes, at `next_lsn`, in a new segment."""
+        self.state.log = log_create(self.state.segments, next_segment_id, next_lsn)
+        if self.state.log == NULL:
+            raise MemoryError()
+
+    def set_limits(self, uint64_t data_bytes, uint64_t all_bytes):
+        """How far the segments may grow: by new data, and by anything at all."""
+        self.state.log.data_limit_bytes = data_bytes
+        self.state.log.hard_limit_bytes = all_bytes
+
+    def commit(self, bytes record, list actions):
+        """Append a record and let its actions take effect at its LSN.  Returns the LSN to flush to.
+
+        actions: (RecordType, target, source or None, size_bytes) each, with DiskObjects.
+        """
+        cdef uint32_t slots = (len(record) + SLOT_BYTES - 1) // SLOT_BYTES
+        cdef bytes payload = record.ljust(slots * SLOT_BYTES, b"\0")
+        cdef const char* place = payload
+        cdef uint64_t end_lsn = 0, record_bytes = len(record)
+        cdef uint32_t count = len(actions), locked_count = 0
+        cdef Action* array
+        cdef Disk** locked
+        cdef int failure
+        if slots > BATCH_ENTRIES_MAX:
+            raise errors.InvalidArgument("too many objects in one operation; do it in parts")
+        array = <Action*>calloc(count + 1, sizeof(Action))
+        locked = <Disk**>calloc(count + 1, sizeof(Disk*))
+        try:
+            if array == NULL or locked == NULL:
+                raise MemoryError()
+            fill_actions(array, actions)
+            locked_count = fill_locked(locked, array, count)
+            with nogil:
+                failure = commit_actions(self.state, array, locked, count, locked_count, place, record_bytes,
+                                         slots, &end_lsn)
+        finally:
+            free(array)
+            free(locked)
+        self.raise_for(failure, "the operation")
+        return end_lsn
+
+    def apply(self, list actions, uint64_t lsn):
+        """Replay: let the actions of a record take effect, without logging."""
+        cdef Action action
+        cdef int failure
+        for one in actions:
+            fill_actions(&action, [one])
+            failure = apply_action(self.state, &action, lsn)
+            self.raise_for(failure, "replay")
+
+    def flush(self, lsn=None):
+        """Make durable everything below `lsn` (default: all that is appended)."""
+        cdef uint64_t target = load_u64(&self.state.log.next_lsn) if lsn is None else lsn
+        cdef int failure
+        with nogil:
+            failure = log_flush(self.state.log, target)
+        self.raise_for(failure, "flush")
+
+    cdef raise_for(self, int failure, str what):
+        if failure == 0:
+            return
+        if self.state.log != NULL and self.state.log.poisoned:
+            raise errors.Poisoned("an earlier write to the pool failed; see the engine's log, and restart the engine")
+        if failure == ENOSPC:
+            raise errors.PoolFull("the pool is full; delete something or raise its capacity")
+        raise errors.MediumError(f"{what} failed with errno {failure}", failure)
+
+    def checkpoint_cut(self, list disks):
+        """The instant of a checkpoint: freezes all maps at one LSN.
+
+        Returns (lsn, segment id, slot index, generation, next node id, free ids, retired slots,
+        [(id, size, root, height, epoch, lsn)] in the order of `disks`).
+        """
+        cdef Cut cut
+        cdef uint32_t count = len(disks), i
+        cdef Disk** array = <Disk**>calloc(count + 1, sizeof(Disk*))
+        cdef int failure
+        memset(&cut, 0, sizeof(cut))
+        cut.disks = <Disk*>calloc(count + 1, sizeof(Disk))
+        try:
+            if array == NULL or cut.disks == NULL:
+                raise MemoryError()
+            for i in range(count):
+                array[i] = (<DiskObject>disks[i]).disk
+            with nogil:
+                failure = take_cut(self.state, array, count, &cut)
+            if failure:
+                raise MemoryError()
+            states = [(cut.disks[i].id, cut.disks[i].size_bytes, cut.disks[i].map.root, cut.disks[i].map.height,
+                       cut.disks[i].epoch, cut.disks[i].lsn) for i in range(count)]
+            return (cut.lsn, cut.segment_id, cut.index, cut.generation, cut.next_node_id,
+                    slot_ids(cut.free_slots, cut.free_count),
+                    PyBytes_FromStringAndSize(<char*>cut.retired_slots, cut.retired_count * sizeof(RetiredSlot)),
+                    states)
+        finally:
+            free(array)
+            free(cut.disks)
+            free(cut.free_slots)
+            free(cut.retired_slots)
+
+    def checkpoint_write(self, uint64_t lsn):
+        """Write and sync the frozen nodes, and the log up to the cut."""
+        cdef int failure
+        with nogil:
+            failure = nodes_write(self.state.nodes, self.state.frozen)
+            if not failure:
+                failure = medium_sync(self.state.node_file)
+            if not failure:
+                failure = log_flush(self.state.log, lsn)
+        self.raise_for(failure, "checkpoint")
+
+    def checkpoint_end(self, bint done, uint64_t release_generation):
+        """After the superblock names the checkpoint (done), or after a failure: its nodes are dirty again."""
+        with nogil:
+            if done:
+                nodes_finish(self.state.nodes, self.state.frozen)
+                nodes_release_slots(self.state.nodes, release_generation)
+            else:
+                nodes_thaw(self.state.nodes, self.state.frozen)
+            self.state.frozen = NULL
+
+    def tend_memory(self, uint64_t resident_nodes_max):
+        """Free map nodes that nobody uses, beyond the budget."""
+        with nogil:
+            nodes_reclaim(self.state.nodes)
+            if self.state.nodes.resident_count > resident_nodes_max:
+                nodes_evict(self.state.nodes, resident_nodes_max - resident_nodes_max // 8)
+
+    def export_dedup(self, uint64_t first_bucket, uint64_t bucket_count):
+        """Entries of a range of buckets as bytes (u64 key, u64 address each); None past the last bucket."""
+        cdef DedupEntry* entries
+        cdef uint64_t count
+        if first_bucket >= self.state.dedup.bucket_count:
+            return None
+        entries = <DedupEntry*>malloc(bucket_count * 4 * sizeof(DedupEntry))
+        if entries == NULL:
+            raise MemoryError()
+        with nogil:
+            count = dedup_export(self.state.dedup, first_bucket, entries, bucket_count)
+        exported = PyBytes_FromStringAndSize(<char*>entries, count * sizeof(DedupEntry))
+        free(entries)
+        return exported
+
+    def import_dedup(self, bytes entries):
+        """Insert exported entries; they are hints, so nothing about them is trusted."""
+        cdef const DedupEntry* place = <const DedupEntry*>PyBytes_AS_STRING(entries)
+        cdef uint64_t i, count = len(entries) // sizeof(DedupEntry)
+        cdef Fingerprint fingerprint
+        with nogil:
+            for i in range(count):
+                fingerprint.low = place[i].key
+                fingerprint.high = 0
+                dedup_insert(self.state.dedup, fingerprint, place[i].address)
+
+    def stats(self):
+        """Counters and sizes; see Pool.stats."""
+        cdef PoolState* pool = self.state
+        return {
+            "segment_bytes": pool.segments.bytes_used,
+            "segment_count": pool.segments.id_end - 1,
+            "map_bytes": pool.nodes.next_id * NODE_RECORD_BYTES,
+            "next_lsn": pool.log.next_lsn,
+            "durable_lsn": pool.log.durable_lsn,
+            "syncs": pool.log.syncs,
+            "batches": pool.log.batches,
+            "poisoned": pool.log.poisoned,
+            "nodes_resident": pool.nodes.resident_count,
+            "nodes_dirty": pool.nodes.dirty_count,
+            "nodes_copied": pool.nodes.nodes_copied,
+            "nodes_visited": pool.nodes.nodes_visited,
+            "nodes_faulted": pool.nodes.nodes_faulted,
+            "nodes_evicted": pool.nodes.nodes_evicted,
+            "dedup_entries": pool.dedup.entry_count,
+            "blocks_read": pool.counters.blocks_read,
+            "blocks_written": pool.counters.blocks_written,
+            "blocks_deduplicated": pool.counters.blocks_deduplicated,
+            "blocks_unchanged": pool.counters.blocks_unchanged,
+            "blocks_zero": pool.counters.blocks_zero,
+            "dedup_mismatches": pool.counters.dedup_mismatches,
+            "checksum_errors": pool.counters.checksum_errors,
+        }
+
+    def close(self, list disks):
+        """End all requests, then flush and seal the log.  The disks answer Gone from here on."""
+        cdef Disk* disk
+        cdef int failure
+        self.closed = True
+        for one in disks:
+            disk = (<DiskObject>one).disk
+            with nogil:
+                pthread_rwlock_wrlock(&disk.lock)
+                disk.deleted = True
+                pthread_rwlock_unlock(&disk.lock)
+        with nogil:
+            failure = log_close(self.state.log)
+        self.raise_for(failure, "closing the log")
+
+
+cdef bytes slot_ids(RetiredSlot* slots, uint64_t count):
+    cdef uint64_t i
+    cdef bytes ids = PyBytes_FromStringAndSize(NULL, count * sizeof(uint64_t))
+    cdef uint64_t* place = <uint64_t*>PyBytes_AS_STRING(ids)
+    for i in range(count):
+        place[i] = slots[i].id
+    return ids
+
+
+cdef void fill_actions(Action* array, list actions):
+    cdef DiskObject target, source
+    for i, (kind, target, source, size_bytes) in enumerate(actions):
+        array[i].kind = kind
+        array[i].target = target.disk
+        array[i].source = NULL if source is None else source.disk
+        array[i].size_bytes = size_bytes
+
+
+cdef uint32_t fill_locked(Disk** locked, Action* actions, uint32_t count) noexcept nogil:
+    """The disks to stand still, once each, in id order."""
+    cdef uint32_t i, place, used = 0
+    cdef Disk* disk
+    for i in range(count):
+        disk = disk_to_lock(&actions[i])
+        if disk == NULL:
+            continue
+        place = used
+        while place > 0 and locked[place - 1].id > disk.id:
+            place -= 1
+        if place > 0 and locked[place - 1] == disk:
+            continue
+        memmove(&locked[place + 1], &locked[place], (used - place) * sizeof(Disk*))
+        locked[place] = disk
+        used += 1
+    return used
+
+
+# --- disks -----------------------------------------------------------------------------------------------------------
+
+cdef class DiskObject:
+    """What a vdisk and a vdisk snapshot have in common: they can be read."""
+
+    def __dealloc__(self):
+        if self.disk != NULL:
+            map_destroy(&self.disk.map)
+            pthread_rwlock_destroy(&self.disk.lock)
+            free(self.disk)
+
+    @property
+    def id(self):
+        return self.disk.id
+
+    @property
+    def size_bytes(self):
+        return load_u64(&self.disk.size_bytes)
+
+    @property
+    def deleted(self):
+        return bool(self.disk.deleted)
+
+    def set_label(self, name, bytes tag):
+        """Take a new name and tag; the pool calls this at the place of the record in the log."""
+        self.name = name
+        self.tag = tag
+        label = (name or f"object {self.disk.id}").encode()[:LABEL_BYTES - 1]
+        strncpy(self.disk.label, PyBytes_AS_STRING(label), LABEL_BYTES - 1)
+
+    def __repr__(self):
+        return f"<{type(self).__name__} {self.disk.id} {self.name!r} {self.size_bytes} bytes>"
+
+    cdef fail(self, int failure, str verb, uint64_t offset, uint64_t length):
+        cdef str place
+        if failure == 0:
+            return
+        place = f"{verb} {self.name or self.disk.id} at {offset}+{length}"
+        if failure == ENOSPC:
+            raise errors.PoolFull(f"{place}: the pool is full; delete something or raise its capacity")
+        if failure == EPERM:
+            raise errors.ReadOnly(f"{place}: a snapshot cannot be written; clone it")
+        if failure == ESHUTDOWN:
+            raise errors.Gone(f"{place}: it was deleted or its pool is closed")
+        if failure == EIO and self.disk.pool.log.poisoned:
+            raise errors.Poisoned(f"{place}: an earlier write to the pool failed; restart the engine")
+        if failure == EIO:
+            raise errors.Corrupt(f"{place}: bytes at rest do not verify; run blockdevctl pool check")
+        raise errors.MediumError(f"{place}: {os.strerror(failure)}", failure)
+
+    def _check_range(self, offset, length):
+        if offset < 0 or length < 0 or offset % 512 or length % 512:
+            raise errors.InvalidArgument(f"offset {offset} and length {length} must be multiples of 512 bytes")
+        if offset + length > self.size_bytes:
+            raise errors.InvalidArgument(
+                f"bytes {offset}+{length} are beyond the end of {self.name or self.id} ({self.size_bytes} bytes)")
+
+    def read(self, offset, length):
+        """`length` bytes from `offset` on.  Corrupt when a block does not verify."""
+        self._check_range(offset, length)
+        content = PyBytes_FromStringAndSize(NULL, length)
+        self._read(PyBytes_AS_STRING(content), offset, length)
+        return content
+
+    def read_into(self, offset, buffer):
+        """Fill a writable buffer from `offset` on."""
+        cdef Py_buffer view
+        PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+        try:
+            self._check_range(offset, view.len)
+            self._read(<char*>view.buf, offset, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef _read(self, char* out, uint64_t offset, uint64_t length):
+        cdef uint64_t done = 0
+        cdef uint32_t part
+        cdef int failure = 0
+        with nogil:
+            while done < length and not failure:
+                part = <uint32_t>(length - done if length - done < 0x40000000 else 0x40000000)
+                failure = disk_read(self.disk, out + done, part, offset + done)
+                done += part
+        self.fail(failure, "reading", offset, length)
+
+    def extents(self, offset=0, length=None):
+        """Extents of data and holes of a range (default: to the end), in order, joined."""
+        cdef uint64_t start = offset, count
+        cdef void* opaque
+        cdef int failure
+        length = self.size_bytes - offset if length is None else length
+        self._check_range(offset, length)
+        count = length
+        found = []
+        opaque = <void*>found
+        with nogil:
+            failure = disk_extents(self.disk, count, start, collect_extent, opaque)
+        self.fail(failure, "extents of", offset, length)
+        return found
+
+    def flush(self):
+        """Make durable every write that returned before."""
+        cdef int failure
+        with nogil:
+            failure = disk_flush(self.disk)
+        self.fail(failure, "flushing", 0, 0)
+
+    def changed_since(self, DiskObject older):
+        """Extents of this disk whose blocks differ from `older`'s (None: from nothing)."""
+        cdef DiffCollect collect
+        cdef Map* map = NULL if older is None else &older.disk.map
+        cdef uint64_t blocks = (self.size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
+        cdef int failure
+        found = []
+        collect.found = <void*>found
+        collect.length = 0
+        collect.end_bytes = self.size_bytes
+        with nogil:
+            failure = map_diff(self.disk.pool.nodes, map, &self.disk.map, blocks, collect_difference, &collect)
+        self.fail(failure, "comparing", 0, self.size_bytes)
+        pass_difference(&collect)
+        return found
+
+
+cdef int collect_extent(void* opaque, uint64_t offset, uint64_t length, bint hole) noexcept nogil:
+    with gil:
+        (<list>opaque).append(Extent(offset, length, "hole" if hole else "data"))
+    return 0
+
+
+cdef struct DiffCollect:
+    void* found                     # a list of Extent, borrowed
+    uint64_t end_bytes              # of the newer disk
+    uint64_t offset                 # of the run being joined
+    uint64_t length
+    bint hole
+
+
+cdef void pass_difference(DiffCollect* collect) noexcept nogil:
+    if collect.length:
+        if collect.offset + collect.length > collect.end_bytes:
+            collect.length = collect.end_bytes - collect.offset
+        with gil:
+            (<list>collect.found).append(
+                Extent(collect.offset, collect.length, "hole" if collect.hole else "data"))
+
+
+cdef int collect_difference(void* opaque, uint64_t block, uint64_t count, bint hole) noexcept nogil:
+    cdef DiffCollect* collect = <DiffCollect*>opaque
+    if collect.length and collect.hole == hole and collect.offset + collect.length == block * BLOCK_BYTES:
+        collect.length += count * BLOCK_BYTES
+        return 0
+    pass_difference(collect)
+    collect.offset = block * BLOCK_BYTES
+    collect.length = count * BLOCK_BYTES
+    collect.hole = hole
+    return 0
+
+
+cdef class VDisk(DiskObject):
+    """One guest-visible disk that can be written."""
+
+    @property
+    def epoch(self):
+        return self.disk.epoch
+
+    @property
+    def height(self):
+        """Levels of the map: how many nodes a first write after a snapshot copies at the most."""
+        return self.disk.map.height
+
+    def write(self, offset, buffer, fua=False):
+        """Write a buffer at `offset`; durable after flush(), or on return with `fua`."""
+        cdef Py_buffer view
+        cdef uint64_t start, done = 0
+        cdef uint32_t part
+        cdef bint durable = fua
+        cdef int failure = 0
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+        try:
+            self._check_range(offset, view.len)
+            start = offset
+            with nogil:
+                while done < <uint64_t>view.len and not failure:
+                    part = <uint32_t>(view.len - done if view.len - done < 0x40000000 else 0x40000000)
+                    failure = disk_write(self.disk, <char*>view.buf + done, part, start + done, durable)
+                    done += part
+            self.fail(failure, "writing", offset, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    def discard(self, offset, length):
+        """Let go of a range: it reads as zeros."""
+        self._zero(offset, length, "discarding")
+
+    def write_zeroes(self, offset, length):
+        """Make a range read as zeros; like discard, it then holds no space."""
+        self._zero(offset, length, "zeroing")
+
+    def resize(self, size_bytes):
+        """Change the size; see Pool.resize."""
+        self.core.pool().resize(self, size_bytes)
+
+    def clear_tail(self):
+        """Zero the bytes between the end of the disk and the end of its last block, before it grows."""
+        cdef int failure
+        with nogil:
+            failure = disk_clear_tail(self.disk)
+        self.fail(failure, "resizing", self.size_bytes, 0)
+
+    cdef _zero(self, offset, length, str verb):
+        cdef uint64_t start, count
+        cdef int failure
+        self._check_range(offset, length)
+        start = offset
+        count = length
+        with nogil:
+            failure = disk_zero(self.disk, count, start, False)
+        self.fail(failure, verb, offset, length)
+
+
+cdef class VDiskSnapshot(DiskObject):
+    """An immutable point in time of one vdisk."""
+
+    @property
+    def vdisk_id(self):
+        return self.origin_id
+
+    @property
+    def lsn(self):
+        return self.disk.lsn
+
+
+def make_disk(Core core, bint snapshot, uint32_t id, uint64_t size_bytes, uint64_t root, uint32_t height,
+              uint32_t epoch, uint64_t lsn, uint32_t origin_id, name, bytes tag):
+    """A VDisk, or with `snapshot` a VDiskSnapshot; height 0: the fewest levels for the size."""
+    cdef DiskObject made = VDiskSnapshot.__new__(VDiskSnapshot) if snapshot else VDisk.__new__(VDisk)
+    made.disk = <Disk*>calloc(1, sizeof(Disk))
+    if made.disk == NULL:
+        raise MemoryError()
+    made.core = core
+    made.origin_id = origin_id
+    made.disk.pool = core.state
+    made.disk.id = id
+    made.disk.epoch = epoch
+    made.disk.snapshot = snapshot
+    made.disk.size_bytes = size_bytes
+    made.disk.lsn = lsn
+    map_init(&made.disk.map, root, height or map_height_for(size_bytes), 0 if snapshot else (<uint64_t>id << 32) | epoch)
+    rwlock_init_writer_first(&made.disk.lock)
+    made.set_label(name, tag)
+    return made

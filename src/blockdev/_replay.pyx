@@ -1,0 +1,414 @@
+"""Replay of the log, and the walk that check and scrub make.  See _replay.pxd; all of it runs with the pool's lock held."""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.errno cimport EIO, ENOMEM
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memset
+
+from blockdev import errors
+from blockdev.types import Extent
+
+from blockdev._cow cimport map_leaves, map_punch, map_update
+from blockdev._dedup cimport Fingerprint, checksum64, dedup_insert, fingerprint_block
+from blockdev._log cimport (
+    ENTRY_DATA, ENTRY_HOLE, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry, BatchHeader, Segment, batch_verify,
+    make_address, segment_pin, segment_seal, segment_unpin, segments_get,
+)
+from blockdev._disk cimport Disk, PoolState, fetch_run
+from blockdev._medium cimport medium_read, medium_size, medium_sync, medium_unlink
+from blockdev._pool cimport Core, DiskObject
+from blockdev._sync cimport load_u32, load_u64, store_u32
+
+
+# --- finding the run of sound batches --------------------------------------------------------------------------------
+
+cdef int run_push(Run* run, uint32_t segment_id, uint32_t index, const BatchHeader* header) noexcept nogil:
+    cdef BatchPlace* batches
+    if run.count == run.room:
+        batches = <BatchPlace*>realloc(run.batches, (run.room * 2 + 1024) * sizeof(BatchPlace))
+        if batches == NULL:
+            return ENOMEM
+        run.batches = batches
+        run.room = run.room * 2 + 1024
+    run.batches[run.count].segment_id = segment_id
+    run.batches[run.count].index = index
+    run.batches[run.count].first_lsn = header.first_lsn
+    run.batches[run.count].entry_count = header.entry_count
+    run.count += 1
+    if header.durable_lsn > run.durable_lsn:
+        run.durable_lsn = header.durable_lsn
+    return 0
+
+
+cdef int read_header(PoolState* pool, Segment* segment, uint32_t index, char* slot) noexcept nogil:
+    """The verified batch header at `index`; EIO when there is none."""
+    if index >= pool.segments.segment_slots:
+        return EIO
+    if medium_read(segment.file, slot, SLOT_BYTES, <uint64_t>index * SLOT_BYTES):
+        return EIO
+    return batch_verify(pool.segments, segment, index, slot)
+
+
+cdef int collect_segment(PoolState* pool, uint32_t id, uint32_t index, uint64_t* lsn, bint inside, Run* run) noexcept nogil:
+    """Take the batches of one segment that continue the log at `lsn`.
+
+    inside: the first one may begin before `lsn` (the checkpoint was taken while it was open).
+    """
+    cdef char slot[SLOT_BYTES]
+    cdef const BatchHeader* header = <const BatchHeader*>slot
+    cdef Segment* segment = NULL
+    cdef int failure = segment_pin(pool.segments, id, &segment)
+    if failure:
+        return 0 if failure == EIO else failure
+    while not failure and read_header(pool, segment, index, slot) == 0:
+        if header.first_lsn != lsn[0]:
+            if not (inside and header.first_lsn < lsn[0] <= header.first_lsn + header.entry_count):
+                break
+        inside = False
+        failure = run_push(run, id, index, header)
+        lsn[0] = header.first_lsn + header.entry_count
+        index += 1 + header.payload_count
+    segment_unpin(pool.segments, segment)
+    return failure
+
+
+cdef bint payload_verifies(PoolState* pool, BatchPlace* place) noexcept nogil:
+    """Whether every payload slot of a batch holds what its entries say."""
+    cdef char slot[SLOT_BYTES]
+    cdef char block[SLOT_BYTES]
+    cdef const BatchHeader* header = <const BatchHeader*>slot
+    cdef const BatchEntry* entries = <const BatchEntry*>(slot + sizeof(BatchHeader))
+    cdef Segment* segment = NULL
+    cdef Fingerprint fingerprint
+    cdef uint32_t i, index = place.index + 1
+    cdef bint sound
+    if segment_pin(pool.segments, place.segment_id, &segment):
+        return False
+    sound = read_header(pool, segment, place.index, slot) == 0
+    for i in range(header.entry_count):
+        if not sound:
+            break
+        if entries[i].kind == ENTRY_DATA:
+            sound = medium_read(segment.file, block, SLOT_BYTES, <uint64_t>index * SLOT_BYTES) == 0
+            fingerprint = fingerprint_block(block)
+            sound = sound and fingerprint.low == entries[i].a and fingerprint.high == entries[i].b
+            index += 1
+        elif entries[i].kind == ENTRY_RECORD:
+            sound = record_verifies(segment, index, &entries[i])
+            index += entries[i].object
+    segment_unpin(pool.segments, segment)
+    return sound
+
+
+cdef bint record_verifies(Segment* segment, uint32_t index, const BatchEntry* entry) noexcept nogil:
+    cdef char* record = <char*>calloc(entry.object + 1, SLOT_BYTES)
+    cdef bint sound
+    if record == NULL:
+        return False
+    sound = medium_read(segment.file, record, <uint64_t>entry.object * SLOT_BYTES, <uint64_t>index * SLOT_BYTES) == 0
+    sound = sound and checksum64(record, entry.block) == entry.a
+    free(record)
+    return sound
+
+
+cdef void cut_torn_tail(PoolState* pool, Run* run) noexcept nogil:
+    """End the run before the first batch that may be torn and is."""
+    cdef uint64_t i
+    for i in range(run.count):
+        if run.batches[i].first_lsn + run.batches[i].entry_count > run.durable_lsn:
+            if not payload_verifies(pool, &run.batches[i]):
+                run.count = i
+                return
+
+
+cdef bint tells_of_durable(PoolState* pool, uint32_t id, uint32_t index, uint64_t lsn) noexcept nogil:
+    """Whether a sound batch at or after `index` says that the log was durable beyond `lsn`."""
+    cdef char slot[SLOT_BYTES]
+    cdef const BatchHeader* header = <const BatchHeader*>slot
+    cdef Segment* segment = NULL
+    cdef uint64_t size_bytes = 0
+    cdef bint found = False
+    if segment_pin(pool.segments, id, &segment):
+        return False
+    medium_size(segment.file, &size_bytes)
+    while (<uint64_t>index + 1) * SLOT_BYTES <= size_bytes and not found:
+        found = read_header(pool, segment, index, slot) == 0 and header.durable_lsn > lsn
+        index += 1
+    segment_unpin(pool.segments, segment)
+    return found
+
+
+# --- replay ----------------------------------------------------------------------------------------------------------
+
+cdef class Replay:
+    """One recovery: find the run, apply it, then make its end final on disk."""
+
+    cdef Core core
+    cdef Run run
+    cdef uint32_t first_segment
+    cdef uint32_t first_index
+    cdef uint64_t checkpoint_lsn
+    cdef dict objects
+
+    def __init__(self, Core core, uint32_t segment_id, uint32_t index, uint64_t lsn, dict objects):
+        """objects: id -> DiskObject, of the checkpoint; `apply` adds to and takes from it through its callback."""
+        self.core = core
+        self.first_segment = segment_id
+        self.first_index = index
+        self.checkpoint_lsn = lsn
+        self.objects = objects
+        memset(&self.run, 0, sizeof(Run))
+        self.run.durable_lsn = lsn
+
+    def __dealloc__(self):
+        free(self.run.batches)
+
+    @property
+    def batch_count(self):
+        return self.run.count
+
+    def find(self):
+        """Find the run of sound batches.  Corrupt when something that was durable is missing from it."""
+        cdef PoolState* pool = self.core.state
+        cdef uint32_t id
+        cdef uint64_t lsn = self.checkpoint_lsn
+        cdef int failure = 0
+        with nogil:
+            for id in range(self.first_segment, pool.segments.id_end):
+                if segments_get(pool.segments, id) != NULL and not failure:
+                    failure = collect_segment(pool, id, self.first_index if id == self.first_segment else 1, &lsn,
+                                              id == self.first_segment, &self.run)
+            cut_torn_tail(pool, &self.run)
+        if failure:
+            raise errors.MediumError(f"the log cannot be read (errno {failure})", failure)
+        self.refuse_lost()
+
+    def end(self):
+        """(segment id, index) after the last batch, and the LSN there."""
+        cdef char slot[SLOT_BYTES]
+        cdef BatchPlace* last
+        cdef Segment* segment = NULL
+        if self.run.count == 0:
+            return self.first_segment, self.first_index, self.checkpoint_lsn
+        last = &self.run.batches[self.run.count - 1]
+        segment_pin(self.core.state.segments, last.segment_id, &segment)
+        read_header(self.core.state, segment, last.index, slot)
+        segment_unpin(self.core.state.segments, segment)
+        index = last.index + 1 + (<BatchHeader*>slot).payload_count
+        return last.segment_id, index, max(self.checkpoint_lsn, last.first_lsn + last.entry_count)
+
+    cdef refuse_lost(self):
+        """A gap before something that was durable is damage, not a power cut: nothing may be dropped silently."""
+        cdef PoolState* pool = self.core.state
+        cdef uint32_t id, index, end_id, end_index
+        cdef uint64_t lsn
+        end_id, end_index, lsn = self.end()
+        for id in range(end_id, pool.segments.id_end):
+            index = end_index if id == end_id else 1
+            if segments_get(pool.segments, id) != NULL and tells_of_durable(pool, id, index, lsn):
+                raise errors.Corrupt(
+                    f"the log is damaged at segment {end_id:08x} slot {end_index}: later batches were durable; "
+                    "restore that file from a copy, or open the pool's copy elsewhere")
+
+    def apply(self, on_record):
+        """Apply the run to the maps.  on_record(bytes, lsn): called for each record, in its place."""
+        cdef uint64_t i
+        for i in range(self.run.count):
+            self.apply_batch(&self.run.batches[i], on_record)
+
+    cdef apply_batch(self, BatchPlace* place, on_record):
+        cdef char slot[SLOT_BYTES]
+        cdef const BatchHeader* header = <const BatchHeader*>slot
+        cdef const BatchEntry* entry = <const BatchEntry*>(slot + sizeof(BatchHeader))
+        cdef Segment* segment = NULL
+        cdef uint32_t i, index = place.index + 1
+        cdef uint64_t lsn
+        cdef int failure = segment_pin(self.core.state.segments, place.segment_id, &segment)
+        if not failure:
+            failure = read_header(self.core.state, segment, place.index, slot)
+        if failure:
+            raise errors.MediumError(f"segment {place.segment_id:08x} cannot be read", failure)
+        try:
+            for i in range(header.entry_count):
+                lsn = header.first_lsn + i
+                if lsn >= self.checkpoint_lsn:
+                    self.apply_entry(segment, index, entry, lsn, on_record)
+                if entry.kind == ENTRY_DATA:
+                    index += 1
+                elif entry.kind == ENTRY_RECORD:
+                    index += entry.object
+                entry += 1
+        finally:
+            segment_unpin(self.core.state.segments, segment)
+
+    cdef apply_entry(self, Segment* segment, uint32_t index, const BatchEntry* entry, uint64_t lsn, on_record):
+        cdef PoolState* pool = self.core.state
+        cdef Fingerprint fingerprint
+        cdef Disk* disk
+        cdef DiskObject thing
+        cdef int failure = 0
+        if entry.kind == ENTRY_RECORD:
+            record = PyBytes_FromStringAndSize(NULL, entry.block)
+            failure = medium_read(segment.file, <char*>record, entry.block, <uint64_t>index * SLOT_BYTES)
+            if failure or checksum64(<char*>record, entry.block) != entry.a:
+                raise errors.Corrupt(f"the record at LSN {lsn} (segment {segment.id:08x} slot {index}) does not verify")
+            on_record(record, lsn)
+            return
+        thing = self.objects.get(entry.object)
+        if thing is None:
+            raise errors.Corrupt(f"the log at LSN {lsn} writes to object {entry.object}, which is not there")
+        disk = thing.disk
+        if entry.kind == ENTRY_DATA:
+            fingerprint.low = entry.a
+            fingerprint.high = entry.b
+            failure = map_update(pool.nodes, &disk.map, entry.block, make_address(segment.id, index))
+            dedup_insert(pool.dedup, fingerprint, make_address(segment.id, index))
+        elif entry.kind == ENTRY_REFERENCE:
+            failure = map_update(pool.nodes, &disk.map, entry.block, entry.a)
+        elif entry.kind == ENTRY_HOLE:
+            failure = map_punch(pool.nodes, &disk.map, entry.block, entry.a)
+        if failure:
+            raise errors.Corrupt(f"a map node that the log needs at LSN {lsn} does not verify (errno {failure})")
+
+    def finish(self, str segments_path):
+        """Make the end final: cut and seal the segments of the run, remove those after it.  Returns (next id, LSN).
+
+        The caller syncs the directory.  Safe to be interrupted anywhere: the next recovery finds the same end.
+        """
+        cdef PoolState* pool = self.core.state
+        cdef uint32_t id, end_id, end_index
+        cdef Segment* segment
+        cdef uint64_t lsn
+        end_id, end_index, lsn = self.end()
+        for id in range(self.first_segment, pool.segments.id_end):
+            segment = segments_get(pool.segments, id)
+            if segment == NULL:
+                continue
+            # the first one also holds what came before the checkpoint
+            if id == self.first_segment or self.holds_run(id) or id == end_id:
+                self.settle(id, end_index if id == end_id else 0)
+            else:
+                path = f"{segments_path}/{segment.id:08x}.{segment.generation}"
+                if medium_unlink(path.encode()):
+                    raise errors.MediumError(f"{path} cannot be removed")
+                pool.segments.table[id] = NULL
+        return pool.segments.id_end, lsn
+
+    cdef bint holds_run(self, uint32_t id):
+        cdef uint64_t low = 0, high = self.run.count, middle
+        while low < high:
+            middle = (low + high) // 2
+            if self.run.batches[middle].segment_id < id:
+                low = middle + 1
+            else:
+                high = middle
+        return low < self.run.count and self.run.batches[low].segment_id == id
+
+    cdef settle(self, uint32_t id, uint32_t end_index):
+        """Sync a segment of the run; if it has no trailer, cut what follows `end_index` (0: nothing) and seal it."""
+        cdef Segment* segment = NULL
+        cdef uint32_t i
+        cdef int failure = segment_pin(self.core.state.segments, id, &segment)
+        if failure:
+            raise errors.MediumError(f"segment {id:08x} cannot be opened", failure)
+        if end_index and end_index < segment.slot_count:
+            # its trailer, if it has one, reached the disk before the batches it speaks of
+            for i in range(end_index, segment.slot_count):
+                memset(&segment.fingerprints[i], 0, sizeof(Fingerprint))
+            store_u32(&segment.slot_count, end_index)
+            segment.sealed = 0
+        if not segment.sealed:
+            failure = segment_seal(self.core.state.segments, segment, True)
+        if not failure:
+            failure = medium_sync(segment.file)
+        segment_unpin(self.core.state.segments, segment)
+        if failure:
+            raise errors.MediumError(f"segment {id:08x} cannot be sealed", failure)
+
+
+# --- check and scrub -------------------------------------------------------------------------------------------------
+
+cdef struct Walk:
+    PoolState* pool
+    void* found                     # list of findings, borrowed
+    uint64_t block_count            # of the disk being walked
+    bint read_blocks                # scrub
+    uint64_t blocks                 # mapped blocks seen
+
+
+cdef int check_leaf(
+    void* opaque, uint64_t base, const uint64_t* entries, uint64_t id, uint32_t level, int error
+) noexcept nogil:
+    cdef Walk* walk = <Walk*>opaque
+    cdef uint64_t i, address
+    cdef int failure
+    if entries == NULL:
+        with gil:
+            (<list>walk.found).append((base, <uint64_t>1 << (9 * (level + 1)), f"map node {id} does not verify"))
+        return 0
+    for i in range(512):
+        address = load_u64(&entries[i])
+        if address == 0 or base + i >= walk.block_count:
+            continue
+        walk.blocks += 1
+        failure = check_block(walk.pool, address, walk.read_blocks)
+        if failure:
+            with gil:
+                (<list>walk.found).append(
+                    (base + i, 1, f"block {address >> 32:08x}:{<uint32_t>address} does not verify (errno {failure})"))
+    return 0
+
+
+cdef int check_block(PoolState* pool, uint64_t address, bint read) noexcept nogil:
+    cdef char block[SLOT_BYTES]
+    cdef Segment* segment = NULL
+    cdef uint32_t index = <uint32_t>address
+    cdef uint32_t bad = 0
+    cdef int failure = segment_pin(pool.segments, address >> 32, &segment)
+    if failure:
+        return failure
+    if index >= load_u32(&segment.slot_count):
+        failure = EIO
+    elif segment.fingerprints[index].low == 0 and segment.fingerprints[index].high == 0:
+        failure = EIO                   # a header or a record, not a block
+    segment_unpin(pool.segments, segment)
+    if read and not failure:
+        failure = fetch_run(pool, address, 1, block, &bad)
+    return failure
+
+
+cdef class Checker:
+    """Walks the maps of disks, each shared subtree once; the log must be flushed before."""
+
+    cdef Core core
+    cdef uint8_t* seen
+    cdef uint64_t seen_ids
+    cdef bint read_blocks
+    cdef readonly uint64_t blocks
+
+    def __init__(self, Core core, bint read_blocks):
+        self.core = core
+        self.read_blocks = read_blocks
+        self.seen_ids = core.state.nodes.next_id
+        self.seen = <uint8_t*>calloc(self.seen_ids // 8 + 1, 1)
+        if self.seen == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        free(self.seen)
+
+    def walk(self, DiskObject thing):
+        """Findings of one disk: [(Extent, what)]; what was already walked through another disk is not looked at again."""
+        cdef Walk walk
+        found = []
+        walk.pool = self.core.state
+        walk.found = <void*>found
+        walk.block_count = (thing.size_bytes + SLOT_BYTES - 1) // SLOT_BYTES
+        walk.read_blocks = self.read_blocks
+        walk.blocks = 0
+        with nogil:
+            map_leaves(walk.pool.nodes, thing.disk.map.root, thing.disk.map.height, self.seen, self.seen_ids,
+                       check_leaf, &walk)
+        self.blocks += walk.blocks
+        return [(Extent(block * SLOT_BYTES, count * SLOT_BYTES, "data"), what) for block, count, what in found]

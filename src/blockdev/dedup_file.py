@@ -1,0 +1,49 @@
+"""The saved fingerprint index: a hint, written at a clean close and read at the next start.
+
+A chunk that does not verify is skipped.  Layout: docs/format/pool.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+
+import xxhash
+
+from blockdev import _medium, _pool
+from blockdev.errors import MediumError
+
+MAGIC = b"BLDDEDUP"
+CHUNK = struct.Struct("<8sQQ")  # magic, bytes that follow, their XXH3-64
+BUCKETS = 1 << 16
+
+
+def _path(pool_path: str) -> str:
+    return f"{pool_path}/dedup"
+
+
+def save(pool_path: str, core: _pool.Core) -> None:
+    """Replace the saved index by the one in memory."""
+    new = _path(pool_path) + ".new"
+    with open(new, "wb") as file:
+        first = 0
+        while (entries := core.export_dedup(first, BUCKETS)) is not None:
+            file.write(CHUNK.pack(MAGIC, len(entries), xxhash.xxh3_64_intdigest(entries)))
+            file.write(entries)
+            first += BUCKETS
+    _medium.rename_file(new, _path(pool_path))
+
+
+def load(pool_path: str, core: _pool.Core) -> None:
+    """Insert what is saved; stops quietly at the first damage."""
+    with contextlib.suppress(FileNotFoundError, MediumError), open(_path(pool_path), "rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        while len(head := file.read(CHUNK.size)) == CHUNK.size:
+            magic, count, checksum = CHUNK.unpack(head)
+            if magic != MAGIC or count > size_bytes:
+                return
+            entries = file.read(count)
+            if len(entries) != count or xxhash.xxh3_64_intdigest(entries) != checksum:
+                return
+            core.import_dedup(entries)

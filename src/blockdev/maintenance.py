@@ -1,0 +1,73 @@
+"""What a pool does by itself: make idle writes durable, take checkpoints, free memory, load the dedup index.
+
+One thread a pool.  It holds only a weak reference between rounds, so that a pool nobody uses can be closed.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+from blockdev.errors import BlockdevError
+
+if TYPE_CHECKING:
+    from blockdev.pool import Pool
+
+ROUND_SECONDS = 0.5
+FLUSH_SECONDS = 2.0  # writes that no guest flushes become durable after about this long
+CHECKPOINT_SECONDS = 120.0
+CHECKPOINT_LOG_BYTES = 1 << 30  # bounds what a start replays
+
+
+class Maintenance:
+    def __init__(self, pool: Pool) -> None:
+        self._pool = weakref.ref(pool)
+        self._stopping = threading.Event()
+        self._flushed = self._checkpointed = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="blockdev-maintenance", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and wait for it, unless it is the caller's own."""
+        self._stopping.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        pool = self._pool()
+        if pool is not None:
+            pool.load_dedup()
+        del pool
+        while not self._stopping.wait(ROUND_SECONDS):
+            pool = self._pool()
+            if pool is None:
+                return
+            try:
+                self._round(pool)
+            except BlockdevError as failure:
+                print(f"blockdev: {failure}", file=sys.stderr, flush=True)
+                if self._stopping.wait(10):
+                    return
+            del pool
+
+    def _round(self, pool: Pool) -> None:
+        now = time.monotonic()
+        stats = pool.stats()
+        if stats["poisoned"]:
+            return
+        pool.tend_memory()
+        if now - self._flushed >= FLUSH_SECONDS:
+            self._flushed = now
+            if stats["durable_lsn"] < stats["next_lsn"]:
+                pool.flush()
+        log_bytes = stats["log_bytes_since_checkpoint"]
+        if (
+            log_bytes >= CHECKPOINT_LOG_BYTES
+            or stats["nodes_dirty"] >= pool.nodes_dirty_max()
+            or (log_bytes and now - self._checkpointed >= CHECKPOINT_SECONDS)
+        ):
+            self._checkpointed = now
+            pool.checkpoint()

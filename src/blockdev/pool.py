@@ -1,0 +1,550 @@
+"""A pool: one directory, opened by one engine, with its vdisks and snapshots.
+
+Invariants
+  - What the log says up to its durable LSN is the pool; the checkpoint is a shortcut into it.
+  - An operation that returned is durable.  All of an operation's objects change at one LSN, or none does.
+  - A failed operation changes nothing; when the log itself fails the pool is poisoned and refuses writes.
+
+Threads: `_lock` serialises pool operations and the instant of a checkpoint's cut; `_checkpoint_lock` (outside of it) whole
+checkpoints.  I/O on disks takes neither.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import threading
+import time
+import uuid as uuid_module
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from blockdev import _medium, _pool, dedup_file, records, superblock
+from blockdev._pool import RecordType, VDisk, VDiskSnapshot
+from blockdev._replay import Checker
+from blockdev.constants import (
+    BLOCK_BYTES,
+    NAME_BYTES_MAX,
+    SECTOR_BYTES,
+    SEGMENT_BYTES,
+    TAG_BYTES_MAX,
+    VDISK_BYTES_MAX,
+)
+from blockdev.errors import (
+    AlreadyExists,
+    Busy,
+    Gone,
+    InvalidArgument,
+    MediumError,
+    NotFound,
+    Poisoned,
+)
+from blockdev.maintenance import Maintenance
+from blockdev.recovery import Recovered, recover
+from blockdev.records import KIND_SNAPSHOT, KIND_VDISK, Item, ObjectState, Table
+from blockdev.superblock import Superblock
+from blockdev.types import Extent
+
+CAPACITY_BYTES_MIN = 16 << 20
+RESERVE_BYTES = 64 << 20  # kept from guests, for deletes and discards on a full pool
+SEGMENT_BYTES_MIN = 1 << 20
+SEGMENT_BYTES_MAX = 256 << 20
+
+Thing = VDisk | VDiskSnapshot
+
+
+class Cut(NamedTuple):
+    """What Core.checkpoint_cut returns, with the labels of that instant."""
+
+    table: Table
+    generation: int
+
+
+class Pool:
+    """One open pool.  Make it with Pool.create or Pool.open; close() it when done."""
+
+    def __init__(self, path: str, lock_file: int, recovered: Recovered, background: bool) -> None:
+        self.path = path
+        self._lock_file = lock_file
+        self._lock = threading.RLock()
+        self._checkpoint_lock = threading.Lock()
+        self._core = recovered.core
+        self._core.pool = weakref.ref(self)
+        self._superblock = recovered.superblock
+        self._checkpoint_generation = recovered.table.generation
+        self._next_object_id = recovered.next_object_id
+        self._objects: dict[int, Thing] = recovered.objects
+        self._names: dict[str, int] = {o.name: o.id for o in recovered.objects.values() if o.name is not None}
+        self._resident_nodes_max = recovered.resident_nodes_max
+        self._log_bytes_at_checkpoint = self._core.stats()["segment_bytes"]
+        self._checkpoint_count = 0
+        self._set_limits()
+        if recovered.batch_count:
+            self.checkpoint()
+        self._maintenance = Maintenance(self) if background else None
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], capacity_bytes: int, *, segment_bytes: int = SEGMENT_BYTES) -> Pool:
+        """Make a pool directory and open it.
+
+        AlreadyExists when `path` is there, InvalidArgument for sizes that cannot be.  Interrupted, it leaves nothing at
+        `path`: the directory is made beside it and renamed.
+        """
+        path = os.path.abspath(os.fspath(path))
+        if capacity_bytes < CAPACITY_BYTES_MIN or capacity_bytes % SECTOR_BYTES:
+            raise InvalidArgument(f"a pool's capacity must be at least {CAPACITY_BYTES_MIN} bytes, a multiple of 512")
+        if not SEGMENT_BYTES_MIN <= segment_bytes <= SEGMENT_BYTES_MAX or segment_bytes % BLOCK_BYTES:
+            raise InvalidArgument("a segment must have 1 MiB to 256 MiB, a multiple of 4096 bytes")
+        if os.path.lexists(path):
+            raise AlreadyExists(f"{path} is there already: choose another place, or remove it")
+        _write_new_pool(path, capacity_bytes, segment_bytes // BLOCK_BYTES)
+        return cls.open(path)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        map_cache_bytes: int | None = None,
+        dedup_bytes: int | None = None,
+        background: bool = True,
+    ) -> Pool:
+        """Open a pool and replay its log.
+
+        map_cache_bytes: memory for map nodes (default: 1/8 of the machine's); dedup_bytes: for the fingerprint index (the
+        same, at least 64 MiB).  background: run maintenance (flush of idle writes, checkpoints) in a thread.
+        Busy when another engine has it, NotFound, UnknownFormat, Corrupt.
+        """
+        path = os.path.abspath(os.fspath(path))
+        if not os.path.isdir(path):
+            raise NotFound(f"{path} is not a pool: make one with blockdevctl init")
+        lock_file = _take_lock(path)
+        try:
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            recovered = recover(
+                path,
+                memory // 8 if map_cache_bytes is None else map_cache_bytes,
+                max(memory // 8, 64 << 20) if dedup_bytes is None else dedup_bytes,
+            )
+            return cls(path, lock_file, recovered, background)
+        except BaseException:
+            os.close(lock_file)
+            raise
+
+    def start_background(self) -> None:
+        """Begin maintenance in a pool opened without it: a process that forks may start threads only afterwards."""
+        if self._maintenance is None:
+            self._maintenance = Maintenance(self)
+
+    @property
+    def uuid(self) -> str:
+        return str(uuid_module.UUID(bytes=self._superblock.uuid))
+
+    @property
+    def capacity_bytes(self) -> int:
+        return self._superblock.capacity_bytes
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_maintenance", None) is not None and not self._core.closed:
+            self.close()
+
+    # --- objects ---
+
+    def vdisks(self) -> list[VDisk]:
+        with self._lock:
+            return [o for o in self._objects.values() if isinstance(o, VDisk)]
+
+    def snapshots(self) -> list[VDiskSnapshot]:
+        with self._lock:
+            return [o for o in self._objects.values() if isinstance(o, VDiskSnapshot)]
+
+    def get(self, id: int) -> Thing:
+        with self._lock:
+            found = self._objects.get(id)
+        if found is None:
+            raise NotFound(f"there is no object {id} in this pool")
+        return found
+
+    def find(self, name: str) -> Thing:
+        with self._lock:
+            id = self._names.get(name)
+            if id is None:
+                raise NotFound(f"there is no disk or snapshot named {name!r} in this pool")
+            return self._objects[id]
+
+    # --- operations ---
+
+    def create_vdisk(self, size_bytes: int, name: str | None = None, tag: bytes = b"") -> VDisk:
+        """A new vdisk, all holes.  InvalidArgument for a bad size or name, AlreadyExists for a taken one."""
+        return self.create_vdisks([(size_bytes, name, tag)])[0]
+
+    def create_vdisks(self, specs: Sequence[tuple[int, str | None, bytes]]) -> list[VDisk]:
+        """Several new vdisks in one record: (size in bytes, name, tag) each."""
+        for size_bytes, _name, _tag in specs:
+            _check_size(size_bytes)
+
+        def build() -> tuple[list[VDisk], list[Item]]:
+            ids = self._take_ids(len(specs))
+            items = [Item(i, 0, size, name, tag) for i, (size, name, tag) in zip(ids, specs, strict=True)]
+            return [self._make_vdisk(item.id, item.size_bytes, 0, item) for item in items], items
+
+        return self._add(RecordType.CREATE, [(name, tag) for _size, name, tag in specs], build, None)
+
+    def snapshot(
+        self, vdisks: Sequence[VDisk], names: Sequence[str | None] | None = None, tags: Sequence[bytes] | None = None
+    ) -> list[VDiskSnapshot]:
+        """Snapshots of several vdisks at one LSN.  Cost: O(1) a vdisk, whatever its size; no data is touched."""
+        vdisks = list(vdisks)
+        if len({v.id for v in vdisks}) != len(vdisks):
+            raise InvalidArgument("a vdisk is named twice in one snapshot")
+        labels = list(
+            zip(names or [None] * len(vdisks), tags if tags is not None else [b""] * len(vdisks), strict=True)
+        )
+
+        def build() -> tuple[list[VDiskSnapshot], list[Item]]:
+            self._check_present(vdisks, VDisk)
+            ids = self._take_ids(len(vdisks))
+            items = [Item(i, v.id, 0, *label) for i, v, label in zip(ids, vdisks, labels, strict=True)]
+            return [self._make_snapshot(item) for item in items], items
+
+        return self._add(RecordType.SNAPSHOT, labels, build, vdisks)
+
+    def clone(self, snapshot: VDiskSnapshot, name: str | None = None, tag: bytes = b"") -> VDisk:
+        """A new vdisk that starts from a snapshot's map.  O(1)."""
+        return self.clone_many([(snapshot, name, tag)])[0]
+
+    def clone_many(self, specs: Sequence[tuple[VDiskSnapshot, str | None, bytes]]) -> list[VDisk]:
+        """Several clones in one record: (snapshot, name, tag) each."""
+        sources = [snapshot for snapshot, _name, _tag in specs]
+
+        def build() -> tuple[list[VDisk], list[Item]]:
+            self._check_present(sources, VDiskSnapshot)
+            ids = self._take_ids(len(specs))
+            items = [Item(i, s.id, 0, name, tag) for i, (s, name, tag) in zip(ids, specs, strict=True)]
+            return [
+                self._make_vdisk(item.id, s.size_bytes, s.id, item) for item, s in zip(items, sources, strict=True)
+            ], items
+
+        return self._add(RecordType.CLONE, [(name, tag) for _s, name, tag in specs], build, sources)
+
+    def restore(self, pairs: Sequence[tuple[VDisk, VDiskSnapshot]]) -> None:
+        """Each vdisk's head becomes a snapshot's map (and size), all at one LSN.  What the head held is let go."""
+        with self._lock:
+            self._check_present([vdisk for vdisk, _s in pairs], VDisk)
+            self._check_present([snapshot for _v, snapshot in pairs], VDiskSnapshot)
+            if len({vdisk.id for vdisk, _s in pairs}) != len(pairs):
+                raise InvalidArgument("a vdisk is named twice in one restore")
+            items = [Item(vdisk.id, snapshot.id) for vdisk, snapshot in pairs]
+            lsn = self._commit(RecordType.RESTORE, items, [(vdisk, snapshot, 0) for vdisk, snapshot in pairs])
+        self._core.flush(lsn)
+
+    def relabel(self, changes: Sequence[tuple[Thing, str | None, bytes]]) -> None:
+        """New names and tags, all at one LSN; names may be swapped."""
+        with self._lock:
+            things = [thing for thing, _name, _tag in changes]
+            self._check_present(things, (VDisk, VDiskSnapshot))
+            self._check_labels([(name, tag) for _t, name, tag in changes], freed={t.name for t in things})
+            items = [Item(thing.id, 0, 0, name, tag) for thing, name, tag in changes]
+            lsn = self._commit(RecordType.RELABEL, items, [(thing, None, 0) for thing in things])
+            for thing in things:
+                self._names.pop(thing.name or "", None)
+            for thing, name, tag in changes:
+                thing.set_label(name, tag)
+                if name is not None:
+                    self._names[name] = thing.id
+        self._core.flush(lsn)
+
+    def delete(self, things: Thing | Sequence[Thing]) -> None:
+        """Delete vdisks and snapshots, all at one LSN.  Open handles to them answer Gone from then on."""
+        things = [things] if isinstance(things, VDisk | VDiskSnapshot) else list(things)
+        with self._lock:
+            self._check_present(things, (VDisk, VDiskSnapshot))
+            lsn = self._commit(RecordType.DELETE, [Item(t.id) for t in things], [(t, None, 0) for t in things])
+            for thing in things:
+                del self._objects[thing.id]
+                self._names.pop(thing.name or "", None)
+        self._core.flush(lsn)
+
+    def resize(self, vdisk: VDisk, size_bytes: int) -> None:
+        """Change a vdisk's size.  What is beyond a smaller size is gone; what a larger one adds reads as zeros."""
+        _check_size(size_bytes)
+        with self._lock:
+            self._check_present([vdisk], VDisk)
+            if size_bytes > vdisk.size_bytes:
+                vdisk.clear_tail()
+            lsn = self._commit(RecordType.RESIZE, [Item(vdisk.id, 0, size_bytes)], [(vdisk, None, size_bytes)])
+        self._core.flush(lsn)
+
+    def diff(self, older: Thing | None, newer: Thing) -> list[Extent]:
+        """Extents of `newer` that differ from `older` (None: from nothing).  Cost in proportion to what changed."""
+        found: list[Extent] = newer.changed_since(older)
+        return found
+
+    def _add(
+        self,
+        record_type: int,
+        labels: Sequence[tuple[str | None, bytes]],
+        build: Callable[[], tuple[list, list[Item]]],
+        sources: Sequence[Thing] | None,
+    ) -> list:
+        """Commit a record that makes new objects; `build` makes them and the record's items, under the lock."""
+        with self._lock:
+            self._check_open()
+            self._check_labels(labels, freed=set())
+            made, items = build()
+            self._commit(
+                record_type, items, [(new, sources[i] if sources else None, 0) for i, new in enumerate(made)]
+            )
+            for new in made:
+                self._objects[new.id] = new
+                if new.name is not None:
+                    self._names[new.name] = new.id
+        self._core.flush()
+        return made
+
+    def _commit(self, record_type: int, items: list[Item], actions: list[tuple]) -> int:
+        record = records.encode_record(record_type, items)
+        lsn: int = self._core.commit(record, [(record_type, *action) for action in actions])
+        return lsn
+
+    def _take_ids(self, count: int) -> range:
+        first = self._next_object_id
+        self._next_object_id += count
+        return range(first, first + count)
+
+    def _make_vdisk(self, id: int, size_bytes: int, origin_id: int, item: Item) -> VDisk:
+        return _pool.make_disk(self._core, False, id, size_bytes, 0, 0, 1, 0, origin_id, item.name, item.tag)
+
+    def _make_snapshot(self, item: Item) -> VDiskSnapshot:
+        return _pool.make_disk(self._core, True, item.id, 0, 0, 0, 0, 0, item.source, item.name, item.tag)
+
+    def _check_open(self) -> None:
+        if self._core.closed:
+            raise Gone("the pool is closed")
+
+    def _check_present(self, things: Sequence[Thing], kind: type | tuple[type, ...]) -> None:
+        self._check_open()
+        for thing in things:
+            if not isinstance(thing, kind):
+                raise InvalidArgument(f"{thing!r} is of the wrong kind for this operation")
+            if self._objects.get(thing.id) is not thing:
+                raise NotFound(f"{thing.name or thing.id} is not in this pool any more")
+
+    def _check_labels(self, labels: Sequence[tuple[str | None, bytes]], freed: set[str | None]) -> None:
+        seen = set()
+        for name, tag in labels:
+            if len(tag) > TAG_BYTES_MAX:
+                raise InvalidArgument(f"a tag may have {TAG_BYTES_MAX} bytes")
+            if name is None:
+                continue
+            if not name or len(name.encode()) > NAME_BYTES_MAX or any(ord(c) < 32 for c in name):
+                raise InvalidArgument(f"{name!r} cannot be a name: 1 to {NAME_BYTES_MAX} bytes without control characters")
+            if name in seen or (name in self._names and name not in freed):
+                raise AlreadyExists(f"the name {name!r} is taken")
+            seen.add(name)
+
+    # --- durability ---
+
+    def flush(self) -> None:
+        """Make every write that returned durable, on all vdisks."""
+        self._check_open()
+        self._core.flush()
+
+    def checkpoint(self) -> None:
+        """Write all maps as of now, so that the next start replays only what follows.  Writers are not held up."""
+        with self._checkpoint_lock:
+            with self._lock:
+                cut = self._cut()
+            done = False
+            try:
+                self._core.checkpoint_write(cut.table.lsn)
+                written = self._write_table(cut.table)
+                superblock.write(self.path, written)
+                done = True
+            finally:
+                # the fallback superblock now names the checkpoint before this one: slots only older ones hold are free
+                self._core.checkpoint_end(done, self._checkpoint_generation)
+            self._superblock = written
+            self._checkpoint_generation = cut.generation
+            self._checkpoint_count += 1
+            self._remove_old_tables(cut.table.number)
+
+    def _cut(self) -> Cut:
+        things = list(self._objects.values())
+        self._log_bytes_at_checkpoint = self._core.stats()["segment_bytes"]
+        lsn, segment_id, index, generation, next_node_id, free_ids, retired, states = self._core.checkpoint_cut(things)
+        objects = [
+            ObjectState(
+                id=state[0],
+                kind=KIND_SNAPSHOT if isinstance(thing, VDiskSnapshot) else KIND_VDISK,
+                size_bytes=state[1],
+                root=state[2],
+                height=state[3],
+                epoch=state[4],
+                lsn=state[5],
+                origin_id=thing.origin_id,
+                name=thing.name,
+                tag=thing.tag,
+            )
+            for thing, state in zip(things, states, strict=True)
+        ]
+        number = self._superblock.checkpoint_number + 1
+        table = Table(
+            number, lsn, segment_id, index, generation, next_node_id, self._next_object_id, objects, free_ids, retired
+        )
+        return Cut(table, generation)
+
+    def _write_table(self, table: Table) -> Superblock:
+        content = records.encode_table(table)
+        path = table_path(self.path, table.number)
+        if os.path.exists(path):  # left by a checkpoint that did not come to its superblock
+            _medium.unlink_file(path)
+        _medium.write_file_durably(path, content, create=True)
+        _medium.sync_directory(f"{self.path}/map")
+        return self._superblock._replace(
+            sequence=self._superblock.sequence + 1,
+            checkpoint_number=table.number,
+            checkpoint_bytes=len(content),
+            checkpoint_checksum=xxhash.xxh3_64_intdigest(content),
+        )
+
+    def _remove_old_tables(self, current: int) -> None:
+        for name in os.listdir(f"{self.path}/map"):
+            if name.startswith("checkpoint-") and int(name.removeprefix("checkpoint-")) < current - 1:
+                _medium.unlink_file(f"{self.path}/map/{name}")
+
+    # --- looking after it ---
+
+    def check(self) -> list[str]:
+        """Verify all maps and that each address names a block.  One line a finding; empty: sound."""
+        return self._walk(read_blocks=False)
+
+    def scrub(self) -> list[str]:
+        """Like check, and read and verify every block that a map reaches."""
+        return self._walk(read_blocks=True)
+
+    def _walk(self, read_blocks: bool) -> list[str]:
+        checker = Checker(self._core, read_blocks)
+        findings = []
+        with self._lock:
+            self._check_open()
+            things = list(self._objects.values())
+        for thing in things:
+            for extent, what in checker.walk(thing):
+                findings.append(f"{thing.name or thing.id}: bytes {extent.offset}+{extent.length}: {what}")
+        return findings
+
+    def stats(self) -> dict:
+        """Sizes in bytes and counters since open; names end in their unit."""
+        stats: dict = self._core.stats()
+        data_limit, _all = self._limits()
+        stats.update(
+            capacity_bytes=self.capacity_bytes,
+            used_bytes=stats["segment_bytes"] + stats["map_bytes"],
+            available_bytes=max(0, data_limit - stats["segment_bytes"]),
+            vdisk_count=sum(isinstance(o, VDisk) for o in list(self._objects.values())),
+            snapshot_count=sum(isinstance(o, VDiskSnapshot) for o in list(self._objects.values())),
+            checkpoints=self._checkpoint_count,
+            log_bytes_since_checkpoint=stats["segment_bytes"] - self._log_bytes_at_checkpoint,
+        )
+        return stats
+
+    def tend_memory(self) -> None:
+        """Free map nodes beyond the budget."""
+        self._core.tend_memory(self._resident_nodes_max)
+
+    def nodes_dirty_max(self) -> int:
+        """Dirty map nodes cannot be evicted: at this many a checkpoint is due."""
+        return max(256, self._resident_nodes_max // 4)
+
+    def _limits(self) -> tuple[int, int]:
+        reserve = min(self.capacity_bytes // 8, max(self.capacity_bytes // 64, RESERVE_BYTES))
+        return self.capacity_bytes - reserve, self.capacity_bytes
+
+    def _set_limits(self) -> None:
+        self._core.set_limits(*self._limits())
+
+    def close(self) -> None:
+        """End all I/O, make everything durable, leave a checkpoint and the dedup index.  Then another may open it."""
+        if self._core.closed:
+            return
+        if self._maintenance is not None:
+            self._maintenance.stop()
+        try:
+            with self._lock:
+                self._core.close(list(self._objects.values()))
+            self.checkpoint()
+            dedup_file.save(self.path, self._core)
+        except Poisoned:
+            pass  # it said so when it happened; the log on disk is what counts
+        finally:
+            os.close(self._lock_file)
+
+    def load_dedup(self) -> None:
+        """Take in the saved fingerprint index; it is a hint, a missing or damaged one only costs savings."""
+        dedup_file.load(self.path, self._core)
+
+
+def table_path(pool_path: str, number: int) -> str:
+    return f"{pool_path}/map/checkpoint-{number}"
+
+
+def _check_size(size_bytes: int) -> None:
+    if size_bytes <= 0 or size_bytes % SECTOR_BYTES or size_bytes > VDISK_BYTES_MAX:
+        raise InvalidArgument(
+            f"{size_bytes} bytes is not a size for a vdisk: it must be a multiple of 512, at most {VDISK_BYTES_MAX}"
+        )
+
+
+def _take_lock(path: str) -> int:
+    """Lock the pool for this process; the lock goes with the file descriptor, so it can never be stale."""
+    try:
+        lock_file = os.open(f"{path}/LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as failure:
+        raise MediumError(f"{path}/LOCK: {failure.strerror}", failure.errno or 0) from None
+    try:
+        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(lock_file, 32, 0).decode(errors="replace").strip()
+        os.close(lock_file)
+        raise Busy(f"{path} is in use by another engine (pid {holder}): stop that one first") from None
+    os.ftruncate(lock_file, 0)
+    os.pwrite(lock_file, f"{os.getpid()}\n".encode(), 0)
+    return lock_file
+
+
+def _write_new_pool(path: str, capacity_bytes: int, segment_slots: int) -> None:
+    making = f"{path}.making-{os.getpid()}"
+    shutil.rmtree(making, ignore_errors=True)
+    try:
+        os.makedirs(f"{making}/segments", mode=0o700)
+        os.mkdir(f"{making}/map", mode=0o700)
+        table = records.encode_table(Table(1, 0, 1, 1, 0, 1, 1, [], b"", b""))
+        _medium.write_file_durably(table_path(making, 1), table, create=True)
+        _medium.write_file_durably(f"{making}/map/nodes", b"", create=True)
+        checksum = xxhash.xxh3_64_intdigest(table)
+        first = Superblock(
+            uuid_module.uuid4().bytes, 0, 1, len(table), checksum, segment_slots, capacity_bytes, int(time.time())
+        )
+        for block in (first, first._replace(sequence=1)):
+            content = superblock.encode(block)
+            _medium.write_file_durably(superblock.path_of(making, block.sequence), content, create=True)
+        for directory in (f"{making}/map", making):
+            _medium.sync_directory(directory)
+        _medium.rename_file(making, path)
+        _medium.sync_directory(str(Path(path).parent))
+    except OSError as failure:
+        raise MediumError(f"{path}: {failure.strerror}", failure.errno or 0) from None
+    finally:
+        shutil.rmtree(making, ignore_errors=True)

@@ -1,0 +1,175 @@
+"""Opening a pool: the newest sound checkpoint, then the log after it.
+
+Nothing is repaired.  Recovery reads, and makes the end of the log final: it syncs the segments it replayed, cuts what a
+power cut tore, and removes segments behind the end.  Interrupted anywhere, the next one finds the same end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+from typing import NamedTuple
+
+import xxhash
+
+from blockdev import _medium, _pool, records, superblock
+from blockdev._pool import RecordType, VDisk, VDiskSnapshot
+from blockdev._replay import Replay
+from blockdev.errors import Corrupt, MediumError
+from blockdev.records import KIND_SNAPSHOT, Item, Table
+from blockdev.superblock import Superblock
+
+NODE_BYTES = 4200  # of one resident map node, with what malloc adds
+SEGMENT_NAME = re.compile(r"([0-9a-f]{8})\.([0-9]+)")
+
+
+class Recovered(NamedTuple):
+    core: _pool.Core
+    superblock: Superblock
+    table: Table
+    objects: dict[int, VDisk | VDiskSnapshot]
+    next_object_id: int
+    resident_nodes_max: int
+    batch_count: int  # replayed
+
+
+def recover(pool_path: str, map_cache_bytes: int, dedup_bytes: int) -> Recovered:
+    """Bring a pool's state into memory.  Corrupt, UnknownFormat or MediumError when that cannot be."""
+    block, table = _newest_checkpoint(pool_path)
+    core = _pool.Core(
+        pool_path,
+        block.uuid,
+        block.segment_slots,
+        table.generation + 1,
+        table.next_node_id,
+        dedup_bytes,
+        _open_files_max(),
+    )
+    core.add_free_slots(table.free_ids, table.retired)
+    segments_path = f"{pool_path}/segments"
+    for segment_id, generation, size_bytes in list_segments(segments_path):
+        core.add_segment(segment_id, generation, size_bytes)
+    objects = {o.id: _make_object(core, o) for o in table.objects}
+    replayed = _RecordReplay(core, objects, table.next_object_id)
+    replay = Replay(core, table.segment_id, table.index, table.lsn, objects)
+    replay.find()
+    replay.apply(replayed.apply)
+    next_segment_id, next_lsn = replay.finish(segments_path)
+    _medium.sync_directory(segments_path)
+    core.set_segment_bytes(sum(size for _id, _generation, size in list_segments(segments_path)))
+    core.start_log(max(next_segment_id, table.segment_id), next_lsn)
+    return Recovered(
+        core,
+        block,
+        table,
+        objects,
+        replayed.next_object_id,
+        max(map_cache_bytes // NODE_BYTES, 64),
+        replay.batch_count,
+    )
+
+
+def list_segments(segments_path: str) -> list[tuple[int, int, int]]:
+    """(id, generation, size in bytes) of each segment file, in id order."""
+    found = []
+    with os.scandir(segments_path) as entries:
+        for entry in entries:
+            match = SEGMENT_NAME.fullmatch(entry.name)
+            if match:
+                found.append((int(match[1], 16), int(match[2]), entry.stat().st_size))
+    return sorted(found)
+
+
+def _newest_checkpoint(pool_path: str) -> tuple[Superblock, Table]:
+    damage = ""
+    for block in superblock.read_both(pool_path):
+        path = f"{pool_path}/map/checkpoint-{block.checkpoint_number}"
+        try:
+            content = _medium.read_file(path, block.checkpoint_bytes)
+        except MediumError as failure:
+            damage = str(failure)
+            continue
+        if len(content) == block.checkpoint_bytes and xxhash.xxh3_64_intdigest(content) == block.checkpoint_checksum:
+            return block, records.decode_table(content)
+        damage = f"{path} does not verify"
+    raise Corrupt(f"no checkpoint can be read ({damage}); restore the pool directory from a copy")
+
+
+def _open_files_max() -> int:
+    """Room for segment files, after raising the process's limit as far as it goes."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(16, min(hard // 2, 1 << 16))
+
+
+def _make_object(core: _pool.Core, o: records.ObjectState) -> VDisk | VDiskSnapshot:
+    return _pool.make_disk(
+        core,
+        o.kind == KIND_SNAPSHOT,
+        o.id,
+        o.size_bytes,
+        o.root,
+        o.height,
+        o.epoch,
+        o.lsn,
+        o.origin_id,
+        o.name,
+        o.tag,
+    )
+
+
+class _RecordReplay:
+    """Applies records to the table of objects, in the order of the log."""
+
+    def __init__(self, core: _pool.Core, objects: dict, next_object_id: int) -> None:
+        self.core = core
+        self.objects = objects
+        self.next_object_id = next_object_id
+
+    def apply(self, content: bytes, lsn: int) -> None:
+        record_type, items = records.decode_record(content)
+        for item in items:
+            self._apply_item(record_type, item, lsn)
+
+    def _apply_item(self, record_type: int, item: Item, lsn: int) -> None:
+        if record_type in (RecordType.CREATE, RecordType.SNAPSHOT, RecordType.CLONE):
+            self._add(record_type, item, lsn)
+        elif record_type == RecordType.RESTORE:
+            self.core.apply([(record_type, self._get(item.id), self._get(item.source), 0)], lsn)
+        elif record_type == RecordType.RESIZE:
+            self.core.apply([(record_type, self._get(item.id), None, item.size_bytes)], lsn)
+        elif record_type == RecordType.RELABEL:
+            self._get(item.id).set_label(item.name, item.tag)
+        elif record_type == RecordType.DELETE:
+            self._get(item.id)
+            del self.objects[item.id]
+        else:
+            raise Corrupt(f"the log at LSN {lsn} has a record of unknown type {record_type}")
+
+    def _add(self, record_type: int, item: Item, lsn: int) -> None:
+        snapshot = record_type == RecordType.SNAPSHOT
+        source = None if record_type == RecordType.CREATE else self._get(item.source)
+        size_bytes = item.size_bytes if source is None else source.size_bytes
+        new = _pool.make_disk(
+            self.core,
+            snapshot,
+            item.id,
+            size_bytes,
+            0,
+            0,
+            0 if snapshot else 1,
+            0,
+            item.source,
+            item.name,
+            item.tag,
+        )
+        self.core.apply([(record_type, new, source, 0)], lsn)
+        self.objects[item.id] = new
+        self.next_object_id = max(self.next_object_id, item.id + 1)
+
+    def _get(self, object_id: int) -> VDisk | VDiskSnapshot:
+        found = self.objects.get(object_id)
+        if found is None:
+            raise Corrupt(f"the log speaks of object {object_id}, which is not there")
+        return found

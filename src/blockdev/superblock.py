@@ -1,0 +1,113 @@
+"""The two superblocks: which checkpoint is current, and what kind of pool this is.
+
+They are written alternately, so a torn write always leaves the older one.  The sound one with the higher sequence is
+current.  Layout: docs/format/pool.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import xxhash
+
+from blockdev import _medium
+from blockdev.constants import BLOCK_BYTES, FORMAT_VERSION
+from blockdev.errors import Corrupt, MediumError, UnknownFormat
+
+MAGIC = b"BLOCKDEV"
+SUPERBLOCK_BYTES = 4096
+HEAD = struct.Struct("<8sQ")  # magic, XXH3-64 of all that follows
+BODY = struct.Struct("<IIII16sQQQQIIQQ")
+KNOWN_INCOMPATIBLE = 0  # feature bits that a reader must know
+
+
+class Superblock(NamedTuple):
+    uuid: bytes
+    sequence: int
+    checkpoint_number: int
+    checkpoint_bytes: int
+    checkpoint_checksum: int  # XXH3-64 of the checkpoint table
+    segment_slots: int
+    capacity_bytes: int
+    created: int  # seconds since 1970
+    incompatible: int = 0
+    compatible: int = 0
+
+
+def encode(block: Superblock) -> bytes:
+    body = BODY.pack(
+        FORMAT_VERSION,
+        block.incompatible,
+        block.compatible,
+        BLOCK_BYTES,
+        block.uuid,
+        block.sequence,
+        block.checkpoint_number,
+        block.checkpoint_bytes,
+        block.checkpoint_checksum,
+        block.segment_slots,
+        0,
+        block.capacity_bytes,
+        block.created,
+    ).ljust(SUPERBLOCK_BYTES - HEAD.size, b"\0")
+    return HEAD.pack(MAGIC, xxhash.xxh3_64_intdigest(body)) + body
+
+
+def version_of(content: bytes) -> int | None:
+    """The format version that a superblock claims, sound or not; None without the magic number."""
+    if len(content) < HEAD.size + 4 or content[:8] != MAGIC:
+        return None
+    return int(struct.unpack_from("<I", content, HEAD.size)[0])
+
+
+def decode(content: bytes) -> Superblock:
+    """Corrupt when it does not verify, UnknownFormat when it does but is not for this build."""
+    if len(content) != SUPERBLOCK_BYTES or content[:8] != MAGIC:
+        raise Corrupt("a superblock is truncated or has no magic number")
+    _magic, checksum = HEAD.unpack_from(content)
+    if xxhash.xxh3_64_intdigest(content[HEAD.size :]) != checksum:
+        raise Corrupt("a superblock does not verify")
+    (version, incompatible, compatible, block_bytes, uuid, sequence, number, table_bytes, table_checksum,
+     segment_slots, _reserved, capacity, created) = BODY.unpack_from(content, HEAD.size)  # fmt: skip
+    if version != FORMAT_VERSION or block_bytes != BLOCK_BYTES:
+        raise UnknownFormat(
+            f"the pool has format version {version}, this build reads {FORMAT_VERSION}: use the build that made it"
+        )
+    if incompatible & ~KNOWN_INCOMPATIBLE:
+        raise UnknownFormat(f"the pool uses features {incompatible:#x} that this build does not know: use a newer one")
+    return Superblock(
+        uuid, sequence, number, table_bytes, table_checksum, segment_slots, capacity, created, incompatible, compatible
+    )
+
+
+def path_of(pool_path: str, which: int) -> str:
+    return f"{pool_path}/superblock-{which}"
+
+
+def read_both(pool_path: str) -> list[Superblock]:
+    """The sound superblocks, newest first.  Corrupt or UnknownFormat when there is none."""
+    sound: list[Superblock] = []
+    versions = []
+    for which in (0, 1):
+        try:
+            content = _medium.read_file(path_of(pool_path, which), SUPERBLOCK_BYTES)
+        except MediumError:
+            continue
+        try:
+            sound.append(decode(content))
+        except Corrupt:
+            versions.append(version_of(content))
+    if not sound and any(v is not None and v != FORMAT_VERSION for v in versions):
+        raise UnknownFormat(
+            f"{pool_path}: the pool has format version {max(v or 0 for v in versions)}, this build reads "
+            f"{FORMAT_VERSION}: use the build that made it"
+        )
+    if not sound:
+        raise Corrupt(f"{pool_path}: both superblocks are lost; restore the pool directory from a copy")
+    return sorted(sound, key=lambda block: -block.sequence)
+
+
+def write(pool_path: str, block: Superblock) -> None:
+    """Write over the older superblock; durable on return."""
+    _medium.write_file_durably(path_of(pool_path, block.sequence % 2), encode(block), create=False)
