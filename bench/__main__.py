@@ -19,9 +19,8 @@ from types import FrameType
 from typing import Any
 
 from bench import machine, report
-from bench.fio import FioFailed
 from bench.peers import PEERS
-from bench.rounds import Plan, Run, run_all
+from bench.rounds import Failure, Plan, Run, run_all
 from bench.server import ServerFailed
 from bench.workloads import GIB, MIB, WORKLOADS
 
@@ -66,10 +65,14 @@ def _plan(arguments: argparse.Namespace, scratch: Path) -> Plan:
     )
 
 
-def _tell(run: Run) -> None:
+def _tell(done: Run | Failure) -> None:
+    name = f"round {done.round + 1} {done.workload:26} {done.peer:18}"
+    if isinstance(done, Failure):
+        print(f"{name} FAILED: {done.message}", file=sys.stderr, flush=True)
+        return
     print(
-        f"round {run.round + 1} {run.workload:26} {run.peer:18} {run.iops:10,.0f} IOPS "
-        f"{run.megabytes_per_second:8,.1f} MB/s  others' CPU {run.other_cpu_share:.0%}",
+        f"{name} {done.iops:10,.0f} IOPS {done.megabytes_per_second:8,.1f} MB/s  "
+        f"others' CPU {done.other_cpu_share:.0%}",
         file=sys.stderr,
         flush=True,
     )
@@ -95,7 +98,10 @@ def _measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "workloads": [asdict(workload) for workload in workloads],
         "left_out": left_out,
     }
-    return report.result(head, list(run_all(plan, workloads, peers, _tell)))
+    done = list(run_all(plan, workloads, peers, _tell))
+    runs = [run for run in done if isinstance(run, Run)]
+    failures = [asdict(failure) for failure in done if isinstance(failure, Failure)]
+    return report.result({**head, "failures": failures}, runs)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
@@ -110,7 +116,7 @@ def main(given: list[str] | None = None) -> int:
     scratch = Path(tempfile.mkdtemp(prefix="run-", dir=arguments.scratch.absolute()))
     try:
         result = _measure(arguments, scratch)
-    except (FioFailed, ServerFailed, OSError) as error:
+    except (ServerFailed, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     finally:
@@ -121,7 +127,7 @@ def main(given: list[str] | None = None) -> int:
     shown = report.text(result)
     target.with_suffix(".txt").write_text(shown)
     print(f"{shown}\nwritten to {target} and {target.with_suffix('.txt')}")
-    return 0
+    return 1 if result["failures"] else 0
 
 
 if __name__ == "__main__":

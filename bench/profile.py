@@ -20,6 +20,7 @@ from bench.peers import PEERS
 from bench.rounds import Plan, served_disk
 from bench.server import ServerFailed
 from bench.workloads import GIB, NATIVE, WORKLOADS, Workload
+from blockdev.errors import BlockdevError
 
 SAMPLES_PER_SECOND = 999  # not a divisor of the kernel's own timers, whose work would be seen always or never
 
@@ -77,7 +78,7 @@ def main() -> int:
         done = _record(plan, workload, arguments.peer, record)
         print(f"{arguments.peer}, {workload.title}: {done.iops:,.0f} IOPS under perf\n")
         _show(record, arguments.percent, arguments.callers)
-    except (FioFailed, ServerFailed, OSError, subprocess.CalledProcessError) as error:
+    except (BlockdevError, FioFailed, ServerFailed, OSError, subprocess.CalledProcessError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     finally:

@@ -108,7 +108,10 @@ def _head_lines(result: dict[str, Any]) -> list[str]:
         f"{plan['rounds']} rounds of {plan['runtime_seconds']} s, seed {plan['seed']}, disks of "
         f"{plan['filled_bytes'] >> 20} MiB filled and {plan['fresh_bytes'] >> 20} MiB fresh",
     ]
-    return lines + [f"left out: {name}: {reason}" for name, reason in result["left_out"].items()]
+    lines += [f"left out: {name}: {reason}" for name, reason in result["left_out"].items()]
+    return lines + [
+        f"FAILED: {each['workload']} on {each['peer']}: {each['message']}" for each in result["failures"]
+    ]
 
 
 def _table(rows: list[list[str]]) -> list[str]:

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import fio
+from bench.fio import FioFailed
 from bench.machine import busy_cpu_seconds
 from bench.peers import Peer
-from bench.server import usage_of
+from bench.server import ServerFailed, usage_of
 from bench.workloads import GIB, Workload
+from blockdev.errors import BlockdevError
 
 FILL_SEED_OFFSET = 1_000_000  # so that no write under test repeats the data it overwrites
 
@@ -58,6 +60,16 @@ class Run:
     details: dict[str, Any]  # what the server tells of itself after the run
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A run that came to nothing."""
+
+    workload: str
+    peer: str
+    round: int
+    message: str
+
+
 Cell = tuple[Workload, type[Peer]]
 
 
@@ -74,27 +86,50 @@ def turns(cells: list[Cell], round: int) -> list[Cell]:
 
 
 def run_all(
-    plan: Plan, workloads: Sequence[Workload], peers: Sequence[type[Peer]], told: Callable[[Run], None]
-) -> Iterator[Run]:
-    """Every run of the plan, group after group; `told` hears of each when it is done."""
+    plan: Plan,
+    workloads: Sequence[Workload],
+    peers: Sequence[type[Peer]],
+    told: Callable[[Run | Failure], None],
+) -> Iterator[Run | Failure]:
+    """Every run of the plan, group after group; `told` hears of each when it is done.
+
+    A failure ends the turns of that peer on that workload, and nothing else.
+    """
     for _, members in groupby(workloads, key=lambda workload: workload.group):
         yield from _run_group(plan, cells(list(members), peers), told)
 
 
-def _run_group(plan: Plan, cells: list[Cell], told: Callable[[Run], None]) -> Iterator[Run]:
-    with ExitStack() as stack:
-        shared: dict[str, Peer] = {}
+def _run_group(
+    plan: Plan, cells: list[Cell], told: Callable[[Run | Failure], None]
+) -> Iterator[Run | Failure]:
+    failed: set[Cell] = set()
+    with ExitStack() as shared:
+        disks: dict[str, Peer] = {}
         for round in range(plan.rounds):
-            for position, (workload, peer) in enumerate(turns(cells, round)):
-                if workload.reads_only:
-                    if peer.name not in shared:
-                        shared[peer.name] = stack.enter_context(served_disk(plan, workload, peer))
-                    run = _run_one(plan, workload, shared[peer.name], round, position)
-                else:
-                    with served_disk(plan, workload, peer) as disk:
-                        run = _run_one(plan, workload, disk, round, position)
-                told(run)
-                yield run
+            for position, cell in enumerate(turns(cells, round)):
+                if cell in failed:
+                    continue
+                workload, peer = cell
+                try:
+                    done: Run | Failure = _take_turn(plan, cell, round, position, disks, shared)
+                except (BlockdevError, FioFailed, ServerFailed) as error:
+                    done = Failure(workload.name, peer.name, round, str(error))
+                    failed.add(cell)
+                told(done)
+                yield done
+
+
+def _take_turn(
+    plan: Plan, cell: Cell, round: int, position: int, disks: dict[str, Peer], shared: ExitStack
+) -> Run:
+    """One run; `disks` and `shared` keep those of the workloads that only read until the group is done."""
+    workload, peer = cell
+    if not workload.reads_only:
+        with served_disk(plan, workload, peer) as disk:
+            return _run_one(plan, workload, disk, round, position)
+    if peer.name not in disks:
+        disks[peer.name] = shared.enter_context(served_disk(plan, workload, peer))
+    return _run_one(plan, workload, disks[peer.name], round, position)
 
 
 def _size_bytes(plan: Plan, workload: Workload) -> int:

@@ -52,6 +52,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 def test_every_peer_runs_and_none_is_left_out(result: dict) -> None:
     assert result["left_out"] == {}
+    assert result["failures"] == []
     assert {run["peer"] for run in result["runs"]} == set(PEERS)
 
 
