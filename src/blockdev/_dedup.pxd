@@ -1,8 +1,9 @@
 """Fingerprints, and the index from fingerprint to block address.
 
 The index is a hint: it may forget anything at any time, and whoever uses a hit compares the bytes first.  It is a linear
-hash table of 64-byte buckets (4 entries each) in one reserved range of address space: it grows one bucket at a time, so no
-insert ever waits for a rehash, and it stops growing at its budget, from where on inserts evict.
+hash table of 128-byte buckets (8 entries each) in one reserved range of address space: it grows one bucket at a time, so no
+insert ever waits for a rehash, and it stops growing at its budget, from where on inserts evict.  A key may be in either of
+two buckets, and is put into the emptier one.
 
 Threads: any.  A bucket is guarded by the stripe lock of its low bits, which splitting a bucket does not change.
 """
@@ -13,7 +14,7 @@ from blockdev._sync cimport pthread_mutex_t
 
 cdef enum:
     DEDUP_STRIPES = 256             # power of two; also the smallest number of buckets
-    DEDUP_BUCKET_ENTRIES = 4
+    DEDUP_BUCKET_ENTRIES = 8
 
 cdef struct Fingerprint:            # XXH3-128 of one plain block
     uint64_t low
@@ -24,7 +25,7 @@ cdef struct DedupEntry:             # 16 bytes; address 0 is an empty entry
     uint64_t address                # block address
 
 cdef struct DedupBucket:
-    DedupEntry entries[4]
+    DedupEntry entries[8]
 
 cdef struct DedupIndex:
     DedupBucket* buckets            # reserved: bucket_count_max; in use: bucket_count

@@ -98,27 +98,42 @@ cdef inline uint64_t bucket_of(uint64_t key, uint64_t bucket_count) noexcept nog
     return wide if wide < bucket_count else key & mask
 
 
-cdef inline uint64_t lock_bucket(DedupIndex* index, uint64_t key) noexcept nogil:
-    """Lock the stripe of `key` and return its bucket; it stays this key's bucket while the stripe is locked."""
-    pthread_mutex_lock(&index.locks[key & (DEDUP_STRIPES - 1)])
-    return bucket_of(key, load_u64(&index.bucket_count))
+cdef inline uint64_t other_hash(uint64_t key) noexcept nogil:
+    """The second of the two hashes of a key; its bucket is independent of the first's."""
+    return (key >> 32) | (key << 32)
 
 
-cdef inline void unlock_bucket(DedupIndex* index, uint64_t key) noexcept nogil:
-    pthread_mutex_unlock(&index.locks[key & (DEDUP_STRIPES - 1)])
+cdef inline DedupBucket* lock_bucket(DedupIndex* index, uint64_t hashed) noexcept nogil:
+    """Lock the stripe of a hash and return its bucket; it stays this hash's bucket while the stripe is locked."""
+    pthread_mutex_lock(&index.locks[hashed & (DEDUP_STRIPES - 1)])
+    return &index.buckets[bucket_of(hashed, load_u64(&index.bucket_count))]
+
+
+cdef inline void unlock_bucket(DedupIndex* index, uint64_t hashed) noexcept nogil:
+    pthread_mutex_unlock(&index.locks[hashed & (DEDUP_STRIPES - 1)])
+
+
+cdef inline uint64_t find_in(DedupIndex* index, uint64_t hashed, uint64_t key) noexcept nogil:
+    cdef DedupBucket* bucket = lock_bucket(index, hashed)
+    cdef uint64_t address = 0
+    cdef int i
+    for i in range(DEDUP_BUCKET_ENTRIES):
+        if bucket.entries[i].key == key and bucket.entries[i].address:
+            address = bucket.entries[i].address
+            break
+    unlock_bucket(index, hashed)
+    return address
 
 
 cdef uint64_t dedup_lookup(DedupIndex* index, Fingerprint fingerprint) noexcept nogil:
-    cdef uint64_t address = 0
-    cdef DedupBucket* bucket
-    cdef int i
-    bucket = &index.buckets[lock_bucket(index, fingerprint.low)]
-    for i in range(DEDUP_BUCKET_ENTRIES):
-        if bucket.entries[i].key == fingerprint.low and bucket.entries[i].address:
-            address = bucket.entries[i].address
-            break
-    unlock_bucket(index, fingerprint.low)
-    return address
+    cdef uint64_t address = find_in(index, fingerprint.low, fingerprint.low)
+    return address or find_in(index, other_hash(fingerprint.low), fingerprint.low)
+
+
+cdef bint stays(DedupEntry* entry, uint64_t bucket, uint64_t bucket_count) noexcept nogil:
+    """Whether one of an entry's two hashes still names `bucket`."""
+    return (bucket_of(entry.key, bucket_count) == bucket
+            or bucket_of(other_hash(entry.key), bucket_count) == bucket)
 
 
 cdef void split_one(DedupIndex* index) noexcept nogil:
@@ -135,7 +150,7 @@ cdef void split_one(DedupIndex* index) noexcept nogil:
         source = &index.buckets[source_number]
         target = &index.buckets[count]
         for i in range(DEDUP_BUCKET_ENTRIES):
-            if source.entries[i].address and bucket_of(source.entries[i].key, count + 1) == count:
+            if source.entries[i].address and not stays(&source.entries[i], source_number, count + 1):
                 target.entries[moved] = source.entries[i]
                 moved += 1
                 memset(&source.entries[i], 0, sizeof(DedupEntry))
@@ -144,47 +159,63 @@ cdef void split_one(DedupIndex* index) noexcept nogil:
     pthread_mutex_unlock(&index.split_lock)
 
 
-cdef void dedup_insert(DedupIndex* index, Fingerprint fingerprint, uint64_t address) noexcept nogil:
-    cdef DedupBucket* bucket
+cdef bint put_in(DedupIndex* index, uint64_t hashed, uint64_t key, uint64_t address, int want_free) noexcept nogil:
+    """Put an entry into the bucket of `hashed` if it is there already or `want_free` places are; -1: evict for it."""
+    cdef DedupBucket* bucket = lock_bucket(index, hashed)
     cdef DedupEntry* place = NULL
-    cdef DedupEntry* entry
-    cdef bint grew = False
-    cdef int i
-    bucket = &index.buckets[lock_bucket(index, fingerprint.low)]
+    cdef int i, empty = 0
     for i in range(DEDUP_BUCKET_ENTRIES):
-        entry = &bucket.entries[i]
-        if entry.address and entry.key == fingerprint.low:
-            place = entry
+        if bucket.entries[i].address == 0:
+            empty += 1
+            if place == NULL or place.address == 0:
+                place = &bucket.entries[i]
+        elif bucket.entries[i].key == key:
+            place = &bucket.entries[i]
+            empty = DEDUP_BUCKET_ENTRIES
             break
-        if entry.address == 0 and place == NULL:
-            place = entry
-    if place == NULL:
+    if want_free < 0 and place == NULL:
         place = &bucket.entries[count_u64(&index.evictions, 1) & (DEDUP_BUCKET_ENTRIES - 1)]
-    elif place.address == 0:
-        grew = True
-    place.key = fingerprint.low
-    place.address = address
-    unlock_bucket(index, fingerprint.low)
-    # keep the table at most half full: with 4 entries a bucket that evicts 1 in 50 at random
-    if grew and (count_u64(&index.entry_count, 1) + 1) > load_u64(&index.bucket_count) * 2:
+    if empty < want_free:
+        place = NULL
+    if place != NULL:
+        if place.address == 0:
+            count_u64(&index.entry_count, 1)
+        place.key = key
+        place.address = address
+    unlock_bucket(index, hashed)
+    return place != NULL
+
+
+cdef void dedup_insert(DedupIndex* index, Fingerprint fingerprint, uint64_t address) noexcept nogil:
+    """The emptier of two buckets takes the entry: with 8 places a bucket that keeps a table half full without evicting."""
+    cdef uint64_t key = fingerprint.low
+    if not put_in(index, key, key, address, 4):
+        if not put_in(index, other_hash(key), key, address, 1):
+            put_in(index, key, key, address, -1)
+    if load_u64(&index.entry_count) > load_u64(&index.bucket_count) * 4:
         split_one(index)
+
+
+cdef void forget_in(DedupIndex* index, uint64_t hashed, uint64_t key, uint64_t address) noexcept nogil:
+    cdef DedupBucket* bucket = lock_bucket(index, hashed)
+    cdef int i
+    for i in range(DEDUP_BUCKET_ENTRIES):
+        if bucket.entries[i].key == key and bucket.entries[i].address == address:
+            memset(&bucket.entries[i], 0, sizeof(DedupEntry))
+            add_u64(&index.entry_count, <uint64_t>-1)
+    unlock_bucket(index, hashed)
 
 
 cdef void dedup_forget(DedupIndex* index, Fingerprint fingerprint, uint64_t address) noexcept nogil:
     """Drop a hint that proved wrong (the block at `address` has other bytes)."""
-    cdef DedupBucket* bucket = &index.buckets[lock_bucket(index, fingerprint.low)]
-    cdef int i
-    for i in range(DEDUP_BUCKET_ENTRIES):
-        if bucket.entries[i].key == fingerprint.low and bucket.entries[i].address == address:
-            memset(&bucket.entries[i], 0, sizeof(DedupEntry))
-            add_u64(&index.entry_count, <uint64_t>-1)
-    unlock_bucket(index, fingerprint.low)
+    forget_in(index, fingerprint.low, fingerprint.low, address)
+    forget_in(index, other_hash(fingerprint.low), fingerprint.low, address)
 
 
 cdef uint64_t dedup_export(
     DedupIndex* index, uint64_t first_bucket, DedupEntry* out, uint64_t bucket_count
 ) noexcept nogil:
-    """Copy the entries in use of a range of buckets to `out` (room: 4 a bucket); returns how many."""
+    """Copy the entries in use of a range of buckets to `out` (room: 8 a bucket); returns how many."""
     cdef uint64_t number, exported = 0
     cdef int i
     for number in range(first_bucket, first_bucket + bucket_count):

@@ -21,7 +21,7 @@ from blockdev._cow cimport (
     nodes_thaw, nodes_write, slots_push,
 )
 from blockdev._dedup cimport (
-    DedupEntry, Fingerprint, checksum64, dedup_create, dedup_destroy, dedup_export, dedup_insert,
+    DEDUP_BUCKET_ENTRIES, DedupEntry, Fingerprint, checksum64, dedup_create, dedup_destroy, dedup_export, dedup_insert,
 )
 from blockdev._disk cimport (
     BLOCK_BYTES, BLOCK_LOCKS, LABEL_BYTES, Disk, PoolState, disk_clear_tail, disk_extents,
@@ -363,7 +363,7 @@ cdef class Core:
         cdef uint64_t count
         if first_bucket >= self.state.dedup.bucket_count:
             return None
-        entries = <DedupEntry*>malloc(bucket_count * 4 * sizeof(DedupEntry))
+        entries = <DedupEntry*>malloc(bucket_count * DEDUP_BUCKET_ENTRIES * sizeof(DedupEntry))
         if entries == NULL:
             raise MemoryError()
         with nogil:
