@@ -112,7 +112,10 @@ def _libvirt(address: Address, export: str, read_only: bool) -> str:
 
 
 def _nbd_client(address: Address, export: str, read_only: bool) -> str:
-    """A command that makes /dev/nbd0; the kernel refuses TLS with a pre-shared key, so that has none."""
+    """A command that makes /dev/nbd0; the kernel refuses TLS with a pre-shared key, so that has none.
+
+    No -block-size: it would set the sector size, and partition tables and small file systems count in 512 bytes.
+    """
     if address.tls == "psk":
         raise InvalidArgument(
             "nbd-client speaks TLS with certificates only; serve with certificates, or attach as qemu"
@@ -122,7 +125,7 @@ def _nbd_client(address: Address, export: str, read_only: bool) -> str:
     if address.tls == "certificates":
         tls = " -cacertfile <ca-cert.pem> -certfile <client-cert.pem> -keyfile <client-key.pem>"
     access = " -readonly" if read_only else ""
-    return f"nbd-client {place} /dev/nbd0 -name {_shell(export)} -block-size 4096{tls}{access}"
+    return f"nbd-client {place} /dev/nbd0 -name {_shell(export)}{tls}{access}"
 
 
 def _shell(text: str) -> str:
