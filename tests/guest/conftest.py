@@ -1,5 +1,6 @@
 """A served blockdev home, used as a person would: through blockdevctl and NBD."""
 
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -34,6 +35,10 @@ class ServedHome:
 
     def uri(self, export: str) -> str:
         return f"nbd+unix:///{export}?socket={self.nbd_socket}"
+
+    def qemu_arguments(self, export: str) -> list[str]:
+        """What `attach --as qemu` tells a person to paste, as their shell would split it."""
+        return shlex.split(self.ctl("attach", export, "--as", "qemu").replace("\\\n", " "))
 
     def copy(self, export: str, destination: Path) -> Path:
         """A raw copy of an export's present content."""

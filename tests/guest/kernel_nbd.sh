@@ -1,14 +1,14 @@
-# Runs in the guest: works on a disk through the kernel's NBD client, in steps that the machine watches.
-# Arguments: HOST PORT EXPORT.
+# Runs in the guest: works on disks through the kernel's NBD client, in steps that the machine watches.
+# Arguments: the commands, for /dev/nbd0, that attach a blank disk, its snapshot `after`, and a disk with files.
 set -eu
-host=$1 port=$2 export=$3
+attach_disk=$1 attach_snapshot=$2 attach_files=$3
 
 tell_and_wait() {
     : >"$LAB_SHARE/$1"
     while [ ! -e "$LAB_SHARE/$1-seen" ]; do sleep 0.05; done
 }
 
-nbd-client "$host" "$port" /dev/nbd0 -N "$export" >&2
+$attach_disk >&2
 mkfs.ext4 -q /dev/nbd0
 mount /dev/nbd0 /mnt
 head -c 4M /dev/urandom >/mnt/trimmed
@@ -22,12 +22,18 @@ tell_and_wait trimmed
 sha256sum /mnt/kept
 umount /mnt
 e2fsck -fn /dev/nbd0 >&2
-tell_and_wait unmounted
+nbd-client -d /dev/nbd0 >&2
+tell_and_wait detached
 
-nbd-client "$host" "$port" /dev/nbd1 -N "$export@after" >&2
-cat /sys/block/nbd1/ro
-mount -o ro /dev/nbd1 /mnt
+$attach_snapshot >&2
+cat /sys/block/nbd0/ro
+mount -o ro /dev/nbd0 /mnt
 sha256sum /mnt/kept
 umount /mnt
-nbd-client -d /dev/nbd1 >&2
+nbd-client -d /dev/nbd0 >&2
+
+$attach_files >&2
+mount /dev/nbd0 /mnt
+cat /mnt/greeting
+umount /mnt
 nbd-client -d /dev/nbd0 >&2
