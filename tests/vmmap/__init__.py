@@ -1,0 +1,1 @@
+"""VM operations: the service, its catalog, and how it comes back into agreement with the pool."""

@@ -1,0 +1,217 @@
+"""Either process dies at each step of each operation: afterwards it was done as a whole or not at all.
+
+What was acknowledged is there; catalog and pool say the same; nothing that a user was told exists is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from blockdev import Pool
+from blockdev.engine.attachments import Attachments
+from blockdev.engine.client import EngineClient
+from blockdev.engine.server import EngineServer
+from blockdev.errors import Unavailable
+from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.service import VMs
+from tests.vmmap.child import DIED_AS_TOLD, Child, Say, die_at
+from tests.vmmap.world import (
+    OPERATIONS,
+    Clock,
+    Observation,
+    build,
+    check_agreed,
+    observe,
+    without_automatic_snapshots,
+)
+
+ENGINE_CHANGES = {
+    "create a VM": ["create"],
+    "rename a VM": ["relabel"],
+    "delete a VM": ["delete"],
+    "add a disk": ["create"],
+    "remove a disk": ["delete"],
+    "grow a disk": ["resize"],
+    "create a snapshot": ["snapshot"],
+    "delete a snapshot": ["delete"],
+    "clone what runs": ["snapshot", "clone"],
+    "restore a VM with a disk that is gone": ["snapshot", "clone", "relabel", "delete"],
+    "import over a disk": ["create", "relabel", "delete"],
+    "give up an import": ["create", "delete"],
+}
+
+
+class Home:
+    """Where one pool and its catalog are."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.pool = os.path.join(path, "pool")
+        self.catalog = os.path.join(path, "catalog.db")
+        self.socket = os.path.join(path, "engine.sock")
+
+
+@contextmanager
+def control_plane(home: Home, at_step: object = None) -> Iterator[tuple[VMs, Catalog, EngineClient]]:
+    """In this process, on whichever engine answers."""
+    catalog, engine = Catalog(home.catalog), EngineClient(home.socket)
+    yield VMs(catalog, engine, clock=Clock(), at_step=at_step), catalog, engine  # type: ignore[arg-type]
+    engine.close()
+    catalog.close()
+
+
+@contextmanager
+def engine_of(home: Home) -> Iterator[Pool]:
+    """In this process."""
+    with Pool.open(home.pool) as pool:
+        server = EngineServer(pool, Attachments(), home.socket)
+        server.start()
+        yield pool
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[Home]:
+    """The world that each case gets a copy of."""
+    with tempfile.TemporaryDirectory(prefix="bd-") as directory:
+        home = Home(directory)
+        Pool.create(home.pool, 64 << 20, segment_bytes=1 << 20).close()
+        with engine_of(home) as pool, control_plane(home) as (vms, _, _):
+            build(vms, pool)
+        yield home
+
+
+@pytest.fixture
+def home(template: Home) -> Iterator[Home]:
+    with tempfile.TemporaryDirectory(prefix="bd-") as directory:
+        shutil.copytree(template.path, directory, dirs_exist_ok=True)
+        yield Home(directory)
+
+
+@pytest.fixture(scope="module")
+def before(template: Home) -> Observation:
+    with engine_of(template) as pool, control_plane(template) as (vms, _, _):
+        return observe(vms, pool)
+
+
+@pytest.fixture(scope="module")
+def outcomes(template: Home) -> dict[str, tuple[Observation, list[str]]]:
+    """What each operation leads to when nobody dies, and its steps."""
+    found = {}
+    for operation, perform in OPERATIONS.items():
+        with tempfile.TemporaryDirectory(prefix="bd-") as directory:
+            shutil.copytree(template.path, directory, dirs_exist_ok=True)
+            home, steps = Home(directory), []
+            with engine_of(home) as pool, control_plane(home, steps.append) as (vms, catalog, engine):
+                perform(vms)
+                check_agreed(vms, catalog, engine)
+                found[operation] = (observe(vms, pool), steps)
+    return found
+
+
+def run_control(home: Home, operation: str, step: str) -> bool:
+    """Do it in another process that dies at `step`; whether it was acknowledged."""
+
+    def work(say: Say) -> None:
+        with control_plane(home, die_at(step)) as (vms, _, _):
+            vms.reconcile()
+            OPERATIONS[operation](vms)
+            say("done")
+
+    child = Child(work)
+    said = child.hear()
+    assert child.wait() == (0 if said else DIED_AS_TOLD)
+    child.close()
+    return said == "done"
+
+
+def check_all_or_none(after: Observation, seen: Observation, before: Observation, acknowledged: bool) -> None:
+    if acknowledged:
+        assert seen == after
+    else:
+        assert seen in (before, after) or without_automatic_snapshots(seen) == before
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_control_plane_dies_at_each_step(
+    operation: str, template: Home, before: Observation, outcomes: dict[str, tuple[Observation, list[str]]]
+) -> None:
+    after, steps = outcomes[operation]
+    own_steps = [step for step in dict.fromkeys(steps) if not step.startswith("agree:")]
+    for step in [*own_steps, "never"]:
+        with tempfile.TemporaryDirectory(prefix="bd-") as directory:
+            shutil.copytree(template.path, directory, dirs_exist_ok=True)
+            home = Home(directory)
+            with engine_of(home) as pool:
+                acknowledged = run_control(home, operation, step)
+                assert acknowledged == (step == "never"), step
+                with control_plane(home) as (vms, catalog, engine):
+                    vms.reconcile()
+                    check_agreed(vms, catalog, engine)
+                    check_all_or_none(after, observe(vms, pool), before, acknowledged)
+
+
+@pytest.mark.parametrize("again", ["agree:settled", "agree:dropped", "agree:labelled", "agree:followed"])
+@pytest.mark.parametrize("step", ["restore:cloned", "restore:applied", "begin_import:applied"])
+def test_the_control_plane_dies_again_while_it_agrees(
+    home: Home,
+    before: Observation,
+    outcomes: dict[str, tuple[Observation, list[str]]],
+    step: str,
+    again: str,
+) -> None:
+    operation = "import over a disk" if step.startswith("begin") else "restore a VM with a disk that is gone"
+    with engine_of(home) as pool:
+        assert not run_control(home, operation, step)
+        assert not run_control(home, operation, again)
+        with control_plane(home) as (vms, catalog, engine):
+            vms.reconcile()
+            check_agreed(vms, catalog, engine)
+            check_all_or_none(outcomes[operation][0], observe(vms, pool), before, acknowledged=False)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("operation", "change"), [(name, change) for name, changes in ENGINE_CHANGES.items() for change in changes]
+)
+def test_the_engine_dies_before_and_after_its_step(
+    home: Home,
+    before: Observation,
+    outcomes: dict[str, tuple[Observation, list[str]]],
+    operation: str,
+    change: str,
+    when: str,
+) -> None:
+    """The control plane lives on, and is told of no success."""
+    dying = Child(lambda say: serve(home, say, die_at(f"{change}:{when}")))
+    assert dying.hear() == "ready"
+    with control_plane(home) as (vms, catalog, engine):
+        acknowledged = True
+        try:
+            OPERATIONS[operation](vms)
+        except Unavailable:
+            acknowledged = False
+        # what a replacement left over is deleted later when the engine is away
+        assert acknowledged == (change == "delete" and operation.startswith(("restore", "import")))
+        assert dying.wait() == DIED_AS_TOLD
+        dying.close()
+        with engine_of(home) as pool:
+            vms.set_description("spare", "the next change agrees first")
+            vms.set_description("spare", "")
+            check_agreed(vms, catalog, engine)
+            check_all_or_none(outcomes[operation][0], observe(vms, pool), before, acknowledged)
+
+
+def serve(home: Home, say: Say, at_step: Callable[[str], None]) -> None:
+    """An engine, for a process of its own."""
+    with Pool.open(home.pool) as pool:
+        EngineServer(pool, Attachments(), home.socket, at_step=at_step).start()
+        say("ready")
+        threading.Event().wait()

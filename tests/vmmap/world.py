@@ -1,0 +1,145 @@
+"""A small world of VMs, every operation on it by name, and all that a user can see of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from blockdev import Pool
+from blockdev.engine.client import EngineClient
+from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.model import Agreement
+from blockdev.vmmap.service import VMs
+
+MEBIBYTE = 1 << 20
+NOON = 1_795_348_800.0  # 2026-11-22T12:00:00Z
+Observation = dict[str, Any]
+
+
+class Clock:
+    """One second later at each look."""
+
+    def __init__(self) -> None:
+        self.moment = NOON
+
+    def __call__(self) -> float:
+        self.moment += 1
+        return self.moment
+
+
+def build(vms: VMs, pool: Pool) -> None:
+    """web: two disks, two snapshots, a disk that is gone; spare: no disk at all; db: another VM."""
+    vms.create_vm(
+        "web", [("root", MEBIBYTE), ("data", 2 * MEBIBYTE), ("old", MEBIBYTE)], "<web>1</web>", "the web server"
+    )
+    write(pool, "web/root", b"A")
+    write(pool, "web/data", b"a")
+    write(pool, "web/old", b"o")
+    vms.create_snapshot("web", "s1", "the first")
+    vms.remove_disk("web", "old")
+    write(pool, "web/root", b"B")
+    vms.set_config("web", "<web>2</web>")
+    vms.create_snapshot("web", "s2")
+    write(pool, "web/data", b"c")
+    vms.set_config("web", "<web>3</web>")
+    vms.create_vm("spare", [])
+    vms.create_vm("db", [("root", MEBIBYTE)])
+    vms.create_snapshot("db", "s1")
+
+
+def write(pool: Pool, export: str, byte: bytes) -> None:
+    """Its first block is all this byte."""
+    pool.find(export).write(0, byte * 4096)
+
+
+def _import(vms: VMs, disk: str, create: bool, finish: bool) -> None:
+    begun = vms.begin_import("web", disk, 4 * MEBIBYTE, create)
+    if finish:
+        vms.finish_import(begun.id)
+    else:
+        vms.abort_import(begun.id)
+
+
+OPERATIONS: dict[str, Callable[[VMs], Any]] = {
+    "create a VM": lambda vms: vms.create_vm(
+        "new", [("a", 4096), ("b", MEBIBYTE)], config="<new/>", description="just made"
+    ),
+    "create a VM without disks": lambda vms: vms.create_vm("new", []),
+    "rename a VM": lambda vms: vms.rename_vm("web", "www"),
+    "rename a VM without disks": lambda vms: vms.rename_vm("spare", "www"),
+    "delete a VM": lambda vms: vms.delete_vm("web"),
+    "delete a VM without disks": lambda vms: vms.delete_vm("spare"),
+    "set a configuration": lambda vms: vms.set_config("web", "<web>4</web>"),
+    "set a description": lambda vms: vms.set_description("web", "another"),
+    "add a disk": lambda vms: vms.add_disk("web", "more", 512),
+    "remove a disk": lambda vms: vms.remove_disk("web", "data"),
+    "grow a disk": lambda vms: vms.resize_disk("web", "data", 3 * MEBIBYTE),
+    "shrink a disk": lambda vms: vms.resize_disk("web", "data", 4096, force_shrink=True),
+    "create a snapshot": lambda vms: vms.create_snapshot("web", "s3", "the third"),
+    "delete a snapshot": lambda vms: vms.delete_snapshot("web", "s1"),
+    "clone a snapshot": lambda vms: vms.clone("web", "s1", "copy"),
+    "clone what runs": lambda vms: vms.clone("web", None, "copy"),
+    "clone many": lambda vms: vms.clone_many("web", "s2", 5, "copy"),
+    "restore a VM": lambda vms: vms.restore("web", "s2"),
+    "restore a VM with a disk that is gone": lambda vms: vms.restore("web", "s1"),
+    "restore a disk": lambda vms: vms.restore("web", "s1", disk="root"),
+    "restore a disk that is gone": lambda vms: vms.restore("web", "s1", disk="old"),
+    "import a new disk": lambda vms: _import(vms, "more", create=True, finish=True),
+    "import over a disk": lambda vms: _import(vms, "root", create=False, finish=True),
+    "give up an import": lambda vms: _import(vms, "more", create=True, finish=False),
+}
+
+
+def observe(vms: VMs, pool: Pool) -> Observation:
+    """All that a user can see: names, texts, sizes and the first byte of everything; not when, nor which id."""
+    seen: Observation = {}
+    for vm in vms.list_vms():
+        seen[vm.name] = {
+            "description": vm.description,
+            "config": vms.get_config(vm.name),
+            "cloned_from": vm.cloned_from,
+            "disks": {disk.name: _content(pool, disk.export, disk.size_bytes) for disk in vm.disks},
+            "snapshots": {},
+        }
+        for listed in vms.list_snapshots(vm.name):
+            snapshot = vms.show_snapshot(vm.name, listed.name)
+            seen[vm.name]["snapshots"][snapshot.name] = {
+                "description": snapshot.description,
+                "origin": snapshot.origin,
+                "config": snapshot.config,
+                "disks": {disk.name: _content(pool, disk.export, disk.size_bytes) for disk in snapshot.disks},
+            }
+    return seen
+
+
+def _content(pool: Pool, export: str, size_bytes: int) -> tuple[int, bytes]:
+    thing = pool.find(export)
+    assert thing.size_bytes == size_bytes, f"{export}: the catalog says {size_bytes}, the pool {thing.size_bytes}"
+    return size_bytes, thing.read(0, 512)[:1]
+
+
+def without_automatic_snapshots(seen: Observation) -> Observation:
+    """What a clone or restore that was interrupted may have left more than there was: its snapshot."""
+    return {
+        name: {
+            **vm,
+            "snapshots": {key: one for key, one in vm["snapshots"].items() if one["origin"] == "manual"},
+        }
+        for name, vm in seen.items()
+    }
+
+
+def check_agreed(vms: VMs, catalog: Catalog, engine: EngineClient) -> None:
+    """Catalog and pool say the same, nothing temporary is left, and there is nothing more to agree upon."""
+    again = vms.reconcile()
+    assert again == Agreement(), f"a second agreement changed more: {again}"
+    assert catalog.intents() == []
+    names = {vm.id: vm.name for vm in catalog.vms()}
+    known: set[tuple[int | None, str, int]] = set()
+    for disk in catalog.disks():
+        known.add((disk.object_id, f"{names[disk.vm_id]}/{disk.name}", disk.size_bytes))
+    for snapshot in catalog.snapshots():
+        for part in catalog.snapshot_disks(snapshot.id):
+            name = f"{names[snapshot.vm_id]}/{part.name}@{snapshot.name}"
+            known.add((part.object_id, name, part.size_bytes))
+    assert known == {(thing.id, thing.name, thing.size_bytes) for thing in engine.objects()}
