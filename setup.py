@@ -30,6 +30,7 @@ LIBPYTHON = f"python{sysconfig.get_config_var('LDVERSION')}"
 EXTENSIONS = [
     extension("_medium"),
     extension("_dedup"),
+    extension("_nodes"),
     extension("_cow"),
     extension("_log"),
     extension("_disk"),

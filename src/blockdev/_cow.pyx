@@ -1,326 +1,17 @@
-"""Maps and the store of their nodes.  See _cow.pxd for the design and docs/format/pool.md for the node record."""
+"""Maps: lookup, update, holes, runs and differences.  See _cow.pxd for the design."""
 
-from libc.errno cimport EIO, ENOMEM
+from libc.errno cimport ENOMEM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, qsort, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy
 
-from blockdev._dedup cimport checksum64
-from blockdev._medium cimport medium_read, medium_report, medium_write
+from blockdev._nodes cimport (
+    NODE_FANOUT, NODE_FANOUT_SHIFT, NODE_HEIGHT_MAX, MapNode, NodeStore, node_add, node_get, node_new, node_supersede,
+    nodes_enter, nodes_leave,
+)
 from blockdev._sync cimport (
-    add_u64, aligned_zeroed, count_u64, load_pointer, load_u64, pthread_mutex_destroy, pthread_mutex_init,
-    pthread_mutex_lock, pthread_mutex_unlock, sched_yield, store_pointer, store_u32, store_u64, thread_stripe,
+    count_u64, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, store_u64,
 )
 
-cdef enum:
-    WRITE_RUN_NODES = 227                       # about 1 MiB of records in one write
-
-cdef uint64_t NODE_MAGIC = 0x3145444F4E4442     # "BDNODE1" little-endian
-
-cdef struct NodeHeader:                         # the first 64 bytes of a record; the rest of its sector is zero
-    uint64_t magic
-    uint64_t checksum                           # XXH3-64 of all that follows in the record
-    uint8_t uuid[16]
-    uint64_t id
-    uint64_t owner
-    uint64_t generation
-    uint32_t level
-    uint32_t reserved
-
-
-# --- the store -------------------------------------------------------------------------------------------------------
-
-cdef NodeStore* nodes_create(int file, const uint8_t* uuid, uint64_t generation, uint64_t next_id) noexcept nogil:
-    cdef NodeStore* store = <NodeStore*>aligned_zeroed(64, sizeof(NodeStore))
-    cdef int i
-    if store == NULL:
-        return NULL
-    store.chunks = <MapNode***>calloc(NODE_CHUNKS_MAX, sizeof(MapNode**))
-    if store.chunks == NULL:
-        free(store)
-        return NULL
-    store.file = file
-    memcpy(store.uuid, uuid, 16)
-    store.generation = generation
-    store.next_id = next_id
-    pthread_mutex_init(&store.lock, NULL)
-    pthread_mutex_init(&store.reclaim_lock, NULL)
-    for i in range(FAULT_LOCKS):
-        pthread_mutex_init(&store.fault_locks[i], NULL)
-    return store
-
-
-cdef void nodes_destroy(NodeStore* store) noexcept nogil:
-    cdef uint64_t chunk
-    cdef int i
-    cdef MapNode* node
-    if store == NULL:
-        return
-    for chunk in range(NODE_CHUNKS_MAX):
-        if store.chunks[chunk] != NULL:
-            for i in range(NODE_CHUNK):
-                free(store.chunks[chunk][i])
-            free(store.chunks[chunk])
-    free(store.chunks)
-    while store.limbo != NULL:
-        node = store.limbo
-        store.limbo = node.next
-        free(node)
-    free(store.free_slots.items)
-    free(store.retired_slots.items)
-    pthread_mutex_destroy(&store.lock)
-    pthread_mutex_destroy(&store.reclaim_lock)
-    for i in range(FAULT_LOCKS):
-        pthread_mutex_destroy(&store.fault_locks[i])
-    free(store)
-
-
-cdef int slots_push(SlotVector* slots, uint64_t id, uint64_t generation) noexcept nogil:
-    cdef RetiredSlot* items
-    if slots.count == slots.room:
-        items = <RetiredSlot*>realloc(slots.items, (slots.room * 2 + 64) * sizeof(RetiredSlot))
-        if items == NULL:
-            return ENOMEM
-        slots.items = items
-        slots.room = slots.room * 2 + 64
-    slots.items[slots.count].id = id
-    slots.items[slots.count].generation = generation
-    slots.count += 1
-    return 0
-
-
-cdef inline MapNode** table_place(NodeStore* store, uint64_t id) noexcept nogil:
-    """Where the node table keeps `id`; NULL when the chunk is not there (or the id is beyond all bounds)."""
-    cdef MapNode** chunk
-    if id >= <uint64_t>NODE_CHUNKS_MAX * NODE_CHUNK:
-        return NULL
-    chunk = <MapNode**>load_pointer(<void**>&store.chunks[id // NODE_CHUNK])
-    return NULL if chunk == NULL else &chunk[id % NODE_CHUNK]
-
-
-cdef MapNode** table_make_place(NodeStore* store, uint64_t id) noexcept nogil:
-    """Like table_place, making the chunk.  Caller holds store.lock."""
-    cdef MapNode** chunk
-    if id >= <uint64_t>NODE_CHUNKS_MAX * NODE_CHUNK:
-        return NULL
-    if store.chunks[id // NODE_CHUNK] == NULL:
-        chunk = <MapNode**>calloc(NODE_CHUNK, sizeof(MapNode*))
-        if chunk == NULL:
-            return NULL
-        store_pointer(<void**>&store.chunks[id // NODE_CHUNK], chunk)
-    return &store.chunks[id // NODE_CHUNK][id % NODE_CHUNK]
-
-
-cdef inline MapNode* new_node() noexcept nogil:
-    cdef MapNode* node = <MapNode*>aligned_zeroed(64, sizeof(MapNode))
-    return node
-
-
-cdef MapNode* add_dirty_node(NodeStore* store, MapNode* node, uint64_t owner, uint32_t level) noexcept nogil:
-    """Give a new node its slot and publish it; NULL when memory is out (the node is freed)."""
-    cdef MapNode** place
-    pthread_mutex_lock(&store.lock)
-    if store.free_slots.count:
-        store.free_slots.count -= 1
-        node.id = store.free_slots.items[store.free_slots.count].id
-    else:
-        node.id = store.next_id
-        store.next_id += 1
-    node.owner = owner
-    node.level = level
-    node.generation = load_u64(&store.generation)
-    place = table_make_place(store, node.id)
-    if place == NULL:
-        pthread_mutex_unlock(&store.lock)
-        free(node)
-        return NULL
-    node.next = store.dirty
-    store.dirty = node
-    store.dirty_count += 1
-    store.resident_count += 1
-    store_pointer(<void**>place, node)
-    pthread_mutex_unlock(&store.lock)
-    return node
-
-
-cdef void unpublish(NodeStore* store, MapNode* node) noexcept nogil:
-    """Take a clean node out of the table; it is freed after the read sections of now.  Caller holds store.lock."""
-    store_pointer(<void**>table_place(store, node.id), NULL)
-    store.resident_count -= 1
-    node.next = store.limbo
-    store.limbo = node
-
-
-# --- records ---------------------------------------------------------------------------------------------------------
-
-cdef void encode_node(NodeStore* store, MapNode* node, char* record) noexcept nogil:
-    cdef NodeHeader* header = <NodeHeader*>record
-    memset(record, 0, NODE_HEADER_BYTES)
-    header.magic = NODE_MAGIC
-    memcpy(header.uuid, store.uuid, 16)
-    header.id = node.id
-    header.owner = node.owner
-    header.generation = node.generation
-    header.level = node.level
-    memcpy(record + NODE_HEADER_BYTES, node.entries, sizeof(node.entries))
-    header.checksum = checksum64(record + 16, NODE_RECORD_BYTES - 16)
-
-
-cdef MapNode* decode_node(NodeStore* store, uint64_t id, uint32_t level, const char* record) noexcept nogil:
-    """The node in a record; NULL when the record is not that node, whole, of this pool and at this level."""
-    cdef const NodeHeader* header = <const NodeHeader*>record
-    cdef MapNode* node
-    if (header.magic != NODE_MAGIC or header.id != id or header.level != level
-            or memcmp(header.uuid, store.uuid, 16) != 0
-            or header.checksum != checksum64(record + 16, NODE_RECORD_BYTES - 16)):
-        return NULL
-    node = new_node()
-    if node != NULL:
-        memcpy(node.entries, record + NODE_HEADER_BYTES, sizeof(node.entries))
-        node.id = id
-        node.owner = header.owner
-        node.generation = header.generation
-        node.level = level
-        node.clean = 1
-    return node
-
-
-cdef int fault_node(NodeStore* store, uint64_t id, uint32_t level, MapNode** out) noexcept nogil:
-    """Bring a node in from its slot.  Caller is in a read section."""
-    cdef char record[NODE_RECORD_BYTES]
-    cdef MapNode* node
-    cdef MapNode** place
-    cdef pthread_mutex_t* lock = &store.fault_locks[id % FAULT_LOCKS]
-    cdef int failure
-    pthread_mutex_lock(lock)
-    place = table_place(store, id)
-    node = NULL if place == NULL else <MapNode*>load_pointer(<void**>place)
-    if node != NULL:
-        pthread_mutex_unlock(lock)
-        out[0] = node
-        return 0
-    failure = medium_read(store.file, record, NODE_RECORD_BYTES, id * NODE_RECORD_BYTES)
-    node = NULL if failure else decode_node(store, id, level, record)
-    if node == NULL:
-        pthread_mutex_unlock(lock)
-        medium_report(b"blockdev: map node %lu (level %lu) does not verify: %4$s; run blockdevctl pool check\n",
-                      id, level, 0, failure or EIO)
-        return failure or EIO
-    count_u64(&store.nodes_faulted, 1)
-    pthread_mutex_lock(&store.lock)
-    place = table_make_place(store, id)
-    if place != NULL:
-        store.resident_count += 1
-        store_pointer(<void**>place, node)
-    pthread_mutex_unlock(&store.lock)
-    pthread_mutex_unlock(lock)
-    if place == NULL:
-        free(node)
-        return ENOMEM
-    out[0] = node
-    return 0
-
-
-cdef inline int get_node(NodeStore* store, uint64_t id, uint32_t level, MapNode** out) noexcept nogil:
-    """The node `id`, which must be of `level`.  Caller is in a read section."""
-    cdef MapNode** place = table_place(store, id)
-    cdef MapNode* node = NULL if place == NULL else <MapNode*>load_pointer(<void**>place)
-    if node == NULL:
-        return fault_node(store, id, level, out)
-    if node.level != level:
-        return EIO
-    if not node.referenced:
-        node.referenced = 1
-    out[0] = node
-    return 0
-
-
-# --- read sections and reclamation -----------------------------------------------------------------------------------
-
-cdef uint32_t nodes_enter(NodeStore* store) noexcept nogil:
-    cdef uint32_t token = ((thread_stripe() % READ_STRIPES) << 1) | <uint32_t>(load_u64(&store.phase) & 1)
-    add_u64(&store.stripes[token >> 1].active[token & 1], 1)
-    return token
-
-
-cdef void nodes_leave(NodeStore* store, uint32_t token) noexcept nogil:
-    add_u64(&store.stripes[token >> 1].active[token & 1], <uint64_t>-1)
-
-
-cdef void wait_for_phase(NodeStore* store, int phase) noexcept nogil:
-    cdef int i
-    cdef uint64_t active
-    while True:
-        active = 0
-        for i in range(READ_STRIPES):
-            active += add_u64(&store.stripes[i].active[phase], 0)
-        if active == 0:
-            return
-        sched_yield()
-
-
-cdef void wait_for_readers(NodeStore* store) noexcept nogil:
-    """Return when every read section of now has ended.  Two flips: a reader may enter under a phase it loaded before one.
-
-    Caller holds reclaim_lock.
-    """
-    cdef int i
-    for i in range(2):
-        wait_for_phase(store, <int>(add_u64(&store.phase, 1) & 1))
-
-
-cdef void nodes_reclaim(NodeStore* store) noexcept nogil:
-    """Free what is in limbo."""
-    cdef MapNode* limbo
-    cdef MapNode* node
-    pthread_mutex_lock(&store.reclaim_lock)
-    pthread_mutex_lock(&store.lock)
-    limbo = store.limbo
-    store.limbo = NULL
-    pthread_mutex_unlock(&store.lock)
-    if limbo != NULL:
-        wait_for_readers(store)
-    while limbo != NULL:
-        node = limbo
-        limbo = node.next
-        free(node)
-    pthread_mutex_unlock(&store.reclaim_lock)
-
-
-cdef uint64_t nodes_evict(NodeStore* store, uint64_t keep_count) noexcept nogil:
-    """Unpublish clean nodes that no lookup used since the last round, until `keep_count` stay; returns how many went."""
-    cdef uint64_t evicted = 0, scanned = 0, limit
-    cdef MapNode** place
-    cdef MapNode* node
-    pthread_mutex_lock(&store.lock)
-    limit = store.next_id * 2
-    while store.resident_count > keep_count and scanned < limit:
-        scanned += 1
-        store.clock_hand += 1
-        if store.clock_hand >= store.next_id:
-            store.clock_hand = 1
-        place = table_place(store, store.clock_hand)
-        if place == NULL:
-            continue
-        node = place[0]
-        if node == NULL or not node.clean:
-            continue
-        if node.referenced:
-            node.referenced = 0
-            continue
-        unpublish(store, node)
-        evicted += 1
-        if (scanned & 0xFFF) == 0:      # let writers have the lock now and then
-            pthread_mutex_unlock(&store.lock)
-            pthread_mutex_lock(&store.lock)
-    pthread_mutex_unlock(&store.lock)
-    count_u64(&store.nodes_evicted, evicted)
-    if evicted:
-        nodes_reclaim(store)
-    return evicted
-
-
-# --- maps ------------------------------------------------------------------------------------------------------------
 
 cdef void map_init(Map* map, uint64_t root, uint32_t height, uint64_t owner) noexcept nogil:
     map.root = root
@@ -356,7 +47,7 @@ cdef int find_leaf(NodeStore* store, Map* map, uint64_t block, MapNode** leaf) n
     leaf[0] = NULL
     while id:
         level -= 1
-        failure = get_node(store, id, level, &node)
+        failure = node_get(store, id, level, &node)
         if failure:
             return failure
         if level == 0:
@@ -386,18 +77,6 @@ cdef int map_lookup(NodeStore* store, Map* map, uint64_t block, uint64_t count, 
     return failure
 
 
-cdef void supersede(NodeStore* store, MapNode* old) noexcept nogil:
-    """`old` was reached by one head only and no longer is."""
-    pthread_mutex_lock(&store.lock)
-    # a slot that finds no memory to be remembered in is found again by the mark pass
-    slots_push(&store.retired_slots, old.id, load_u64(&store.generation))
-    if old.clean:
-        unpublish(store, old)
-    else:
-        old.superseded = 1
-    pthread_mutex_unlock(&store.lock)
-
-
 cdef int make_writable(NodeStore* store, Map* map, uint64_t* place, uint32_t level, MapNode** out) noexcept nogil:
     """The node at `place` (the root or an entry of a writable node), copied or created first where needed.
 
@@ -408,24 +87,24 @@ cdef int make_writable(NodeStore* store, Map* map, uint64_t* place, uint32_t lev
     cdef MapNode* node
     cdef int failure
     if id:
-        failure = get_node(store, id, level, &old)
+        failure = node_get(store, id, level, &old)
         if failure:
             return failure
         if old.owner == map.owner and old.generation == load_u64(&store.generation):
             out[0] = old
             return 0
-    node = new_node()
+    node = node_new()
     if node == NULL:
         return ENOMEM
     if old != NULL:
         memcpy(node.entries, old.entries, sizeof(old.entries))
         count_u64(&store.nodes_copied, 1)
-    node = add_dirty_node(store, node, map.owner, level)
+    node = node_add(store, node, map.owner, level)
     if node == NULL:
         return ENOMEM
     store_u64(place, node.id)
     if old != NULL and old.owner == map.owner:
-        supersede(store, old)
+        node_supersede(store, old)
     out[0] = node
     return 0
 
@@ -473,7 +152,7 @@ cdef int punch(
         return 0
     i_first = 0 if first <= base else <uint32_t>((first - base) // child_blocks)
     i_last = NODE_FANOUT - 1 if last >= end else <uint32_t>((last - base) // child_blocks)
-    failure = get_node(store, place[0], level, &node)
+    failure = node_get(store, place[0], level, &node)
     if failure:
         return failure
     if not any_entry(node, i_first, i_last):
@@ -508,11 +187,11 @@ cdef int map_grow(NodeStore* store, Map* map, uint32_t height) noexcept nogil:
     cdef MapNode* node
     while map.height < height:
         if map.root:
-            node = new_node()
+            node = node_new()
             if node == NULL:
                 return ENOMEM
             node.entries[0] = map.root
-            node = add_dirty_node(store, node, map.owner, map.height)
+            node = node_add(store, node, map.owner, map.height)
             if node == NULL:
                 return ENOMEM
             store_u64(&map.root, node.id)
@@ -532,7 +211,7 @@ cdef int run_at(
     cdef int failure
     while level and id:
         level -= 1
-        failure = get_node(store, id, level, &node)
+        failure = node_get(store, id, level, &node)
         if failure:
             return failure
         id = load_u64(&node.entries[slot_in(block, level)])
@@ -588,7 +267,7 @@ cdef int open_side(DiffWalk* walk, DiffSide* side, uint32_t level, MapNode** nod
     if side.id == 0 or side.height <= level:
         return 0
     count_u64(&walk.store.nodes_visited, 1)
-    return get_node(walk.store, side.id, level, node)
+    return node_get(walk.store, side.id, level, node)
 
 
 cdef DiffSide side_child(DiffSide* side, MapNode* node, uint32_t level, uint32_t i) noexcept nogil:
@@ -664,7 +343,7 @@ cdef int leaves_of(
         if seen[id >> 3] & (1 << (id & 7)):
             return 0
         seen[id >> 3] |= 1 << (id & 7)
-    failure = get_node(store, id, level, &node)
+    failure = node_get(store, id, level, &node)
     if failure:
         return callback(opaque, base, NULL, id, level, failure)
     if level == 0:
@@ -689,117 +368,3 @@ cdef int map_leaves(
     cdef int failure = leaves_of(store, root, height - 1, 0, seen, seen_ids, callback, opaque)
     nodes_leave(store, token)
     return failure
-
-
-# --- checkpoint ------------------------------------------------------------------------------------------------------
-
-cdef MapNode* nodes_freeze(NodeStore* store) noexcept nogil:
-    """Raise the generation and take the list of nodes to write.  The pool's cut_lock is held exclusively."""
-    cdef MapNode* frozen
-    pthread_mutex_lock(&store.lock)
-    frozen = store.dirty
-    store.dirty = NULL
-    store.dirty_count = 0
-    store_u64(&store.generation, store.generation + 1)
-    pthread_mutex_unlock(&store.lock)
-    return frozen
-
-
-cdef int by_id(const void* a, const void* b) noexcept nogil:
-    cdef uint64_t left = (<MapNode**>a)[0].id
-    cdef uint64_t right = (<MapNode**>b)[0].id
-    return -1 if left < right else (left > right)
-
-
-cdef int write_sorted(NodeStore* store, MapNode** nodes, uint64_t count, char* buffer) noexcept nogil:
-    """Write nodes in the order of their slots, neighbours together."""
-    cdef uint64_t first = 0, n
-    cdef int failure
-    while first < count:
-        n = 0
-        while (first + n < count and n < WRITE_RUN_NODES
-               and nodes[first + n].id == nodes[first].id + n):
-            encode_node(store, nodes[first + n], buffer + n * NODE_RECORD_BYTES)
-            n += 1
-        failure = medium_write(store.file, buffer, n * NODE_RECORD_BYTES, nodes[first].id * NODE_RECORD_BYTES)
-        if failure:
-            return failure
-        first += n
-    return 0
-
-
-cdef int nodes_write(NodeStore* store, MapNode* frozen) noexcept nogil:
-    """Write frozen nodes to their slots.  The caller syncs the file."""
-    cdef uint64_t count = 0
-    cdef MapNode* node = frozen
-    cdef MapNode** nodes
-    cdef char* buffer
-    cdef int failure = ENOMEM
-    while node != NULL:
-        count += 1
-        node = node.next
-    if count == 0:
-        return 0
-    nodes = <MapNode**>malloc(count * sizeof(MapNode*))
-    buffer = <char*>malloc(WRITE_RUN_NODES * NODE_RECORD_BYTES)
-    if nodes != NULL and buffer != NULL:
-        count = 0
-        node = frozen
-        while node != NULL:
-            nodes[count] = node
-            count += 1
-            node = node.next
-        qsort(nodes, count, sizeof(MapNode*), &by_id)
-        failure = write_sorted(store, nodes, count, buffer)
-    free(nodes)
-    free(buffer)
-    return failure
-
-
-cdef void nodes_thaw(NodeStore* store, MapNode* frozen) noexcept nogil:
-    """Put the nodes of a checkpoint that failed back among the dirty ones: the next one writes them."""
-    cdef MapNode* node
-    pthread_mutex_lock(&store.lock)
-    while frozen != NULL:
-        node = frozen
-        frozen = node.next
-        node.next = store.dirty
-        store.dirty = node
-        store.dirty_count += 1
-    pthread_mutex_unlock(&store.lock)
-
-
-cdef void nodes_finish(NodeStore* store, MapNode* frozen) noexcept nogil:
-    cdef MapNode* node
-    pthread_mutex_lock(&store.lock)
-    while frozen != NULL:
-        node = frozen
-        frozen = node.next
-        node.clean = 1
-        if node.superseded:
-            unpublish(store, node)
-    pthread_mutex_unlock(&store.lock)
-    nodes_reclaim(store)
-
-
-cdef void nodes_release_slots(NodeStore* store, uint64_t generation) noexcept nogil:
-    """Make slots usable that left their head in `generation` or earlier."""
-    cdef uint64_t i, kept = 0
-    cdef RetiredSlot slot
-    cdef MapNode** place
-    # a reader that took such an id from a parent before it was replaced may still be on its way to it
-    pthread_mutex_lock(&store.reclaim_lock)
-    wait_for_readers(store)
-    pthread_mutex_unlock(&store.reclaim_lock)
-    pthread_mutex_lock(&store.lock)
-    for i in range(store.retired_slots.count):
-        slot = store.retired_slots.items[i]
-        if slot.generation > generation or slots_push(&store.free_slots, slot.id, 0):
-            store.retired_slots.items[kept] = slot
-            kept += 1
-            continue
-        place = table_place(store, slot.id)
-        if place != NULL and place[0] != NULL:      # such a reader faulted it in again
-            unpublish(store, place[0])
-    store.retired_slots.count = kept
-    pthread_mutex_unlock(&store.lock)

@@ -7,9 +7,10 @@ need the GIL.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from blockdev._cow cimport Map, MapNode, NodeStore, run_callback
+from blockdev._cow cimport Map
 from blockdev._dedup cimport DedupIndex
 from blockdev._log cimport Log, SegmentStore
+from blockdev._nodes cimport MapNode, NodeStore
 from blockdev._sync cimport pthread_mutex_t, pthread_rwlock_t
 
 cdef enum:

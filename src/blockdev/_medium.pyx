@@ -3,7 +3,7 @@
 import os
 
 from libc.errno cimport EINTR, EIO, errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from posix.unistd cimport close, fdatasync, fsync, ftruncate, unlink
 from posix.fcntl cimport O_CLOEXEC, O_CREAT, O_DIRECTORY, O_EXCL, O_RDONLY, O_RDWR, open as posix_open
 from posix.stat cimport fstat, struct_stat

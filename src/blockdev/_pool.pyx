@@ -15,11 +15,7 @@ from libc.string cimport memcpy, memmove, memset, strncpy
 from blockdev import errors
 from blockdev.types import Extent
 
-from blockdev._cow cimport (
-    NODE_RECORD_BYTES, Map, RetiredSlot, SlotVector, map_destroy, map_diff, map_grow, map_height_for, map_init, map_punch,
-    nodes_create, nodes_destroy, nodes_evict, nodes_finish, nodes_freeze, nodes_reclaim, nodes_release_slots,
-    nodes_thaw, nodes_write, slots_push,
-)
+from blockdev._cow cimport Map, map_destroy, map_diff, map_grow, map_height_for, map_init, map_punch
 from blockdev._dedup cimport (
     DEDUP_BUCKET_ENTRIES, DedupEntry, Fingerprint, checksum64, dedup_create, dedup_destroy, dedup_export, dedup_insert,
 )
@@ -32,6 +28,10 @@ from blockdev._log cimport (
     log_position, segments_add, segments_create, segments_destroy,
 )
 from blockdev._medium cimport MEDIUM_WRITE, medium_close, medium_open, medium_sync
+from blockdev._nodes cimport (
+    NODE_RECORD_BYTES, RetiredSlot, SlotVector, nodes_create, nodes_destroy, nodes_evict, nodes_finish, nodes_freeze,
+    nodes_reclaim, nodes_release_slots, nodes_thaw, nodes_write, slots_push,
+)
 from blockdev._sync cimport (
     load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_rwlock_destroy, pthread_rwlock_rdlock,
     pthread_rwlock_unlock, pthread_rwlock_wrlock, rwlock_init_writer_first, store_u64,
