@@ -147,3 +147,7 @@ def _listen_tcp(api: str) -> socket.socket:
         listener.close()
         raise Busy(f"the API cannot listen on {address}: {error.strerror}; choose another --api") from None
     return listener
+
+
+if __name__ == "__main__":
+    main()

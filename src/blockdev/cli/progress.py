@@ -8,15 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from blockdev.cli.client import Client
 from blockdev.cli.output import show_size
@@ -53,16 +44,6 @@ class Lines:
         click.echo(f"{self._title}: {job['fraction']:.0%}{of}", err=True)
 
 
-class Bar:
-    def __init__(self, progress: Progress, title: str) -> None:
-        self._progress = progress
-        self._task = progress.add_task(title, total=None)
-
-    def show(self, job: dict[str, Any]) -> None:
-        if job["total_bytes"]:
-            self._progress.update(self._task, total=job["total_bytes"], completed=job["done_bytes"])
-
-
 @contextmanager
 def display(title: str, quiet: bool) -> Iterator[Display]:
     if quiet:
@@ -70,15 +51,10 @@ def display(title: str, quiet: bool) -> Iterator[Display]:
     elif not sys.stderr.isatty():
         yield Lines(title)
     else:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            yield Bar(progress, title)
+        from blockdev.cli.bar import bar  # rich takes long to load, and most commands show no bar
+
+        with bar(title) as shown:
+            yield shown
 
 
 def follow(client: Client, job: dict[str, Any], title: str, quiet: bool) -> Any:
