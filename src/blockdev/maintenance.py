@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 import weakref
 from typing import TYPE_CHECKING
 
+from blockdev.clock import monotonic_seconds
 from blockdev.errors import BlockdevError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Maintenance:
     def __init__(self, pool: Pool) -> None:
         self._pool = weakref.ref(pool)
         self._stopping = threading.Event()
-        self._flushed = self._checkpointed = time.monotonic()
+        self._flushed = self._checkpointed = monotonic_seconds()
         self._thread = threading.Thread(target=self._run, name="blockdev-maintenance", daemon=True)
         self._thread.start()
 
@@ -54,7 +54,7 @@ class Maintenance:
             del pool
 
     def _round(self, pool: Pool) -> None:
-        now = time.monotonic()
+        now = monotonic_seconds()
         stats = pool.stats()
         if stats["poisoned"]:
             return

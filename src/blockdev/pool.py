@@ -15,18 +15,18 @@ import fcntl
 import os
 import shutil
 import threading
-import time
 import uuid as uuid_module
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import xxhash
 
 from blockdev import _medium, _pool, dedup_file, records, superblock
 from blockdev._pool import RecordType, VDisk, VDiskSnapshot
 from blockdev._replay import Checker
+from blockdev.clock import now_seconds
 from blockdev.constants import (
     BLOCK_BYTES,
     NAME_BYTES_MAX,
@@ -45,8 +45,8 @@ from blockdev.errors import (
     Poisoned,
 )
 from blockdev.maintenance import Maintenance
-from blockdev.recovery import Recovered, recover
 from blockdev.records import KIND_SNAPSHOT, KIND_VDISK, Item, ObjectState, Table
+from blockdev.recovery import Recovered, recover
 from blockdev.superblock import Superblock
 from blockdev.types import Extent
 
@@ -55,7 +55,7 @@ RESERVE_BYTES = 64 << 20  # kept from guests, for deletes and discards on a full
 SEGMENT_BYTES_MIN = 1 << 20
 SEGMENT_BYTES_MAX = 256 << 20
 
-Thing = VDisk | VDiskSnapshot
+Thing: TypeAlias = VDisk | VDiskSnapshot
 
 
 class Cut(NamedTuple):
@@ -535,7 +535,7 @@ def _write_new_pool(path: str, capacity_bytes: int, segment_slots: int) -> None:
         _medium.write_file_durably(f"{making}/map/nodes", b"", create=True)
         checksum = xxhash.xxh3_64_intdigest(table)
         first = Superblock(
-            uuid_module.uuid4().bytes, 0, 1, len(table), checksum, segment_slots, capacity_bytes, int(time.time())
+            uuid_module.uuid4().bytes, 0, 1, len(table), checksum, segment_slots, capacity_bytes, int(now_seconds())
         )
         for block in (first, first._replace(sequence=1)):
             content = superblock.encode(block)

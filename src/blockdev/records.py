@@ -54,7 +54,7 @@ class Table(NamedTuple):
     number: int
     lsn: int
     segment_id: int  # where replay begins
-    index: int
+    slot_index: int
     generation: int
     next_node_id: int
     next_object_id: int
@@ -123,7 +123,7 @@ def encode_table(table: Table) -> bytes:
             table.number,
             table.lsn,
             table.segment_id,
-            table.index,
+            table.slot_index,
             table.generation,
             table.next_node_id,
             table.next_object_id,

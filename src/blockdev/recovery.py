@@ -52,7 +52,7 @@ def recover(pool_path: str, map_cache_bytes: int, dedup_bytes: int) -> Recovered
         core.add_segment(segment_id, generation, size_bytes)
     objects = {o.id: _make_object(core, o) for o in table.objects}
     replayed = _RecordReplay(core, objects, table.next_object_id)
-    replay = Replay(core, table.segment_id, table.index, table.lsn, objects)
+    replay = Replay(core, table.segment_id, table.slot_index, table.lsn, objects)
     replay.find()
     replay.apply(replayed.apply)
     next_segment_id, next_lsn = replay.finish(segments_path)
