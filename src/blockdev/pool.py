@@ -121,8 +121,8 @@ class Pool:
         Busy when another engine has it, NotFound, UnknownFormat, Corrupt.
         """
         path = os.path.abspath(os.fspath(path))
-        if not os.path.isdir(path):
-            raise NotFound(f"{path} is not a pool: make one with blockdevctl init")
+        if not any(os.path.exists(superblock.path_of(path, which)) for which in (0, 1)):
+            raise NotFound(f"{path} is not a pool (it has no superblock): make one with blockdevctl init")
         lock_file = _take_lock(path)
         try:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
