@@ -1,0 +1,165 @@
+"""The catalog's file: what is opened, what is refused and left alone, and that it keeps what it was told."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import threading
+
+import pytest
+
+from blockdev.errors import Busy, Corrupt, MediumError, UnknownFormat
+from blockdev.vmmap import catalog_schema
+from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.catalog_schema import APPLICATION_ID, SCHEMA_VERSION
+
+NOW = "2026-11-22T12:00:00.000Z"
+
+
+def pragma(catalog: Catalog, name: str) -> object:
+    return catalog._database.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+def test_it_is_durable_strict_and_for_its_owner_alone(catalog: Catalog, catalog_path: str) -> None:
+    assert pragma(catalog, "journal_mode") == "wal"
+    assert pragma(catalog, "synchronous") == 2  # FULL
+    assert pragma(catalog, "foreign_keys") == 1
+    assert pragma(catalog, "application_id") == APPLICATION_ID
+    assert pragma(catalog, "user_version") == SCHEMA_VERSION
+    tables = catalog._database.execute("SELECT name, strict FROM pragma_table_list WHERE schema = 'main'").fetchall()
+    assert all(strict for name, strict in tables if not name.startswith("sqlite_"))
+    assert stat.S_IMODE(os.stat(catalog_path).st_mode) == 0o600
+
+
+def test_what_a_transaction_wrote_is_there_after_reopening(catalog: Catalog, catalog_path: str) -> None:
+    with catalog.transaction():
+        catalog.insert_vm("u", "web", NOW, config="<x/>")
+    again = Catalog(catalog_path)
+    row = again.vm("web")
+    assert row is not None and again.config_text(row.config_id) == "<x/>"
+    again.close()
+
+
+def test_a_transaction_that_fails_leaves_nothing(catalog: Catalog) -> None:
+    with pytest.raises(ZeroDivisionError), catalog.transaction():
+        catalog.insert_vm("u", "web", NOW)
+        1 / 0
+    assert catalog.vms() == []
+    with catalog.transaction():
+        catalog.insert_vm("u", "web", NOW)
+
+
+def test_a_catalog_of_another_version_is_refused_and_left_alone(catalog: Catalog, catalog_path: str) -> None:
+    catalog.close()
+    database = sqlite3.connect(catalog_path)
+    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    database.close()
+    with open(catalog_path, "rb") as file:
+        before = file.read()
+    with pytest.raises(UnknownFormat, match=f"version {SCHEMA_VERSION + 1}; this build reads {SCHEMA_VERSION}"):
+        Catalog(catalog_path)
+    with open(catalog_path, "rb") as file:
+        assert file.read() == before
+
+
+def test_another_programs_database_is_refused_and_left_alone(catalog_path: str) -> None:
+    database = sqlite3.connect(catalog_path)
+    database.execute("CREATE TABLE theirs (x)")
+    database.close()
+    with open(catalog_path, "rb") as file:
+        before = file.read()
+    with pytest.raises(UnknownFormat, match="not a blockdev catalog"):
+        Catalog(catalog_path)
+    with open(catalog_path, "rb") as file:
+        assert file.read() == before
+
+
+@pytest.mark.parametrize("content", [b"hello, this is a text of some length\n" * 30, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_file_that_is_no_database_is_refused_and_left_alone(catalog_path: str, content: bytes) -> None:
+    with open(catalog_path, "wb") as file:
+        file.write(content)
+    with pytest.raises((Corrupt, UnknownFormat, MediumError), match=r"catalog\.db"):
+        Catalog(catalog_path)
+    with open(catalog_path, "rb") as file:
+        assert file.read() == content
+
+
+def test_a_place_that_cannot_be_written_is_an_error(tmp_path: os.PathLike[str]) -> None:
+    with pytest.raises(MediumError, match="cannot open"):
+        Catalog(os.path.join(tmp_path, "no", "such", "directory", "catalog.db"))
+
+
+def test_a_catalog_that_another_process_writes_is_busy(
+    catalog_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_schema, "BUSY_SECONDS_MAX", 0.05)
+    catalog = Catalog(catalog_path)
+    other = sqlite3.connect(catalog_path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Busy, match="in use by another process"), catalog.transaction():
+        pass
+    other.execute("ROLLBACK")
+    with catalog.transaction():
+        catalog.insert_vm("u", "web", NOW)
+    other.close()
+    catalog.close()
+
+
+def config_texts(catalog: Catalog) -> list[str]:
+    return sorted(row[0] for row in catalog._database.execute("SELECT text FROM config"))
+
+
+def test_equal_configurations_are_kept_once_and_unused_ones_not_at_all(catalog: Catalog) -> None:
+    with catalog.transaction():
+        first = catalog.insert_vm("u1", "a", NOW, config="<x/>")
+        second = catalog.insert_vm("u2", "b", NOW, config="<x/>")
+        snapshot = catalog.insert_snapshot(first, "s", NOW, 1)
+    assert config_texts(catalog) == ["<x/>"]
+    with catalog.transaction():
+        catalog.set_config(first, "<y/>")
+        catalog.set_config(second, "<z/>")
+    assert config_texts(catalog) == ["<x/>", "<y/>", "<z/>"]
+    with catalog.transaction():
+        catalog.use_config_of_snapshot(second, snapshot)
+    assert config_texts(catalog) == ["<x/>", "<y/>"]
+    with catalog.transaction():
+        catalog.delete_snapshot(snapshot)
+        catalog.delete_vm(second)
+    assert config_texts(catalog) == ["<y/>"]
+    with catalog.transaction():
+        catalog.delete_vm(first)
+    assert config_texts(catalog) == []
+
+
+def test_deleting_a_vm_takes_all_its_rows(catalog: Catalog) -> None:
+    with catalog.transaction():
+        vm = catalog.insert_vm("u", "a", NOW)
+        catalog.put_disk(vm, "root", 1, 512, NOW)
+        snapshot = catalog.insert_snapshot(vm, "s", NOW, 5)
+        catalog.put_snapshot_disk(snapshot, "root", 2, 512)
+        catalog.insert_import(vm, "more", 3, 512, True, NOW)
+        catalog.delete_vm(vm)
+    assert (catalog.disks(), catalog.snapshots(), catalog.snapshot_disks_of_vm(), catalog.imports()) == ([], [], [], [])
+
+
+def test_many_threads_write_and_read_at_once(catalog: Catalog) -> None:
+    errors: list[BaseException] = []
+
+    def work(thread: int) -> None:
+        try:
+            for number in range(10):
+                with catalog.transaction():
+                    vm = catalog.insert_vm(f"u{thread}.{number}", f"vm{thread}.{number}", NOW)
+                    catalog.put_disk(vm, "root", thread * 1000 + number + 1, 512, NOW)
+                assert len(catalog.disks(vm)) == 1
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert catalog.vm_count() == catalog.disk_count() == 80
