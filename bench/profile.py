@@ -6,11 +6,14 @@ For people who change the hot path; it measures nothing that is compared.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench import fio
@@ -38,33 +41,58 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@contextmanager
+def _perf(process_id: int, target: Path) -> Iterator[None]:
+    """perf follows the process and every thread it starts from here on; without the handshake it could miss some."""
+    commands, acknowledgements = target.with_suffix(".commands"), target.with_suffix(".acknowledgements")
+    for fifo in (commands, acknowledgements):
+        os.mkfifo(fifo)
+    command = [
+        "perf",
+        "record",
+        "-q",
+        "-g",
+        "-F",
+        str(SAMPLES_PER_SECOND),
+        "-p",
+        str(process_id),
+        "-o",
+        str(target),
+    ]
+    perf = subprocess.Popen([*command, "--delay=-1", f"--control=fifo:{commands},{acknowledgements}"])
+    try:
+        with commands.open("w") as control:
+            control.write("enable\n")
+        with acknowledgements.open() as answer:
+            answer.readline()
+        yield
+    finally:
+        perf.send_signal(signal.SIGINT)
+        perf.wait()
+        for fifo in (commands, acknowledgements):
+            fifo.unlink()
+
+
 def _record(plan: Plan, workload: Workload, peer: str, target: Path) -> fio.Measurement:
-    with served_disk(plan, workload, PEERS[peer]) as disk:
-        command = ["perf", "record", "-q", "-F", str(SAMPLES_PER_SECOND), "-g", "-p", str(disk.process_id)]
-        perf = subprocess.Popen([*command, "-o", str(target)])
-        try:
-            return fio.measure(
-                workload,
-                disk.uri,
-                disk.size_bytes,
-                plan.runtime_seconds,
-                plan.seed,
-                plan.scratch / "fio.json",
-            )
-        finally:
-            perf.send_signal(signal.SIGINT)
-            perf.wait()
+    output = plan.scratch / "fio.json"
+    with served_disk(plan, workload, PEERS[peer]) as disk, _perf(disk.process_id, target):
+        return fio.measure(workload, disk.uri, disk.size_bytes, plan.runtime_seconds, plan.seed, output)
 
 
 def _show(record: Path, percent: float, callers: bool) -> None:
     report = ["perf", "report", "-i", str(record), "--stdio", f"--percent-limit={percent}"]
-    report += (
-        ["-G", "--sort=symbol"]
+    flat = ["--no-children", "-g", "none"]
+    tables = (
+        [["-G", "--sort=symbol"]]
         if callers
-        else ["--no-children", "-g", "none", "--fields=overhead,dso,symbol"]
+        else [[*flat, "-F", "overhead,dso"], [*flat, "-F", "overhead,dso,symbol"]]
     )
-    done = subprocess.run(report, capture_output=True, text=True, check=True)
-    print("\n".join(line for line in done.stdout.splitlines() if line.strip() and not line.startswith("#")))
+    for table in tables:
+        done = subprocess.run([*report, *table], capture_output=True, text=True, check=True)
+        print(
+            "\n".join(line for line in done.stdout.splitlines() if line.strip() and not line.startswith("#"))
+        )
+        print()
 
 
 def main() -> int:
