@@ -6,6 +6,7 @@ current.  Layout: docs/format/pool.md.
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import NamedTuple
 
@@ -109,5 +110,9 @@ def read_both(pool_path: str) -> list[Superblock]:
 
 
 def write(pool_path: str, block: Superblock) -> None:
-    """Write over the older superblock; durable on return."""
-    _medium.write_file_durably(path_of(pool_path, block.sequence % 2), encode(block), create=False)
+    """Write over the older superblock, or make it anew if it was lost; durable on return."""
+    path = path_of(pool_path, block.sequence % 2)
+    lost = not os.path.exists(path)
+    _medium.write_file_durably(path, encode(block), create=lost)
+    if lost:
+        _medium.sync_directory(pool_path)
