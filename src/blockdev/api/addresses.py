@@ -6,7 +6,7 @@ import ipaddress
 import socket
 from dataclasses import dataclass
 
-from blockdev.errors import InvalidArgument
+from blockdev.errors import Busy, InvalidArgument
 
 LOOPBACK_ONLY = (
     "the API has no authentication over TCP and {address} can be reached from outside: use a loopback address such as "
@@ -40,6 +40,18 @@ class Address:
 
     def is_loopback(self) -> bool:
         return ipaddress.ip_address(self.host).is_loopback
+
+    def listen(self) -> socket.socket:
+        """A listening socket there.  Raises Busy."""
+        listener = socket.socket(self.family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self.host, self.port))
+            listener.listen()
+        except OSError as error:
+            listener.close()
+            raise Busy(f"cannot listen on {self}: {error.strerror}; choose another port") from None
+        return listener
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

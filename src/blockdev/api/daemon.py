@@ -138,15 +138,7 @@ def _listen_tcp(api: str) -> socket.socket:
     address = Address.parse(api)
     if not address.is_loopback():
         raise InvalidArgument(LOOPBACK_ONLY.format(address=address))
-    listener = socket.socket(address.family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((address.host, address.port))
-        listener.listen()
-    except OSError as error:
-        listener.close()
-        raise Busy(f"the API cannot listen on {address}: {error.strerror}; choose another --api") from None
-    return listener
+    return address.listen()
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Lines:
         self._next = monotonic_seconds() + LINE_SECONDS
 
     def show(self, job: dict[str, Any]) -> None:
-        if monotonic_seconds() < self._next and job["state"] not in FINISHED:
+        if job["state"] != "done" and (job["state"] in FINISHED or monotonic_seconds() < self._next):
             return
         self._next = monotonic_seconds() + LINE_SECONDS
         total = job["total_bytes"]

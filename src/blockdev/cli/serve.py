@@ -57,6 +57,8 @@ def serve(
         tls_certificates=Path(tls_certificates) if tls_certificates else None,
     )
     options.check()
+    if api is not None:
+        api.listen().close()  # a port that is taken should be told before the pool is opened
     home.make_directories()
 
     servers: list[nbdkit.NbdServer] = []

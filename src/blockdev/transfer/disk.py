@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from blockdev.errors import AlreadyExists, InvalidArgument, PoolFull, ToolFailed
-from blockdev.transfer.image import FORMATS, Image
+from blockdev.transfer.image import FORMATS, Image, require_sound
 from blockdev.transfer.qemu_img import Watcher, convert
 
 SPARSE = ["-S", "4k"]  # a run of zeros this long becomes a hole
@@ -20,6 +20,7 @@ DURABLE = ["-t", "writeback"]  # qemu-img's default for targets ignores flushes
 
 def import_image(image: Image, uri: str, watcher: Watcher) -> None:
     """Write `image` into the fresh, all-zero export at `uri`, which is at least as large."""
+    require_sound(image, watcher)
     try:
         convert(
             ["-n", "--target-is-zero", *SPARSE, *DURABLE, "-f", image.format, "-O", "raw", image.path, uri], watcher

@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import os
 import stat
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blockdev.constants import VDISK_BYTES_MAX
 from blockdev.errors import InvalidArgument, NotFound, ToolFailed
-from blockdev.transfer.qemu_img import run_qemu_img
+from blockdev.transfer.qemu_img import Watcher, is_sound, run_qemu_img
 
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
 RAW_SUFFIXES = (".raw", ".img")
 BACKING_DEPTH_MAX = 64
 PROBE_BYTES = 72 << 10
+VDI_HEADER_BYTES = 512
 
 # (offset, bytes) of what makes a file of bytes a disk: partition tables, file systems, volume managers, encryption
 SIGNATURES = (
@@ -61,6 +63,25 @@ def inspect(path: str, format: str | None = None) -> Image:
     if size_bytes > VDISK_BYTES_MAX:
         raise InvalidArgument(f"{path} holds a disk of {size_bytes} bytes; a disk has at most {VDISK_BYTES_MAX}")
     return Image(path, found, size_bytes)
+
+
+def require_sound(image: Image, watcher: Watcher) -> None:
+    """Raises InvalidArgument for a damaged image; qemu-img convert would read what a truncated one lacks as zeros."""
+    whole = is_sound(image.path, image.format, watcher) and (image.format != "vdi" or _is_whole_vdi(image.path))
+    if not whole:
+        raise InvalidArgument(
+            f"{image.path} is damaged or cut short (qemu-img check -f {image.format} tells more): get a whole copy"
+        )
+
+
+def _is_whole_vdi(path: str) -> bool:
+    """Whether the file is as long as its header says, but for the last block: qemu-img check does not look."""
+    with open(path, "rb") as file:
+        head = file.read(VDI_HEADER_BYTES)
+        file_bytes = file.seek(0, os.SEEK_END)
+    data_offset = int.from_bytes(head[0x158:0x15C], "little")
+    block_bytes, extra_bytes, _, allocated = struct.unpack_from("<4I", head, 0x178)
+    return file_bytes > data_offset + (allocated - 1) * (block_bytes + extra_bytes)
 
 
 def _require_readable_file(path: str) -> None:

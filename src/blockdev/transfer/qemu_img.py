@@ -8,6 +8,7 @@ import re
 import selectors
 import subprocess
 import tempfile
+from collections.abc import Callable
 from typing import IO, Protocol
 
 from blockdev.errors import PoolFull, ToolFailed
@@ -17,6 +18,7 @@ TIED_TO_PARENT = ["setpriv", "--pdeathsig", "KILL", "--"]
 PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
 POLL_SECONDS = 0.1  # how late a cancel is noticed
 INFO_SECONDS_MAX = 60
+CHECK_LEAKS, CHECK_UNSUPPORTED = 3, 63  # exit statuses of qemu-img check
 
 
 class Cancelled(Exception):
@@ -51,10 +53,24 @@ def run_qemu_img(arguments: list[str]) -> str:
 
 
 def convert(arguments: list[str], watcher: Watcher) -> None:
-    """Run qemu-img convert -p ARGUMENTS.  Raises Cancelled, PoolFull (no space), ToolFailed."""
+    """Run qemu-img convert ARGUMENTS.  Raises Cancelled, PoolFull (no space), ToolFailed."""
+    status, complaint = _run_watched(["convert", "-p", *arguments], watcher, watcher.advance)
+    if status != 0:
+        line = _first_line(complaint, status)
+        raise (PoolFull if os.strerror(errno.ENOSPC) in line else ToolFailed)(line)
+
+
+def is_sound(path: str, format: str, watcher: Watcher) -> bool:
+    """Whether the metadata of an image holds together; true for a format that has nothing to check."""
+    status, _ = _run_watched(["check", "-q", "-f", format, path], watcher, lambda _: None)
+    return status in (0, CHECK_LEAKS, CHECK_UNSUPPORTED)
+
+
+def _run_watched(arguments: list[str], watcher: Watcher, advance: Callable[[float], None]) -> tuple[int, str]:
+    """Exit status and complaints of a qemu-img that may take long.  Raises Cancelled."""
     with tempfile.TemporaryFile() as complaints:
         process = subprocess.Popen(
-            [*TIED_TO_PARENT, "qemu-img", "convert", "-p", *arguments],
+            [*TIED_TO_PARENT, "qemu-img", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=complaints,
@@ -62,16 +78,15 @@ def convert(arguments: list[str], watcher: Watcher) -> None:
         )
         try:
             assert process.stdout is not None
-            _follow(process.stdout, watcher)
+            _follow(process.stdout, watcher, advance)
             status = process.wait()
         finally:
             _end(process)
-        if status != 0:
-            complaints.seek(0)
-            _raise_failure(complaints.read().decode(errors="replace"), status)
+        complaints.seek(0)
+        return status, complaints.read().decode(errors="replace")
 
 
-def _follow(output: IO[bytes], watcher: Watcher) -> None:
+def _follow(output: IO[bytes], watcher: Watcher, advance: Callable[[float], None]) -> None:
     """Read progress until qemu-img closes its output."""
     with selectors.DefaultSelector() as selector:
         selector.register(output, selectors.EVENT_READ)
@@ -85,7 +100,7 @@ def _follow(output: IO[bytes], watcher: Watcher) -> None:
                 return
             seen = PERCENT.findall(chunk)
             if seen:
-                watcher.advance(min(float(seen[-1]) / 100, 1.0))
+                advance(min(float(seen[-1]) / 100, 1.0))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -94,13 +109,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
     if process.stdout is not None:
         process.stdout.close()
-
-
-def _raise_failure(complaint: str, status: int) -> None:
-    line = _first_line(complaint, status)
-    if os.strerror(errno.ENOSPC) in line:
-        raise PoolFull(line)
-    raise ToolFailed(line)
 
 
 def _first_line(complaint: str, status: int) -> str:

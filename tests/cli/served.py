@@ -1,0 +1,170 @@
+"""A served home and a person's hands: `blockdevctl` and both processes, for real, in a directory of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+BLOCKDEVCTL = str(Path(sys.executable).with_name("blockdevctl"))
+SECONDS_MAX = 60
+T = TypeVar("T")
+
+
+def until(found: Callable[[], T], what: str, seconds: float = SECONDS_MAX) -> T:
+    """What `found` returns once it is true."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = found()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+
+
+@dataclass
+class Result:
+    """How one command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """The one line that a failure has."""
+        assert self.status != 0, self
+        lines = [line for line in self.stderr.splitlines() if line]
+        assert len(lines) == 1 and lines[0].startswith("error: "), self
+        assert not self.stdout, self
+        return lines[0].removeprefix("error: ")
+
+
+class Home:
+    """One home directory, perhaps served.  Close it to stop what was started."""
+
+    def __init__(self) -> None:
+        self.above = Path(tempfile.mkdtemp(prefix="blockdev-test-"))  # short: a socket's path has 107 bytes
+        self.path = self.above / "home"
+        self.serving: subprocess.Popen[str] | None = None
+
+    def init(self, capacity: str = "4G") -> None:
+        self("init", "--capacity", capacity)
+
+    def run(self, *arguments: str | Path, stdin: str | None = None) -> Result:
+        """One command, however it ends; without `stdin` it has none."""
+        done = subprocess.run(
+            [BLOCKDEVCTL, "--home", str(self.path), *map(str, arguments)],
+            input=stdin,
+            stdin=None if stdin is not None else subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_MAX,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def __call__(self, *arguments: str | Path) -> str:
+        """The output of a command that must succeed."""
+        result = self.run(*arguments)
+        assert result.status == 0, result
+        return result.stdout
+
+    def json(self, *arguments: str | Path) -> Any:
+        result = self.run(*arguments, "--json")
+        assert result.status == 0 and not result.stderr, result
+        return json.loads(result.stdout)
+
+    def serve(self, *options: str) -> None:
+        """Start serving; returns when both processes answer."""
+        self.serving = self.start_serving(*options)
+        lines = read_until(self.serving, "serving the API")
+        assert any(line.startswith("serving NBD") for line in lines), lines
+
+    def start_serving(self, *options: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [BLOCKDEVCTL, "--home", str(self.path), "serve", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=1,
+            process_group=0,
+        )
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
+        """End serving; returns what it printed meanwhile."""
+        assert self.serving is not None
+        serving, self.serving = self.serving, None
+        serving.send_signal(number)
+        output, _ = serving.communicate(timeout=SECONDS_MAX)
+        assert serving.returncode == 0, output
+        return output
+
+    def close(self) -> None:
+        if self.serving is not None:
+            self.stop()
+        shutil.rmtree(self.above)
+
+    def rest(self) -> httpx.Client:
+        transport = httpx.HTTPTransport(uds=str(self.path / "run/api.sock"))
+        return httpx.Client(base_url="http://blockdev/api/v1", transport=transport, timeout=SECONDS_MAX)
+
+    def uri(self, export: str) -> str:
+        return f"nbd+unix:///{export}?socket={self.path}/run/nbd.sock"
+
+    def engine_pid(self) -> int:
+        return int(self.json("pool", "status")["engine"]["pid"])
+
+    def control_pid(self) -> int:
+        """blockdevd is the child of serve that holds the API socket."""
+        assert self.serving is not None
+        children = Path(f"/proc/{self.serving.pid}/task/{self.serving.pid}/children").read_text().split()
+        for pid in map(int, children):
+            if b"blockdev.api.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        return 0
+
+    def state(self) -> Any:
+        """All that a person can see, to tell that nothing changed."""
+        with self.rest() as rest:
+            vms = rest.get("/vms").json()["vms"]
+            snapshots = {vm["name"]: rest.get(f"/vms/{vm['name']}/snapshots").json() for vm in vms}
+            status = rest.get("/status").json()
+        return vms, snapshots, status["foreign"], status["missing"], status["imports"]
+
+
+def read_until(process: subprocess.Popen[str], beginning: str) -> list[str]:
+    """The lines that `process` prints up to one that begins so."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    while not (lines and lines[-1].startswith(beginning)):
+        line = process.stdout.readline()
+        assert line, f"it ended with {process.wait()}: {lines}"
+        lines.append(line)
+    return lines
+
+
+def run_tool(*arguments: str | Path) -> str:
+    """An outside program that must succeed."""
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    done = subprocess.run(
+        [str(part) for part in arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PATH": path},
+        timeout=SECONDS_MAX,
+    )
+    assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+    return done.stdout

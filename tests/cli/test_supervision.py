@@ -1,0 +1,156 @@
+"""`blockdevctl serve`: what dies comes back, guests notice only the engine, and signals end everything cleanly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+import nbd
+from tests.cli.served import Home, read_until, run_tool, until
+
+
+@pytest.fixture
+def served(fresh: Home) -> Home:
+    fresh.serve()
+    fresh("vm", "create", "web", "--disk", "root=64M")
+    return fresh
+
+
+class Load:
+    """One client that writes and reads on one connection until it is told to stop; any error stays in `failure`."""
+
+    def __init__(self, uri: str) -> None:
+        self.rounds = 0
+        self.failure: Exception | None = None
+        self._stop = threading.Event()
+        self._handle = nbd.NBD()
+        self._handle.connect_uri(uri)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                block = os.urandom(4096)
+                self._handle.pwrite(block, self.rounds % 1000 * 4096)
+                assert self._handle.pread(4096, self.rounds % 1000 * 4096) == block
+                self._handle.flush()
+                self.rounds += 1
+        except Exception as error:
+            self.failure = error
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        assert self.failure is None
+
+
+def test_killed_control_plane_comes_back_and_the_data_path_does_not_notice(served: Home) -> None:
+    engine = served.engine_pid()
+    load = Load(served.uri("web/root"))
+    for _ in range(3):
+        before = until(served.control_pid, "a control plane")
+        os.kill(before, signal.SIGKILL)
+        assert [vm["name"] for vm in served.json("vm", "list")["vms"]] == ["web"]  # the client waits for it
+        assert served.control_pid() != before
+        seen = load.rounds
+        until(lambda seen=seen: load.rounds > seen, "load")  # type: ignore[misc]
+    load.stop()
+    assert served.engine_pid() == engine
+
+
+def test_killed_engine_comes_back_with_what_was_flushed(served: Home) -> None:
+    run_tool("qemu-io", "-f", "raw", "-c", "write -P 5 0 1M", "-c", "flush", served.uri("web/root"))
+    engine = served.engine_pid()
+    os.kill(engine, signal.SIGKILL)
+    until(lambda: served.json("pool", "status")["engine"].get("pid") not in (None, engine), "another engine")
+    assert "verification failed" not in run_tool("qemu-io", "-f", "raw", "-c", "read -P 5 0 1M", served.uri("web/root"))
+    served("snapshot", "create", "web", "--name", "after")
+
+
+def test_api_says_503_while_the_engine_is_away(served: Home) -> None:
+    assert served.serving is not None
+    engine = served.engine_pid()
+    os.kill(served.serving.pid, signal.SIGSTOP)  # so that nobody starts it again
+    try:
+        os.kill(engine, signal.SIGKILL)
+        with served.rest() as rest:
+            until(lambda: rest.post("/vms/web/snapshots", json={}).status_code == 503, "503")
+            answer = rest.post("/vms/web/snapshots", json={})
+            assert answer.json()["error"]["code"] == "unavailable"
+            assert rest.get("/vms").status_code == 200
+            assert rest.get("/status").json()["engine_running"] is False
+        result = served.run("snapshot", "create", "web")
+        assert result.status == 11 and "engine" in result.error
+    finally:
+        os.kill(served.serving.pid, signal.SIGCONT)
+    until(lambda: served.json("pool", "status")["engine_running"], "the engine")
+    served("snapshot", "create", "web")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_stops_both_and_leaves_no_process(served: Home, number: signal.Signals) -> None:
+    pids = [served.engine_pid(), served.control_pid()]
+    load = nbd.NBD()
+    load.connect_uri(served.uri("web/root"))
+    load.pwrite(b"k" * 4096, 0)
+    served.stop(number)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert sorted(p.name for p in (served.path / "run").glob("*.sock")) == []
+    served.serve()
+    assert [vm["name"] for vm in served.json("vm", "list")["vms"]] == ["web"]
+    again = nbd.NBD()
+    again.connect_uri(served.uri("web/root"))
+    assert again.pread(4096, 0) == b"k" * 4096
+    again.shutdown()
+
+
+def test_killed_supervisor_takes_the_control_plane_along(served: Home) -> None:
+    assert served.serving is not None
+    control, engine = served.control_pid(), served.engine_pid()
+    served.serving.kill()
+    served.serving.communicate()
+    until(lambda: not Path(f"/proc/{control}").exists(), "the end of the control plane")
+    refused = served.run("serve")  # guests still use that engine
+    assert refused.status == 5 and refused.error
+    os.kill(engine, signal.SIGTERM)
+    until(lambda: not Path(f"/proc/{engine}").exists(), "the end of the engine")
+    served.serve()
+
+
+def test_engine_that_cannot_live_is_given_up(served: Home) -> None:
+    assert served.serving is not None
+    for superblock in (served.path / "pool").glob("superblock-*"):
+        os.truncate(superblock, 10)
+    os.kill(served.engine_pid(), signal.SIGKILL)
+    output, _ = served.serving.communicate(timeout=60)
+    assert served.serving.returncode != 0
+    assert output.splitlines()[-1].startswith("error: the engine died 5 times")
+    served.serving = None
+
+
+def test_python_plugin_serves_over_tcp_too(fresh: Home) -> None:
+    nbd_address = free_address()
+    fresh.serve("--plugin", "python", "--nbd", nbd_address, "--api", free_address())
+    fresh("vm", "create", "web", "--disk", "root=1M")
+    assert fresh.json("pool", "status")["engine"]["plugin"] == "python"
+    uri = fresh("attach", "web/root", "--host", "127.0.0.1", "--port", nbd_address.split(":")[1]).strip()
+    assert run_tool("nbdinfo", "--size", uri).strip() == str(1 << 20)
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_serve_prints_json_when_asked(fresh: Home) -> None:
+    serving = fresh.start_serving("--json")
+    fresh.serving = serving
+    lines = read_until(serving, "}")
+    assert '"plugin": "native"' in "".join(lines)
