@@ -39,6 +39,8 @@ THREADS = {"native": 16, "python": 1}
 # bash, because dash redirects descriptors of one digit only; LISTEN_PID must name the process that nbdkit will be.
 LAUNCHER = 'export LISTEN_PID=$$; exec "$@"'
 
+CERTIFICATE_FILES = ("ca-cert.pem", "server-cert.pem", "server-key.pem")
+
 Plugin = Literal["native", "python"]
 
 
@@ -50,7 +52,7 @@ class Options:
     plugin: Plugin = "native"
     tcp: tuple[str, int] | None = None  # address and port to listen on, besides the Unix socket
     tls_psk: Path | None = None  # file of user:key lines, as psktool makes it
-    tls_certificates: Path | None = None  # directory of ca-cert.pem, server-cert.pem, server-key.pem
+    tls_certificates: Path | None = None  # directory of CERTIFICATE_FILES
     verify_clients: bool = True  # with certificates: a client must show one that the same CA signed
     insecure_tcp: bool = False  # by name: reachable from other hosts although anyone could connect
     threads: int | None = None  # that serve one connection (default: THREADS)
@@ -67,10 +69,10 @@ class Options:
             )
         if self.tls_psk is not None and not self.tls_psk.is_file():
             raise NotFound(f"no file of TLS keys at {self.tls_psk}; psktool makes one")
-        if self.tls_certificates is not None and not (self.tls_certificates / "server-cert.pem").is_file():
-            raise NotFound(
-                f"no server-cert.pem in {self.tls_certificates}; certtool makes one (see nbdkit-tls(1))"
-            )
+        for name in CERTIFICATE_FILES:
+            # nbdkit itself would go on without TLS
+            if self.tls_certificates is not None and not (self.tls_certificates / name).is_file():
+                raise NotFound(f"no {name} in {self.tls_certificates}; certtool makes it (see nbdkit-tls(1))")
         if (
             self.tcp is not None
             and not self.insecure_tcp
@@ -116,7 +118,7 @@ def command(options: Options) -> list[str]:
     nbdkit = shutil.which("nbdkit")
     if nbdkit is None:
         raise NotFound("nbdkit is not installed: apt-get install nbdkit nbdkit-plugin-python")
-    arguments = [nbdkit, "--foreground", "--threads", str(options.threads or THREADS[options.plugin])]
+    arguments = [nbdkit, "--foreground", f"--threads={options.threads or THREADS[options.plugin]}"]
     parameters = {"home": str(options.home.absolute()), "python": sys.executable, **options.parameters}
     if options.tls:
         # "on", not "require": nbdkit has one rule for all its sockets.  The plugin refuses TCP clients without TLS.
@@ -300,5 +302,5 @@ def _last_error(home: Home, log_start: int) -> str:
     with open(home.run / "engine.log", "rb") as log:
         log.seek(log_start)
         lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "error:" in line] or lines
+    errors = [line for line in lines if "error:" in line.lower()] or lines
     return errors[-1].removeprefix("nbdkit: error: ") if errors else "it said nothing"

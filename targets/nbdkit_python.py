@@ -31,6 +31,7 @@ EXTENTS_REPLY_MAX = 65536
 ERRORS_LOGGED_MAX = 100
 SOCKADDR_BYTES = 128  # sizeof(struct sockaddr_storage)
 
+_script = os.path.realpath(sys._getframe().f_code.co_filename)  # nbdkit 1.32 sets no __file__
 _nbdkit_c = ctypes.CDLL(None)
 _nbdkit_c.nbdkit_peer_pid.restype = ctypes.c_int64
 _parameters: dict[str, str] = {}
@@ -60,7 +61,11 @@ class Peer(NamedTuple):
 
 
 def thread_model() -> int:
-    return nbdkit.THREAD_MODEL_PARALLEL
+    """Several threads a connection only where nbdkit survives the loss of one; see _nbdkit_guard."""
+    if "blockdev" not in sys.modules:  # --dump-plugin: nothing is served
+        return nbdkit.THREAD_MODEL_PARALLEL
+    unguarded = importlib.import_module("blockdev._nbdkit_guard").guard_connections()
+    return nbdkit.THREAD_MODEL_SERIALIZE_REQUESTS if unguarded else nbdkit.THREAD_MODEL_PARALLEL
 
 
 def config(key: str, value: str) -> None:
@@ -92,7 +97,7 @@ def cleanup() -> None:
 
 def _find_packages(python: str | None) -> None:
     """Puts the packages of the virtual environment of `python` (default: the .venv beside this tree) before the system's."""
-    root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    root = os.path.dirname(os.path.dirname(_script))
     environment = os.path.dirname(os.path.dirname(python)) if python else os.path.join(root, ".venv")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     packages = os.path.join(environment, "lib", f"python{version}", "site-packages")

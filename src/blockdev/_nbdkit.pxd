@@ -67,6 +67,8 @@ cdef extern from "<netdb.h>" nogil:
 
 cdef extern from "nbdkit-plugin.h" nogil:
     enum:
+        NBDKIT_THREAD_MODEL_PARALLEL
+        NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS
         NBDKIT_FLAG_FUA
         NBDKIT_FLAG_REQ_ONE
         NBDKIT_FUA_NATIVE

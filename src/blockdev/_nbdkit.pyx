@@ -30,6 +30,7 @@ from blockdev._disk cimport (
     disk_write,
     disk_zero,
 )
+from blockdev._nbdkit_guard cimport guard_connections
 from blockdev._pool cimport DiskObject
 from blockdev._sync cimport count_u64
 
@@ -47,6 +48,7 @@ cdef extern from *:
     static void blockdev_dump(void);
     static int blockdev_config(const char *, const char *);
     static int blockdev_config_complete(void);
+    static int blockdev_thread_model(void);
     static int blockdev_get_ready(void);
     static int blockdev_after_fork(void);
     static void blockdev_cleanup(void);
@@ -84,6 +86,7 @@ cdef extern from *:
         .dump_plugin = blockdev_dump,
         .config = blockdev_config,
         .config_complete = blockdev_config_complete,
+        .thread_model = blockdev_thread_model,
         .get_ready = blockdev_get_ready,
         .after_fork = blockdev_after_fork,
         .cleanup = blockdev_cleanup,
@@ -428,6 +431,18 @@ cdef int configure "blockdev_config" (const char* key, const char* value) noexce
 
 cdef int finish_configuration "blockdev_config_complete" () noexcept nogil:
     return start_interpreter()
+
+
+cdef int thread_model "blockdev_thread_model" () noexcept nogil:
+    """Several threads a connection only where nbdkit survives the loss of one; see _nbdkit_guard."""
+    cdef int error
+    if not module_ready:      # --dump-plugin: nothing is served
+        return NBDKIT_THREAD_MODEL_PARALLEL
+    error = guard_connections()
+    if error == 0:
+        return NBDKIT_THREAD_MODEL_PARALLEL
+    nbdkit_error(b"one thread a connection: this nbdkit cannot be guarded against lost clients (error %d)", error)
+    return NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS
 
 
 cdef int get_ready "blockdev_get_ready" () noexcept with gil:
