@@ -80,9 +80,8 @@ def cells(workloads: Sequence[Workload], peers: Sequence[type[Peer]]) -> list[Ce
 
 def turns(cells: list[Cell], round: int) -> list[Cell]:
     """The order of one round: rotated, and every other round backwards, so that none always follows the same one."""
-    start = round % len(cells)
-    order = cells[start:] + cells[:start]
-    return order[::-1] if round % 2 else order
+    step = -1 if round % 2 else 1
+    return [cells[(round + step * i) % len(cells)] for i in range(len(cells))]
 
 
 def run_all(
