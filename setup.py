@@ -38,7 +38,7 @@ EXTENSIONS = [
     extension("_replay"),
 ]
 if os.path.exists("src/blockdev/_nbdkit.pyx"):
-    EXTENSIONS.append(extension("_nbdkit", libraries=[LIBPYTHON]))
+    EXTENSIONS += [extension("_nbdkit_guard"), extension("_nbdkit", libraries=[LIBPYTHON])]
 
 setup(
     packages=[*find_packages("src"), "blockdev.targets"],

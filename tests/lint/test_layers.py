@@ -11,7 +11,7 @@ from tests.lint.sources import ROOT, imports, module_name, package_sources, show
 # Higher may import lower.  Units of the same level do not know each other.
 LEVELS = [
     {"errors", "constants", "types", "clock", "_sync"},
-    {"_medium", "home"},
+    {"_medium", "home", "_nbdkit_guard"},
     {"_dedup"},
     {"_nodes", "_log"},
     {"_cow"},
