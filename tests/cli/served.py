@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import httpx
 
 BLOCKDEVCTL = str(Path(sys.executable).with_name("blockdevctl"))
+TIED_TO_US = ("setpriv", "--pdeathsig", "TERM", "--")  # a killed test run leaves no server behind
 SECONDS_MAX = 60
 T = TypeVar("T")
 
@@ -93,7 +94,7 @@ class Home:
 
     def start_serving(self, *options: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [BLOCKDEVCTL, "--home", str(self.path), "serve", *options],
+            [*TIED_TO_US, BLOCKDEVCTL, "--home", str(self.path), "serve", *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
@@ -42,7 +43,7 @@ def main() -> None:
     """The console script."""
     arguments = _parse(sys.argv[1:])
     logging.basicConfig(level=logging.INFO, format="blockdevd: %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     os.umask(0o077)  # exported images hold guests' data
     try:
         serve(Home.at(arguments.home), arguments.api, arguments.ready_fd)
@@ -80,10 +81,10 @@ def serve(home: Home, api: str | None = None, ready_fd: int | None = None) -> No
                 lifespan="off",
                 timeout_graceful_shutdown=DRAIN_SECONDS,
             )
-            for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has ended
-                signal.signal(number, lambda *_: None)
-            report_ready(ready_fd)
-            _Server(config, services.jobs).run(sockets=listeners)
+            server = _Server(config, services.jobs, lambda: report_ready(ready_fd))
+            for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn takes them, and when it raises them again
+                signal.signal(number, server.handle_exit)
+            server.run(sockets=listeners)
         finally:
             services.jobs.close()
             with suppress(FileNotFoundError):
@@ -91,11 +92,16 @@ def serve(home: Home, api: str | None = None, ready_fd: int | None = None) -> No
 
 
 class _Server(uvicorn.Server):
-    """Cancels the jobs as soon as it is told to stop, so that whoever waits for one hears of it."""
+    """Says when it serves, and cancels the jobs as soon as it is told to stop, so that whoever waits for one hears of it."""
 
-    def __init__(self, config: uvicorn.Config, jobs: Jobs) -> None:
+    def __init__(self, config: uvicorn.Config, jobs: Jobs, serving: Callable[[], None]) -> None:
         super().__init__(config)
         self._jobs = jobs
+        self._serving = serving
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._serving()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._jobs.cancel_all()

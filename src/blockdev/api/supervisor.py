@@ -26,7 +26,8 @@ from blockdev.home import Home
 logger = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOCK_SECONDS = 1.0  # a client that looks whether we serve holds the lock for a moment
-STOP_SECONDS = 120.0  # the engine writes a checkpoint
+CONTROL_STOP_SECONDS = 20.0
+ENGINE_STOP_SECONDS = 120.0  # it writes a checkpoint
 BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # after one death, two, ... in WINDOW_SECONDS
 WINDOW_SECONDS = 60.0
 ENGINE_DEATHS_MAX = 5  # in WINDOW_SECONDS
@@ -120,8 +121,8 @@ class Supervisor:
             except _Stopped:
                 pass
             finally:
-                self._stop(self._control)
-                self._stop(self._engine)
+                self._stop(self._control, CONTROL_STOP_SECONDS)
+                self._stop(self._engine, ENGINE_STOP_SECONDS)
 
     def _first_start(self) -> None:
         with self._interruptible():
@@ -138,13 +139,13 @@ class Supervisor:
         if select.select([self._wake_reader], [], [], timeout_s)[0]:
             os.read(self._wake_reader, 4096)
 
-    def _stop(self, child: Child) -> None:
+    def _stop(self, child: Child, patience_s: float) -> None:
         if child.process is None:
             return
         if child.process.poll() is None:
             child.process.send_signal(signal.SIGTERM)
         stops_before = max(self._stops, 1)
-        deadline = monotonic_seconds() + STOP_SECONDS
+        deadline = monotonic_seconds() + patience_s
         while child.process.poll() is None:
             if self._stops > stops_before or monotonic_seconds() >= deadline:
                 logger.warning("not waiting for the %s any longer: killing it", child.name)

@@ -42,7 +42,14 @@ def _tell_status(session: Session, found: dict[str, Any]) -> None:
 
 
 def _space(engine: dict[str, Any]) -> list[tuple[str, str]]:
-    return [("capacity", show_size(engine["capacity_bytes"]))]
+    stats = engine["stats"]
+    capacity, used = engine["capacity_bytes"], stats["used_bytes"]
+    fields = [("pool", f"{show_size(used)} used of {show_size(capacity)} ({used / capacity:.0%})")]
+    if stats["poisoned"]:
+        fields.append(("POISONED", "a write to the log failed: writes are refused until serve is started again"))
+    if stats["checksum_errors"]:
+        fields.append(("DAMAGED", f"{show_count(stats['checksum_errors'], 'block')} did not verify: run pool scrub"))
+    return fields
 
 
 @pool.command()

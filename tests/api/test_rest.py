@@ -1,0 +1,195 @@
+"""The REST API: every address answers as its OpenAPI document says, and failures have one shape."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.cli.served import Home, run_tool, until
+
+ADDRESSES = {
+    ("get", "/vms"),
+    ("post", "/vms"),
+    ("get", "/vms/{vm}"),
+    ("patch", "/vms/{vm}"),
+    ("delete", "/vms/{vm}"),
+    ("get", "/vms/{vm}/config"),
+    ("put", "/vms/{vm}/config"),
+    ("post", "/vms/{vm}/export"),
+    ("post", "/vms/{vm}/clones"),
+    ("post", "/vms/{vm}/restore"),
+    ("post", "/vms/{vm}/disks"),
+    ("patch", "/vms/{vm}/disks/{disk}"),
+    ("delete", "/vms/{vm}/disks/{disk}"),
+    ("post", "/vms/{vm}/disks/{disk}/import"),
+    ("post", "/vms/{vm}/disks/{disk}/export"),
+    ("get", "/vms/{vm}/snapshots"),
+    ("post", "/vms/{vm}/snapshots"),
+    ("get", "/vms/{vm}/snapshots/{snapshot}"),
+    ("delete", "/vms/{vm}/snapshots/{snapshot}"),
+    ("get", "/vms/{vm}/snapshots/{snapshot}/diff"),
+    ("get", "/status"),
+    ("get", "/attachments"),
+    ("post", "/pool/check"),
+    ("post", "/pool/scrub"),
+    ("get", "/jobs"),
+    ("get", "/jobs/{id}"),
+    ("delete", "/jobs/{id}"),
+}
+
+
+def finished(rest: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
+    """The job at its end."""
+    while job["state"] in ("queued", "running"):
+        job = rest.get(f"/jobs/{job['id']}", params={"after": job["version"], "wait_seconds": 5}).json()
+    return job
+
+
+def test_openapi_document_describes_every_address(rest: httpx.Client) -> None:
+    document = rest.get("/openapi.json").json()
+    described = {
+        (method, path.removeprefix("/api/v1")) for path, item in document["paths"].items() for method in item
+    }
+    assert described == ADDRESSES
+    names = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
+    assert len(names) == len(set(names))
+    for item in document["paths"].values():
+        for operation in item.values():
+            good = [status for status in operation["responses"] if status.startswith("2")]
+            assert all(operation["responses"][status]["content"] for status in good)
+            assert operation["responses"]["404"]["content"]["application/json"]["schema"] == {
+                "$ref": "#/components/schemas/ErrorBody"
+            }
+            assert "HTTPValidationError" not in str(operation)
+
+
+def test_life_of_a_vm(rest: httpx.Client) -> None:
+    made = rest.post("/vms", json={"name": "life", "disks": [{"name": "root", "size_bytes": 1 << 20}]})
+    assert made.status_code == 201 and made.json()["disks"][0]["export"] == "life/root"
+    assert rest.post("/vms/life/disks", json={"name": "data", "size_bytes": 4096}).status_code == 201
+    assert rest.patch("/vms/life/disks/data", json={"size_bytes": 8192}).json()["size_bytes"] == 8192
+    assert rest.put("/vms/life/config", json={"config": "<xml/>"}).status_code == 200
+    taken = rest.post("/vms/life/snapshots", json={"name": "s"})
+    assert taken.status_code == 201 and taken.json()["config"] == "<xml/>"
+    assert rest.get("/vms/life/snapshots/s/diff").json()["changed_bytes"] == 0
+    clones = rest.post("/vms/life/clones", json={"snapshot": "s", "count": 2, "prefix": "life"})
+    assert clones.status_code == 201 and [vm["name"] for vm in clones.json()["vms"]] == ["life-1", "life-2"]
+    assert rest.post("/vms/life/restore", json={"snapshot": "s"}).json()["snapshot"] == "s"
+    changed = rest.patch("/vms/life", json={"name": "lives", "description": "d"}).json()
+    assert (changed["name"], changed["description"]) == ("lives", "d")
+    assert rest.delete("/vms/lives/disks/data").json()["name"] == "data"
+    assert rest.delete("/vms/lives/snapshots/s").status_code == 200
+    assert rest.delete("/vms/lives").json()["name"] == "lives"
+    assert "lives" not in [vm["name"] for vm in rest.get("/vms").json()["vms"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("GET", "/vms/none", None, 404, "not_found"),
+        ("GET", "/nowhere", None, 404, "not_found"),
+        ("PUT", "/vms", {}, 405, "invalid_argument"),
+        ("POST", "/vms", {}, 422, "invalid_argument"),
+        ("POST", "/vms", {"name": "x", "surprise": 1}, 422, "invalid_argument"),
+        ("POST", "/vms", {"name": "x", "disks": [{"name": "d"}]}, 400, "invalid_argument"),
+        ("POST", "/vms", {"name": "x", "disks": [{"name": "d", "size_bytes": 1000}]}, 400, "invalid_argument"),
+        ("POST", "/vms", {"name": "x" * 99, "disks": []}, 400, "invalid_argument"),
+        ("POST", "/vms", {"name": "x", "description": "~unfinished"}, 400, "invalid_argument"),
+        ("POST", "/vms", {"name": "x", "disks": [{"name": "d", "image": {"path": "rel"}}]}, 400, "invalid_argument"),
+        ("PATCH", "/vms/none", {}, 400, "invalid_argument"),
+        ("POST", "/vms/none/clones", {"name": "x", "count": 2, "prefix": "y"}, 400, "invalid_argument"),
+        ("POST", "/vms/none/clones", {"count": 501, "prefix": "y"}, 422, "invalid_argument"),
+        ("DELETE", "/jobs/none", None, 404, "not_found"),
+        ("GET", "/jobs/none?wait_seconds=1000", None, 422, "invalid_argument"),
+    ],
+)
+def test_failures_have_one_shape(
+    rest: httpx.Client, method: str, path: str, body: Any, status: int, code: str
+) -> None:
+    answer = rest.request(method, path, json=body)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(answer.json()) == {"error"} and error["code"] == code
+    assert error["message"] and "\n" not in error["message"]
+
+
+def test_body_that_is_too_large_or_of_unknown_length_is_refused(rest: httpx.Client) -> None:
+    assert rest.put("/vms/none/config", content=b"x" * (5 << 20)).status_code == 413
+    assert rest.put("/vms/none/config", content=iter([b"x"])).status_code == 411
+
+
+def test_attachments_are_listed(home: Home, rest: httpx.Client) -> None:
+    import nbd
+
+    rest.post("/vms", json={"name": "attached", "disks": [{"name": "root", "size_bytes": 1 << 20}]})
+    client = nbd.NBD()
+    client.connect_uri(home.uri("attached/root"))
+    found = rest.get("/attachments").json()["attachments"]
+    assert [a["export"] for a in found] == ["attached/root"] and "pid" in found[0]["client"]
+    assert rest.delete("/vms/attached").status_code == 409
+    client.shutdown()
+
+
+def test_job_tells_its_progress_and_its_result(rest: httpx.Client, tmp_path: Path) -> None:
+    run_tool("qemu-img", "create", "-f", "qcow2", tmp_path / "i.qcow2", "64M")
+    run_tool("qemu-io", "-c", "write -P 1 0 32M", tmp_path / "i.qcow2")
+    image = {"path": str(tmp_path / "i.qcow2")}
+    started = rest.post("/vms", json={"name": "job", "disks": [{"name": "root", "image": image}]})
+    assert started.status_code == 202
+    job = finished(rest, started.json())
+    assert job["state"] == "done" and job["fraction"] == 1 and job["done_bytes"] == job["total_bytes"] == 64 << 20
+    assert job["result"]["name"] == "job" and job["result"]["description"] == "" and job["finished"]
+    assert job["id"] in [other["id"] for other in rest.get("/jobs").json()["jobs"]]
+    assert rest.delete(f"/jobs/{job['id']}").json()["state"] == "done"
+
+
+def test_cancelled_job_takes_back_what_it_did(home: Home, rest: httpx.Client, tmp_path: Path) -> None:
+    run_tool("dd", "if=/dev/urandom", f"of={tmp_path / 'i.raw'}", "bs=1M", "count=300", "status=none")
+    before = home.state()
+    image = {"path": str(tmp_path / "i.raw")}
+    job = rest.post("/vms", json={"name": "cut", "disks": [{"name": "root", "image": image}]}).json()
+    until(lambda: rest.get(f"/jobs/{job['id']}").json()["fraction"] > 0, "progress")
+    assert rest.get("/vms/cut").json()["description"].startswith("~unfinished")
+    rest.delete(f"/jobs/{job['id']}")
+    assert finished(rest, rest.get(f"/jobs/{job['id']}").json())["state"] == "cancelled"
+    assert home.state() == before
+
+
+def test_job_that_fails_says_why(rest: httpx.Client, tmp_path: Path) -> None:
+    run_tool("qemu-img", "create", "-f", "qcow2", tmp_path / "i.qcow2", "8M")
+    run_tool("qemu-io", "-c", "write -P 1 0 8M", tmp_path / "i.qcow2")
+    with open(tmp_path / "i.qcow2", "r+b") as file:
+        file.truncate(1 << 20)
+    image = {"path": str(tmp_path / "i.qcow2")}
+    job = rest.post("/vms", json={"name": "fails", "disks": [{"name": "root", "image": image}]}).json()
+    job = finished(rest, job)
+    assert job["state"] == "failed" and job["error"]["code"] == "invalid_argument"
+    assert rest.get("/vms/fails").status_code == 404
+
+
+def test_tcp_serves_the_same_but_neither_files_nor_strange_hosts(tcp: httpx.Client, tmp_path: Path) -> None:
+    assert tcp.get("/vms").status_code == 200
+    assert tcp.get("/vms", headers={"Host": "evil.example"}).status_code == 403
+    image = {"path": str(tmp_path / "i.raw"), "format": "raw"}
+    refused = tcp.post("/vms", json={"name": "tcp", "disks": [{"name": "root", "image": image}]})
+    assert refused.status_code == 403 and "Unix socket" in refused.json()["error"]["message"]
+    assert tcp.post("/vms", json={"name": "tcp", "disks": [{"name": "root", "size_bytes": 512}]}).status_code == 201
+    answer = tcp.post("/vms/tcp/disks/root/export", json={"path": str(tmp_path / "o.raw"), "format": "raw"})
+    assert answer.status_code == 403 and not list(tmp_path.iterdir())
+
+
+def test_web_pages_cannot_post_without_a_preflight(tcp: httpx.Client) -> None:
+    body = b'{"name": "csrf", "disks": []}'
+    assert tcp.post("/vms", content=body, headers={"Content-Type": "text/plain"}).status_code == 422
+    assert tcp.get("/vms/csrf").status_code == 404
+
+
+def test_sockets_are_the_owners_alone(home: Home) -> None:
+    run = home.path / "run"
+    assert stat.S_IMODE(run.stat().st_mode) == 0o700
+    for name in ("api.sock", "nbd.sock", "engine.sock"):
+        assert stat.S_IMODE((run / name).stat().st_mode) == 0o600, name
