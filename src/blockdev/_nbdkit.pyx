@@ -6,8 +6,8 @@ guaranteed on the way out, and _pool may assume clean input.
 Threads and the GIL.  nbdkit calls the data callbacks (read_data ... cache_data) and the questions about an export
 (export_size ... export_block_size) from its own threads, many at once.  They are `noexcept nogil`, work on a malloc'ed
 Handle and call _pool's C functions: no Python object is touched, so Cython would refuse to compile one, and tests/nbd
-reads the generated C to see that it holds no call into Python.  The others (open, close, list, start, stop) are cold and take
-the GIL.  The interpreter is never finalised: its threads may still run when nbdkit leaves, and all that must be durable
+reads the generated C to see that it holds no call into Python.  The others (open, close, list, start, stop) are cold and
+take the GIL.  The interpreter is never finalised: its threads may still run when nbdkit leaves, and all that must be durable
 is made so by the engine's close() in `stop_serving`.
 """
 
@@ -193,7 +193,7 @@ cdef int refuse(Handle* handle, const char* what, uint32_t count, uint64_t offse
 
 
 cdef inline bint misplaced(Handle* handle, uint32_t count, uint64_t offset) noexcept nogil:
-    """Whether a range is off the sector grid or past the end, where the end may have come closer since the client connected."""
+    """Whether a range is off the sector grid or past the end, which may have come closer since the client connected."""
     cdef uint64_t size_bytes = disk_size_bytes(handle.disk)
     return ((count | offset) & (SECTOR_BYTES - 1)) != 0 or offset > size_bytes or count > size_bytes - offset
 
