@@ -75,6 +75,15 @@ class Home:
         )
         return Result(done.returncode, done.stdout, done.stderr)
 
+    def start_command(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*TIED_TO_US, BLOCKDEVCTL, "--home", str(self.path), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     def __call__(self, *arguments: str | Path) -> str:
         """The output of a command that must succeed."""
         result = self.run(*arguments)

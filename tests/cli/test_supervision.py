@@ -64,6 +64,30 @@ def test_killed_control_plane_comes_back_and_the_data_path_does_not_notice(serve
     assert served.engine_pid() == engine
 
 
+@pytest.mark.parametrize("command", ["vm create", "disk import", "disk export"])
+def test_control_plane_killed_in_a_job_leaves_nothing_of_it(served: Home, scratch: Path, command: str) -> None:
+    image = scratch / "large.raw"
+    run_tool("dd", "if=/dev/urandom", f"of={image}", "bs=1M", "count=300", "status=none")
+    if command == "disk export":
+        served("disk", "import", "web/large", image)
+    before = served.state()
+    arguments = {
+        "vm create": ["vm", "create", "new", "--disk", "data=1M", "--image", f"root={image}"],
+        "disk import": ["disk", "import", "web/large", str(image)],
+        "disk export": ["disk", "export", "web/large", str(scratch / "out.qcow2")],
+    }[command]
+    running = served.start_command(*arguments)
+    with served.rest() as rest:
+        until(lambda: any(0 < j["fraction"] < 1 for j in rest.get("/jobs").json()["jobs"]), "progress")
+    assert served.state() != before
+    os.kill(served.control_pid(), signal.SIGKILL)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode != 0 and errors.splitlines()[-1].startswith("error: ")
+    served("pool", "status")  # waits for the next control plane
+    until(lambda: served.state() == before, "the state before")
+    assert not (scratch / "out.qcow2").exists()
+
+
 def test_killed_engine_comes_back_with_what_was_flushed(served: Home) -> None:
     run_tool("qemu-io", "-f", "raw", "-c", "write -P 5 0 1M", "-c", "flush", served.uri("web/root"))
     engine = served.engine_pid()

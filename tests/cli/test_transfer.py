@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.cli.served import BLOCKDEVCTL, Home, run_tool, until
+from tests.cli.served import Home, run_tool, until
 
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
 MIB = 1 << 20
@@ -129,16 +129,26 @@ def test_interrupted_import_leaves_nothing(home: Home, name: str, scratch: Path)
     image = scratch / "large.raw"
     run_tool("dd", "if=/dev/urandom", f"of={image}", "bs=1M", "count=400", "status=none")
     before = home.state()
-    command = [BLOCKDEVCTL, "--home", str(home.path), "vm", "create", name, "--image", f"root={image}"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    running = home.start_command("vm", "create", name, "--image", f"root={image}")
     with home.rest() as rest:
         job = until(lambda: [j for j in rest.get("/jobs").json()["jobs"] if j["subject"] == name], "the job")[0]
         until(lambda: rest.get(f"/jobs/{job['id']}").json()["fraction"] > 0, "progress")
-        running.send_signal(2)
+        running.send_signal(signal.SIGINT)
         _, errors = running.communicate(timeout=60)
         assert running.returncode == 130 and errors.splitlines()[-1].startswith("error: "), errors
         assert rest.get(f"/jobs/{job['id']}").json()["state"] == "cancelled"
     assert home.state() == before
+
+
+def test_import_into_a_full_pool_leaves_nothing(fresh: Home, scratch: Path) -> None:
+    fresh.path = fresh.above / "small"
+    fresh.init("256M")
+    fresh.serve()
+    run_tool("dd", "if=/dev/urandom", f"of={scratch / 'large.raw'}", "bs=1M", "count=300", "status=none")
+    before = fresh.state()
+    result = fresh.run("vm", "create", "web", "--image", f"root={scratch / 'large.raw'}")
+    assert result.status == 7 and "the pool is full" in result.stderr
+    assert fresh.state() == before
 
 
 def test_unaligned_sizes_survive_every_format(home: Home, name: str, scratch: Path) -> None:

@@ -15,7 +15,7 @@ from blockdev.cli.session import Session, Verb, pass_session
 from blockdev.errors import AlreadyExists, InvalidArgument, MediumError
 from blockdev.home import Home
 
-CAPACITY_BYTES_MIN = 1 << 30
+CAPACITY_BYTES_MIN = 256 << 20
 FREE_SHARE = 0.9  # of the file system's free space, when no capacity is given
 
 
