@@ -53,7 +53,18 @@ class Content:
     def resize(self, size_bytes: int, stamp: int) -> None:
         if size_bytes < self.size_bytes:
             self.zero(size_bytes, self.size_bytes - size_bytes, stamp)
+        elif self.size_bytes % BLOCK and self.size_bytes // BLOCK in self.stamps:
+            self.stamps[self.size_bytes // BLOCK] = stamp  # what a shrink left behind the end is cleared now
         self.size_bytes = size_bytes
+
+    def certain_bytes(self) -> int:
+        """How far the model knows extents: a last block cut by a shrink may hold data that cannot be seen."""
+        last = self.size_bytes // BLOCK
+        return self.size_bytes if last in self.blocks else last * BLOCK
+
+    def visible(self, number: int, size_bytes: int) -> bytes:
+        """A block up to the end of a disk of `size_bytes`."""
+        return self.blocks.get(number, ZERO_BLOCK)[: size_bytes - number * BLOCK]
 
     def _put(self, number: int, block: bytes, stamp: int) -> None:
         self.stamps[number] = stamp
@@ -124,6 +135,16 @@ def merged(extents: Iterable[Extent]) -> list[Extent]:
             found[-1] = Extent(last.offset, last.length + extent.length, last.state)
         else:
             found.append(extent)
+    return found
+
+
+def inside(extents: Iterable[Extent], offset: int, length: int) -> list[Extent]:
+    """Joined and cut to a range: an engine may begin at the block that the range begins in."""
+    found = []
+    for extent in merged(extents):
+        low, high = max(extent.offset, offset), min(extent.offset + extent.length, offset + length)
+        if low < high:
+            found.append(Extent(low, high - low, extent.state))
     return found
 
 

@@ -159,9 +159,7 @@ def test_flush_from_many_threads_shares_syncs(pool_path: str, seed: int) -> None
     with_pool = Pool.create(pool_path, 1 << 30)
     try:
         vdisk = with_pool.create_vdisk(16 * MEBIBYTE)
-        before = with_pool.stats()
-        if "syncs" not in before or "flushes" not in before:
-            pytest.fail("stats() has no 'syncs' and 'flushes'")
+        syncs = with_pool.stats()["syncs"]
 
         def write_and_flush(lane: int) -> None:
             for sequence in range(100):
@@ -171,9 +169,9 @@ def test_flush_from_many_threads_shares_syncs(pool_path: str, seed: int) -> None
         with Crew() as crew:
             for lane in range(8):
                 crew.start(lambda lane=lane: write_and_flush(lane), repeat=False)
-        after = with_pool.stats()
-        assert after["flushes"] - before["flushes"] >= 800
-        assert after["syncs"] - before["syncs"] < 600
+        syncs = with_pool.stats()["syncs"] - syncs
+        print(f"800 flushes of 8 threads took {syncs} syncs")
+        assert 100 <= syncs < 600
     finally:
         with_pool.close()
 
