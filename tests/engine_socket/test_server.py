@@ -7,6 +7,7 @@ import random
 import socket
 import stat
 import threading
+from pathlib import Path
 
 import msgpack
 import pytest
@@ -51,7 +52,11 @@ def test_operations_mirror_the_pool(client: EngineClient, pool: Pool) -> None:
     [clone] = client.clone([(after.id, "b/root", b"c")])
     assert pool.find("b/root").read(8192, 4096) == b"b" * 4096
     client.relabel([(clone.id, "c/root", b"d")])
-    assert client.get(clone.id) == client.find("c/root") == EngineObject(clone.id, None, "c/root", b"d", 1 << 20, None)
+    assert (
+        client.get(clone.id)
+        == client.find("c/root")
+        == EngineObject(clone.id, None, "c/root", b"d", 1 << 20, None)
+    )
     client.resize(clone.id, 2 << 20)
     assert client.get(clone.id).size_bytes == 2 << 20
     client.delete([clone.id])
@@ -125,6 +130,20 @@ def test_shrinking_must_be_said(client: EngineClient) -> None:
         client.resize(disk.id, 512)
     client.resize(disk.id, 512, shrink=True)
     assert client.get(disk.id).size_bytes == 512
+
+
+def test_a_snapshot_is_no_vdisk_and_the_other_way_round(client: EngineClient) -> None:
+    [disk] = client.create([(1 << 20, "web/root", b"")])
+    [snapshot] = client.snapshot([disk.id], ["web/root@a"], [b""])
+    for refused in (
+        lambda: client.resize(snapshot.id, 2 << 20),
+        lambda: client.snapshot([snapshot.id], ["b"], [b""]),
+        lambda: client.restore([(snapshot.id, snapshot.id)]),
+        lambda: client.restore([(disk.id, disk.id)]),
+        lambda: client.clone([(disk.id, "b", b"")]),
+    ):
+        with pytest.raises(InvalidArgument, match="is a snapshot|is not a snapshot"):
+            refused()
 
 
 def test_long_answers_come_in_pages(
@@ -329,11 +348,10 @@ def test_a_dead_engines_socket_is_replaced_a_living_ones_is_not(pool: Pool, sock
 
 
 def test_another_file_in_the_sockets_place_stays(pool: Pool, socket_path: str) -> None:
-    with open(socket_path, "w") as file:
-        file.write("precious")
+    Path(socket_path).write_text("precious")
     with pytest.raises(AlreadyExists, match="not a socket"):
         EngineServer(pool, Attachments(), socket_path).start()
-    assert open(socket_path).read() == "precious"
+    assert Path(socket_path).read_text() == "precious"
 
 
 def test_a_path_too_long_for_a_socket_is_an_error(pool: Pool, tmp_path: os.PathLike[str]) -> None:
@@ -427,7 +445,13 @@ def test_a_stranger_is_told_so_and_left(server: EngineServer, socket_path: str, 
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"\xc1", msgpack.packb({"op": "format"}), msgpack.packb({"op": "get"}), msgpack.packb({"op": "lead"})],
+    [
+        b"",
+        b"\xc1",
+        msgpack.packb({"op": "format"}),
+        msgpack.packb({"op": "get"}),
+        msgpack.packb({"op": "lead"}),
+    ],
 )
 def test_a_bad_request_is_answered_and_the_connection_goes_on(
     server: EngineServer, socket_path: str, body: bytes
@@ -440,7 +464,9 @@ def test_a_bad_request_is_answered_and_the_connection_goes_on(
             assert answer[1]["code"] == "invalid_argument"
 
 
-def test_noise_ends_connections_but_never_the_engine(client: EngineClient, socket_path: str, seed: int) -> None:
+def test_noise_ends_connections_but_never_the_engine(
+    client: EngineClient, socket_path: str, seed: int
+) -> None:
     noise = random.Random(seed)
     good = protocol.encode(Kind.REQUEST, 1, {"op": "hello", "session": b"s" * 16, "client": "noise"})
     for _ in range(200):

@@ -140,7 +140,9 @@ def test_a_missing_disk_that_comes_back_is_known_again(world: VMs, pool: Pool, c
     assert (again.state, again.size_bytes, again.created) == ("ok", MEBIBYTE, vm.disks[1].created)
 
 
-def test_missing_things_can_be_removed(world: VMs, pool: Pool, catalog: Catalog, client: EngineClient) -> None:
+def test_missing_things_can_be_removed(
+    world: VMs, pool: Pool, catalog: Catalog, client: EngineClient
+) -> None:
     pool.delete([thing for thing in (*pool.vdisks(), *pool.snapshots()) if thing.name.startswith("web/")])
     world.reconcile()
     world.remove_disk("web", "data")
@@ -340,4 +342,3 @@ def test_free_names_are_found_within_the_limit(
     vms.reconcile()
     assert vms.show_vm("x" * 61 + ("-3" if hold else "-2")).uuid == UUID
     check_agreed(vms, catalog, client)
-

@@ -27,7 +27,9 @@ def test_it_is_durable_strict_and_for_its_owner_alone(catalog: Catalog, catalog_
     assert pragma(catalog, "foreign_keys") == 1
     assert pragma(catalog, "application_id") == APPLICATION_ID
     assert pragma(catalog, "user_version") == SCHEMA_VERSION
-    tables = catalog._database.execute("SELECT name, strict FROM pragma_table_list WHERE schema = 'main'").fetchall()
+    tables = catalog._database.execute(
+        "SELECT name, strict FROM pragma_table_list WHERE schema = 'main'"
+    ).fetchall()
     assert all(strict for name, strict in tables if not name.startswith("sqlite_"))
     assert stat.S_IMODE(os.stat(catalog_path).st_mode) == 0o600
 
@@ -42,9 +44,9 @@ def test_what_a_transaction_wrote_is_there_after_reopening(catalog: Catalog, cat
 
 
 def test_a_transaction_that_fails_leaves_nothing(catalog: Catalog) -> None:
-    with pytest.raises(ZeroDivisionError), catalog.transaction():
+    with pytest.raises(KeyError), catalog.transaction():
         catalog.insert_vm("u", "web", NOW)
-        1 / 0
+        raise KeyError
     assert catalog.vms() == []
     with catalog.transaction():
         catalog.insert_vm("u", "web", NOW)
@@ -57,7 +59,9 @@ def test_a_catalog_of_another_version_is_refused_and_left_alone(catalog: Catalog
     database.close()
     with open(catalog_path, "rb") as file:
         before = file.read()
-    with pytest.raises(UnknownFormat, match=f"version {SCHEMA_VERSION + 1}; this build reads {SCHEMA_VERSION}"):
+    with pytest.raises(
+        UnknownFormat, match=f"version {SCHEMA_VERSION + 1}; this build reads {SCHEMA_VERSION}"
+    ):
         Catalog(catalog_path)
     with open(catalog_path, "rb") as file:
         assert file.read() == before
@@ -75,7 +79,9 @@ def test_another_programs_database_is_refused_and_left_alone(catalog_path: str) 
         assert file.read() == before
 
 
-@pytest.mark.parametrize("content", [b"hello, this is a text of some length\n" * 30, b"SQLite format 3\0" + b"\xff" * 5000])
+@pytest.mark.parametrize(
+    "content", [b"hello, this is a text of some length\n" * 30, b"SQLite format 3\0" + b"\xff" * 5000]
+)
 def test_a_file_that_is_no_database_is_refused_and_left_alone(catalog_path: str, content: bytes) -> None:
     with open(catalog_path, "wb") as file:
         file.write(content)
@@ -140,7 +146,12 @@ def test_deleting_a_vm_takes_all_its_rows(catalog: Catalog) -> None:
         catalog.put_snapshot_disk(snapshot, "root", 2, 512)
         catalog.insert_import(vm, "more", 3, 512, True, NOW)
         catalog.delete_vm(vm)
-    assert (catalog.disks(), catalog.snapshots(), catalog.snapshot_disks_of_vm(), catalog.imports()) == ([], [], [], [])
+    assert (catalog.disks(), catalog.snapshots(), catalog.snapshot_disks_of_vm(), catalog.imports()) == (
+        [],
+        [],
+        [],
+        [],
+    )
 
 
 def test_many_threads_write_and_read_at_once(catalog: Catalog) -> None:

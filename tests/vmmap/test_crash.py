@@ -179,7 +179,8 @@ def test_the_control_plane_dies_again_while_it_agrees(
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
-    ("operation", "change"), [(name, change) for name, changes in ENGINE_CHANGES.items() for change in changes]
+    ("operation", "change"),
+    [(name, change) for name, changes in ENGINE_CHANGES.items() for change in changes],
 )
 def test_the_engine_dies_before_and_after_its_step(
     home: Home,

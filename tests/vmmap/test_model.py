@@ -113,7 +113,11 @@ class VMMachine(RuleBasedStateMachine):
             self.close_control()
             self.open_control()
 
-    @rule(name=VM_NAMES, disks=st.dictionaries(DISK_NAMES, SIZES, max_size=2), config=st.sampled_from(["", "<c/>"]))
+    @rule(
+        name=VM_NAMES,
+        disks=st.dictionaries(DISK_NAMES, SIZES, max_size=2),
+        config=st.sampled_from(["", "<c/>"]),
+    )
     def create(self, name: str, disks: dict[str, int], config: str) -> None:
         if name in self.model:
             return
@@ -147,9 +151,7 @@ class VMMachine(RuleBasedStateMachine):
         if name in self.model:
             self.number += 1
             text = f"<c>{self.number}</c>"
-            self.change(
-                lambda vms: vms.set_config(name, text), lambda model: model[name].update(config=text)
-            )
+            self.change(lambda vms: vms.set_config(name, text), lambda model: model[name].update(config=text))
 
     @rule(name=VM_NAMES, disk=DISK_NAMES, size_bytes=SIZES)
     def add_disk(self, name: str, disk: str, size_bytes: int) -> None:
@@ -162,9 +164,7 @@ class VMMachine(RuleBasedStateMachine):
     @rule(name=VM_NAMES, disk=DISK_NAMES)
     def remove_disk(self, name: str, disk: str) -> None:
         if disk in self.model.get(name, {}).get("disks", {}):
-            self.change(
-                lambda vms: vms.remove_disk(name, disk), lambda model: model[name]["disks"].pop(disk)
-            )
+            self.change(lambda vms: vms.remove_disk(name, disk), lambda model: model[name]["disks"].pop(disk))
 
     @rule(name=VM_NAMES, disk=DISK_NAMES, size_bytes=SIZES)
     def resize(self, name: str, disk: str, size_bytes: int) -> None:

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from blockdev.constants import TAG_BYTES_MAX, VDISK_BYTES_MAX
 from blockdev.errors import InvalidArgument
-from blockdev.vmmap.names import ObjectName, check_name, check_size, check_text, object_name, parse_object_name
+from blockdev.vmmap.names import (
+    ObjectName,
+    check_name,
+    check_size,
+    check_text,
+    object_name,
+    parse_object_name,
+)
 from blockdev.vmmap.tags import CONSISTENCIES, ORIGINS, Tag, decode_tag, encode_tag
 from blockdev.vmmap.views import import_name
 
@@ -70,7 +77,9 @@ def test_good_sizes_are_taken(size_bytes: int) -> None:
     ],
 )
 def test_a_bad_size_is_refused_with_the_nearest_good_one(size_bytes: int, nearest: int) -> None:
-    with pytest.raises(InvalidArgument, match=f"disk root, {size_bytes} bytes.*nearest good size is {nearest}$"):
+    with pytest.raises(
+        InvalidArgument, match=f"disk root, {size_bytes} bytes.*nearest good size is {nearest}$"
+    ):
         check_size("disk root", size_bytes)
 
 

@@ -55,6 +55,17 @@ def test_an_operation_searches_by_index_and_asks_for_no_list_of_objects(
     check_agreed(vms, catalog, client)
 
 
+def test_thousands_of_objects_without_tags_are_adopted(
+    vms: VMs, pool: Pool, catalog: Catalog, client: EngineClient
+) -> None:
+    """More than one record of the pool can name."""
+    for turn in range(3):
+        pool.create_vdisks([(4096, f"vm{turn}-{number}/root", b"") for number in range(1000)])
+    assert len(vms.reconcile().adopted) == 6000
+    check_agreed(vms, catalog, client)
+    assert vms.status().vm_count == 3000
+
+
 def test_thousands_of_objects_are_adopted_renamed_cloned_and_deleted(
     vms: VMs, pool: Pool, catalog: Catalog, client: EngineClient
 ) -> None:

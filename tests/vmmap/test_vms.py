@@ -62,10 +62,29 @@ def test_values_have_stable_field_names(web: VMs) -> None:
     assert list(vm) == [
         *("name", "uuid", "description", "created", "size_bytes", "snapshot_count", "cloned_from", "disks")
     ]
-    assert list(vm["disks"][0]) == ["name", "size_bytes", "export", "object_id", "created", "state", "clients"]
+    assert list(vm["disks"][0]) == [
+        "name",
+        "size_bytes",
+        "export",
+        "object_id",
+        "created",
+        "state",
+        "clients",
+    ]
     snapshot = web.show_snapshot("web", "s1").to_json()
     assert list(snapshot) == [
-        *("vm", "name", "description", "created", "lsn", "consistency", "origin", "size_bytes", "disks", "config")
+        *(
+            "vm",
+            "name",
+            "description",
+            "created",
+            "lsn",
+            "consistency",
+            "origin",
+            "size_bytes",
+            "disks",
+            "config",
+        )
     ]
     assert list(snapshot["disks"][0]) == ["name", "size_bytes", "export", "object_id", "state", "clients"]
     diff = web.diff("web", None, "s1").to_json()

@@ -30,7 +30,10 @@ class Clock:
 def build(vms: VMs, pool: Pool) -> None:
     """web: two disks, two snapshots, a disk that is gone; spare: no disk at all; db: another VM."""
     vms.create_vm(
-        "web", [("root", MEBIBYTE), ("data", 2 * MEBIBYTE), ("old", MEBIBYTE)], "<web>1</web>", "the web server"
+        "web",
+        [("root", MEBIBYTE), ("data", 2 * MEBIBYTE), ("old", MEBIBYTE)],
+        "<web>1</web>",
+        "the web server",
     )
     write(pool, "web/root", b"A")
     write(pool, "web/data", b"a")
@@ -114,7 +117,9 @@ def observe(vms: VMs, pool: Pool) -> Observation:
 
 def _content(pool: Pool, export: str, size_bytes: int) -> tuple[int, bytes]:
     thing = pool.find(export)
-    assert thing.size_bytes == size_bytes, f"{export}: the catalog says {size_bytes}, the pool {thing.size_bytes}"
+    assert thing.size_bytes == size_bytes, (
+        f"{export}: the catalog says {size_bytes}, the pool {thing.size_bytes}"
+    )
     return size_bytes, thing.read(0, 512)[:1]
 
 

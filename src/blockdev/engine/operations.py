@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
-from blockdev import Pool
+from blockdev import Pool, VDisk, VDiskSnapshot
 from blockdev.constants import CHUNK_EXTENTS_MAX
 from blockdev.engine import protocol
 from blockdev.engine.attachments import Attachments
@@ -205,15 +205,15 @@ class Operations:
     def _snapshot(self, ids: list[int], names: list[str | None], tags: list[bytes]) -> Answer:
         if not len(ids) == len(names) == len(tags):
             raise ProtocolError("snapshot needs as many names and tags as ids")
-        made = self._pool.snapshot(self._things(ids), names, tags)
+        made = self._pool.snapshot([self._vdisk(id) for id in ids], names, tags)
         return {"made": [_made(snapshot) for snapshot in made]}
 
     def _clone(self, clones: list[list[Any]]) -> Answer:
-        made = self._pool.clone_many([(self._pool.get(id), name, tag) for id, name, tag in clones])
+        made = self._pool.clone_many([(self._snapshot_disk(id), name, tag) for id, name, tag in clones])
         return {"made": [_made(vdisk) for vdisk in made]}
 
     def _restore(self, pairs: list[list[int]], force: bool) -> Answer:
-        things = [(self._pool.get(vdisk), self._pool.get(snapshot)) for vdisk, snapshot in pairs]
+        things = [(self._vdisk(vdisk), self._snapshot_disk(snapshot)) for vdisk, snapshot in pairs]
         if not force:
             self._refuse_attached([vdisk for vdisk, _ in things])
         self._pool.restore(things)
@@ -235,7 +235,7 @@ class Operations:
         return {}
 
     def _resize(self, id: int, size_bytes: int, shrink: bool) -> Answer:
-        vdisk = self._pool.get(id)
+        vdisk = self._vdisk(id)
         if size_bytes < vdisk.size_bytes:
             if not shrink:
                 raise InvalidArgument(
@@ -244,6 +244,18 @@ class Operations:
             self._refuse_attached([vdisk], "detach them first: a guest would lose the end of a disk in use")
         vdisk.resize(size_bytes)
         return {}
+
+    def _vdisk(self, id: int) -> VDisk:
+        thing = self._pool.get(id)
+        if not isinstance(thing, VDisk):
+            raise InvalidArgument(f"{thing.name} is a snapshot")
+        return thing
+
+    def _snapshot_disk(self, id: int) -> VDiskSnapshot:
+        thing = self._pool.get(id)
+        if not isinstance(thing, VDiskSnapshot):
+            raise InvalidArgument(f"{thing.name} is not a snapshot")
+        return thing
 
     def _things(self, ids: Iterable[int], missing_ok: bool = False) -> list[Any]:
         things = []
@@ -294,7 +306,7 @@ def _snapshot_row(snapshot: Any) -> list[Any]:
 
 
 def _row(thing: Any) -> list[Any]:
-    return _snapshot_row(thing) if hasattr(thing, "vdisk_id") else _vdisk_row(thing)
+    return _snapshot_row(thing) if isinstance(thing, VDiskSnapshot) else _vdisk_row(thing)
 
 
 def _made(thing: Any) -> list[Any]:

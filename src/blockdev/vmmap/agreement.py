@@ -21,6 +21,9 @@ from blockdev.vmmap.model import Agreement
 from blockdev.vmmap.names import NAME_CHARACTERS_MAX, ObjectName, object_name, parse_object_name
 from blockdev.vmmap.tags import Tag, encode_tag
 
+TAGGED_AT_ONCE = 1000  # objects in one record of the pool
+
+Label = tuple[int, str | None, bytes]  # object id, name, tag
 Key = tuple[str, str, str | None]  # VM uuid, disk, snapshot: what an object is, whatever it is called
 
 
@@ -201,20 +204,27 @@ def _free_name(name: str, taken: Collection[str]) -> str:
 
 
 def _label(engine: EngineClient, view: PoolView, groups: list[_Group], now: str, result: Agreement) -> None:
-    """Give the objects the names and tags that their groups say, in one record; none in the usual case."""
-    changes = []
+    """Give the objects the names and tags that their groups say; there is nothing to give in the usual case.
+
+    New names are given in one record: half of them would tear a VM apart.  Tags alone may be given in parts.
+    """
+    renamed: list[Label] = []
+    tagged: list[Label] = []
     for group in groups:
         for name, thing in group.members:
-            tag = view.tags[thing.id] or Tag(group.vm_uuid, now)
+            tag = view.tags[thing.id]
             label = object_name(group.vm_name, name.disk, name.snapshot)
-            new_tag = encode_tag(tag._replace(vm_uuid=group.vm_uuid))
-            if label == thing.name and view.tags[thing.id] is not None and tag.vm_uuid == group.vm_uuid:
+            if tag is not None and tag.vm_uuid == group.vm_uuid and label == thing.name:
                 continue
-            changes.append((thing.id, label, new_tag))
-            if label != thing.name:
+            mended = (tag or Tag(group.vm_uuid, now))._replace(vm_uuid=group.vm_uuid)
+            is_renamed = label != thing.name
+            (renamed if is_renamed else tagged).append((thing.id, label, encode_tag(mended)))
+            if is_renamed:
                 result.corrected.append(f"{thing.name} is now called {label}")
-    if changes:
-        engine.relabel(changes, force=True)
+    if renamed:
+        engine.relabel(renamed, force=True)
+    for first in range(0, len(tagged), TAGGED_AT_ONCE):
+        engine.relabel(tagged[first : first + TAGGED_AT_ONCE], force=True)
 
 
 def _follow(catalog: Catalog, view: PoolView, groups: list[_Group], now: str, result: Agreement) -> None:
