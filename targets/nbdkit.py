@@ -67,12 +67,16 @@ class Options:
             raise InvalidArgument(
                 "TLS by pre-shared keys or by certificates, not both: nbdkit would ignore one"
             )
-        if self.tls_psk is not None and not self.tls_psk.is_file():
-            raise NotFound(f"no file of TLS keys at {self.tls_psk}; psktool makes one")
+        if self.tls_psk is not None:
+            if not self.tls_psk.is_file():
+                raise NotFound(f"no file of TLS keys at {self.tls_psk}; psktool makes one")
+            _require_private(self.tls_psk)
         for name in CERTIFICATE_FILES:
             # nbdkit itself would go on without TLS
             if self.tls_certificates is not None and not (self.tls_certificates / name).is_file():
                 raise NotFound(f"no {name} in {self.tls_certificates}; certtool makes it (see nbdkit-tls(1))")
+        if self.tls_certificates is not None:
+            _require_private(self.tls_certificates / "server-key.pem")
         if (
             self.tcp is not None
             and not self.insecure_tcp
@@ -96,6 +100,11 @@ class Options:
     @property
     def tls(self) -> bool:
         return self.tls_psk is not None or self.tls_certificates is not None
+
+
+def _require_private(path: Path) -> None:
+    if path.stat().st_mode & 0o077:
+        raise InvalidArgument(f"{path} is a secret that other users may read: chmod 600 {path}")
 
 
 def plugin_arguments(plugin: Plugin) -> list[str]:

@@ -146,6 +146,7 @@ def test_nbdkit_options_that_it_refuses_are_shown_with_its_words(idle_server: Se
     idle_server.create()
     for name in CERTIFICATE_FILES:
         (tmp_path / name).write_text("not a certificate")
+        (tmp_path / name).chmod(0o600)
     with pytest.raises(ToolFailed, match="nbdkit did not start: .*server-cert.pem"):
         idle_server.start(tcp=("127.0.0.1", 0), tls_certificates=tmp_path)
 

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from blockdev.targets.nbdkit import CERTIFICATE_FILES
 
 import nbd
 from blockdev.errors import Busy, InvalidArgument, NotFound
@@ -186,3 +187,17 @@ class TestRefusals:
             created.start(tcp=LOOPBACK, tls_certificates=tmp_path)
         with pytest.raises(InvalidArgument, match="not both"):
             created.start(tcp=LOOPBACK, tls_psk=keys, tls_certificates=tmp_path)
+
+    def test_secrets_that_others_may_read_are_refused(
+        self, created: Server, tmp_path: Path, keys: Path
+    ) -> None:
+        copy = tmp_path / "keys.psk"
+        copy.write_bytes(keys.read_bytes())
+        copy.chmod(0o640)
+        with pytest.raises(InvalidArgument, match=f"chmod 600 {copy}"):
+            created.start(tcp=LOOPBACK, tls_psk=copy)
+        for name in CERTIFICATE_FILES:
+            (tmp_path / name).write_text("")
+            (tmp_path / name).chmod(0o644)
+        with pytest.raises(InvalidArgument, match="server-key.pem"):
+            created.start(tcp=LOOPBACK, tls_certificates=tmp_path)
