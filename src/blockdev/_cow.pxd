@@ -21,9 +21,15 @@ cdef struct Map:
 
 # (first block, block count, is a hole, opaque) -> 0 to go on, errno to stop
 ctypedef int (*run_callback)(void* opaque, uint64_t block, uint64_t count, bint hole) noexcept nogil
-# a leaf with its first block number; entries is NULL for a node that could not be read (id, level, error given)
-ctypedef int (*leaf_callback)(
-    void* opaque, uint64_t base, const uint64_t* entries, uint64_t id, uint32_t level, int error) noexcept nogil
+cdef struct SeenNodes:              # which nodes a walk has passed: a bit an id
+    uint8_t* bits
+    uint64_t id_count               # ids from here on are never marked
+
+cdef struct LeafCopy:
+    uint64_t id
+    uint64_t base                   # number of its first block
+    uint32_t level                  # of a node that could not be read; 0 for a leaf
+    uint64_t entries[512]
 
 cdef void map_init(Map* map, uint64_t root, uint32_t height, uint64_t owner) noexcept nogil
 cdef void map_destroy(Map* map) noexcept nogil
@@ -36,6 +42,5 @@ cdef int map_runs(
     NodeStore* store, Map* map, uint64_t first, uint64_t count, run_callback callback, void* opaque) noexcept nogil
 cdef int map_diff(
     NodeStore* store, Map* older, Map* newer, uint64_t block_count, run_callback callback, void* opaque) noexcept nogil
-cdef int map_leaves(
-    NodeStore* store, uint64_t root, uint32_t height, uint8_t* seen, uint64_t seen_ids, leaf_callback callback,
-    void* opaque) noexcept nogil
+cdef int map_next_leaf(
+    NodeStore* store, Map* map, uint64_t* block, uint64_t end, SeenNodes* seen, LeafCopy* leaf) noexcept nogil

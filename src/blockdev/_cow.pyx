@@ -1,7 +1,7 @@
 """Maps: lookup, update, holes, runs and differences.  See _cow.pxd for the design."""
 
-from libc.errno cimport ENOMEM
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.errno cimport EIO, ENOENT, ENOMEM
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from blockdev._nodes cimport (
@@ -330,41 +330,66 @@ cdef int map_diff(
     return failure
 
 
-cdef int leaves_of(
-    NodeStore* store, uint64_t id, uint32_t level, uint64_t base, uint8_t* seen, uint64_t seen_ids,
-    leaf_callback callback, void* opaque
+# --- the walk of check and scrub -------------------------------------------------------------------------------------
+
+cdef bint is_seen(SeenNodes* seen, uint64_t id) noexcept nogil:
+    return id < seen.id_count and (seen.bits[id >> 3] & (1 << (id & 7))) != 0
+
+
+cdef void mark_seen(SeenNodes* seen, uint64_t id) noexcept nogil:
+    if id < seen.id_count:
+        seen.bits[id >> 3] |= 1 << (id & 7)
+
+
+cdef void pass_subtree(
+    SeenNodes* seen, uint64_t* path, uint32_t level, uint32_t height, uint64_t* block
 ) noexcept nogil:
-    cdef MapNode* node = NULL
-    cdef uint32_t i
-    cdef int failure
-    if id == 0:
-        return 0
-    if id < seen_ids:
-        if seen[id >> 3] & (1 << (id & 7)):
-            return 0
-        seen[id >> 3] |= 1 << (id & 7)
-    failure = node_get(store, id, level, &node)
-    if failure:
-        return callback(opaque, base, NULL, id, level, failure)
-    if level == 0:
-        return callback(opaque, base, node.entries, id, 0, 0)
-    for i in range(NODE_FANOUT):
-        failure = leaves_of(store, load_u64(&node.entries[i]), level - 1,
-                            base + (<uint64_t>i << (NODE_FANOUT_SHIFT * level)), seen, seen_ids, callback, opaque)
-        if failure:
-            return failure
-    return 0
+    """Go behind the child of level `level` that holds `block`; mark the nodes above it that end there."""
+    cdef uint32_t above = level + 1
+    cdef uint64_t span = <uint64_t>1 << (NODE_FANOUT_SHIFT * above)
+    while above < height and slot_in(block[0], above) == NODE_FANOUT - 1:
+        mark_seen(seen, path[above])
+        above += 1
+    block[0] = (block[0] & ~(span - 1)) + span
 
 
-cdef int map_leaves(
-    NodeStore* store, uint64_t root, uint32_t height, uint8_t* seen, uint64_t seen_ids, leaf_callback callback,
-    void* opaque
+cdef int map_next_leaf(
+    NodeStore* store, Map* map, uint64_t* block, uint64_t end, SeenNodes* seen, LeafCopy* leaf
 ) noexcept nogil:
-    """Call back for each leaf, and for each node that cannot be read.
+    """Copy the next leaf from `block` on, below `end`, that no walk with `seen` has passed; move `block` behind it.
 
-    `seen`: a bitmap of seen_ids bits; subtrees marked in it are skipped, those walked are marked.
+    ENOENT: there is none.  EIO: a node does not verify; leaf.id, level and base say which, and `block` is behind it.
+    One read section a call, so that a long walk holds nobody up.
     """
     cdef uint32_t token = nodes_enter(store)
-    cdef int failure = leaves_of(store, root, height - 1, 0, seen, seen_ids, callback, opaque)
+    cdef uint64_t path[NODE_HEIGHT_MAX]
+    cdef uint64_t id
+    cdef uint32_t level
+    cdef MapNode* node = NULL
+    cdef int failure = ENOENT
+    while failure == ENOENT and block[0] < end:
+        id = load_u64(&map.root)
+        level = map.height
+        while id and level:
+            level -= 1
+            path[level] = id
+            if is_seen(seen, id):
+                break
+            if node_get(store, id, level, &node):
+                failure = EIO
+                break
+            if level == 0:
+                failure = 0
+                break
+            id = load_u64(&node.entries[slot_in(block[0], level)])
+        leaf.id = id
+        leaf.level = level
+        leaf.base = block[0] & ~((<uint64_t>1 << (NODE_FANOUT_SHIFT * (level + 1))) - 1)
+        if failure == 0:
+            memcpy(leaf.entries, node.entries, sizeof(leaf.entries))
+        if failure != ENOENT:
+            mark_seen(seen, id)
+        # a hole is a missing child of the node at `level`; else the node at `level` itself is passed
+        pass_subtree(seen, path, level - 1 if id == 0 else level, map.height, block)
     nodes_leave(store, token)
     return failure

@@ -1,11 +1,13 @@
 """The data path: what a read, write, flush and hole do.  See _disk.pxd for the contract."""
 
-from libc.errno cimport EINVAL, EIO, ENOMEM, EPERM
+from libc.errno cimport EINVAL, EIO, ENOENT, ENOMEM, EPERM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from blockdev._cow cimport map_lookup, map_punch, map_runs, map_update
+from blockdev._cow cimport (
+    LeafCopy, SeenNodes, map_diff, map_lookup, map_next_leaf, map_punch, map_runs, map_update, run_callback,
+)
 from blockdev._dedup cimport (
     Fingerprint, dedup_forget, dedup_insert, dedup_lookup, fingerprint_block, is_zero_block,
 )
@@ -408,6 +410,42 @@ cdef int disk_extents(
                            (offset + count + BLOCK_BYTES - 1) // BLOCK_BYTES - first, join_run, &join)
     if not failure and join.length:
         failure = callback(opaque, join.offset, join.length, join.hole)
+    pthread_rwlock_unlock(&disk.lock)
+    return failure
+
+
+cdef void lock_two(Disk* a, Disk* b) noexcept nogil:
+    """Take two disks' locks shared, in id order; `a` may be NULL or `b`."""
+    if a != NULL and a.id < b.id:
+        pthread_rwlock_rdlock(&a.lock)
+    pthread_rwlock_rdlock(&b.lock)
+    if a != NULL and a.id > b.id:
+        pthread_rwlock_rdlock(&a.lock)
+
+
+cdef int disk_diff(Disk* older, Disk* newer, run_callback callback, void* opaque) noexcept nogil:
+    """Call back for each block of `newer` whose address differs from that in `older` (NULL: all holes), in order."""
+    cdef int failure = 0
+    lock_two(older, newer)
+    if newer.deleted or (older != NULL and older.deleted):
+        failure = ESHUTDOWN
+    else:
+        failure = map_diff(newer.pool.nodes, NULL if older == NULL else &older.map, &newer.map,
+                           (newer.size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES, callback, opaque)
+    if older != NULL and older != newer:
+        pthread_rwlock_unlock(&older.lock)
+    pthread_rwlock_unlock(&newer.lock)
+    return failure
+
+
+cdef int disk_next_leaf(Disk* disk, uint64_t* block, SeenNodes* seen, LeafCopy* leaf) noexcept nogil:
+    """The next leaf from `block` on that was not seen; ENOENT past the end.  See map_next_leaf."""
+    cdef int failure = ENOENT
+    cdef uint64_t end
+    pthread_rwlock_rdlock(&disk.lock)
+    end = (disk.size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
+    if not disk.deleted:
+        failure = map_next_leaf(disk.pool.nodes, &disk.map, block, end, seen, leaf)
     pthread_rwlock_unlock(&disk.lock)
     return failure
 

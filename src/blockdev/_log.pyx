@@ -403,6 +403,13 @@ cdef void poison(Log* log, int failure) noexcept nogil:
     pthread_cond_broadcast(&log.changed)
 
 
+cdef void log_poison(Log* log, int failure) noexcept nogil:
+    """Refuse further writes because memory and log no longer agree."""
+    pthread_mutex_lock(&log.lock)
+    poison(log, failure)
+    pthread_mutex_unlock(&log.lock)
+
+
 cdef void close_batch(Log* log) noexcept nogil:
     """End the open batch; log_drain will write it.  Caller holds log.lock."""
     if log.open:

@@ -9,11 +9,14 @@ from blockdev._dedup cimport checksum64
 from blockdev._medium cimport medium_read, medium_report, medium_write
 from blockdev._sync cimport (
     add_u64, aligned_zeroed, count_u64, load_pointer, load_u64, pthread_mutex_destroy, pthread_mutex_init,
-    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, sched_yield, store_pointer, store_u64, thread_stripe,
+    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, store_pointer, store_u64, thread_stripe,
 )
 
 cdef enum:
     WRITE_RUN_NODES = 227                       # about 1 MiB of records in one write
+
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int microseconds)
 
 cdef uint64_t NODE_MAGIC = 0x3145444F4E4442     # "BDNODE1" little-endian
 
@@ -245,7 +248,7 @@ cdef void wait_for_phase(NodeStore* store, int phase) noexcept nogil:
             active += add_u64(&store.stripes[i].active[phase], 0)
         if active == 0:
             return
-        sched_yield()
+        usleep(50)          # a reader may be waiting for its disk
 
 
 cdef void wait_for_readers(NodeStore* store) noexcept nogil:

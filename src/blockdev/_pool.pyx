@@ -15,17 +15,18 @@ from libc.string cimport memcpy, memmove, memset, strncpy
 from blockdev import errors
 from blockdev.types import Extent
 
-from blockdev._cow cimport Map, map_destroy, map_diff, map_grow, map_height_for, map_init, map_punch
+from blockdev._cow cimport map_destroy, map_grow, map_height_for, map_init, map_punch
 from blockdev._dedup cimport (
     DEDUP_BUCKET_ENTRIES, DedupEntry, Fingerprint, checksum64, dedup_create, dedup_destroy, dedup_export, dedup_insert,
 )
 from blockdev._disk cimport (
-    BLOCK_BYTES, BLOCK_LOCKS, LABEL_BYTES, Disk, PoolState, disk_clear_tail, disk_extents,
+    BLOCK_BYTES, BLOCK_LOCKS, LABEL_BYTES, Disk, PoolState, disk_clear_tail, disk_diff,
+    disk_extents,
     disk_flush, disk_read, disk_write, disk_zero,
 )
 from blockdev._log cimport (
     BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, log_append, log_close, log_create, log_destroy, log_flush,
-    log_position, segments_add, segments_create, segments_destroy,
+    log_poison, log_position, segments_add, segments_create, segments_destroy,
 )
 from blockdev._medium cimport MEDIUM_WRITE, medium_close, medium_open, medium_sync
 from blockdev._nodes cimport (
@@ -121,6 +122,8 @@ cdef int commit_actions(
         if failure:
             break
         failure = apply_action(pool, &actions[i], end_lsn[0] - 1)
+        if failure:
+            log_poison(pool.log, failure)       # the log has the record: only a restart can bring both together
     pthread_rwlock_unlock(&pool.cut_lock)
     for i in range(locked_count):
         pthread_rwlock_unlock(&locked[i].lock)
@@ -574,15 +577,14 @@ cdef class DiskObject:
     def changed_since(self, DiskObject older):
         """Extents of this disk whose blocks differ from `older`'s (None: from nothing)."""
         cdef DiffCollect collect
-        cdef Map* map = NULL if older is None else &older.disk.map
-        cdef uint64_t blocks = (self.size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
+        cdef Disk* base = NULL if older is None else older.disk
         cdef int failure
         found = []
         collect.found = <void*>found
         collect.length = 0
         collect.end_bytes = self.size_bytes
         with nogil:
-            failure = map_diff(self.disk.pool.nodes, map, &self.disk.map, blocks, collect_difference, &collect)
+            failure = disk_diff(base, self.disk, collect_difference, &collect)
         self.fail(failure, "comparing", 0, self.size_bytes)
         pass_difference(&collect)
         return found

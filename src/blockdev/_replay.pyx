@@ -1,7 +1,7 @@
 """Replay of the log, and the walk that check and scrub make.  See _replay.pxd; all of it runs with the pool's lock held."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EIO, ENOMEM
+from libc.errno cimport EIO, ENOENT, ENOMEM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
@@ -9,16 +9,16 @@ from libc.string cimport memset
 from blockdev import errors
 from blockdev.types import Extent
 
-from blockdev._cow cimport map_leaves, map_punch, map_update
+from blockdev._cow cimport LeafCopy, SeenNodes, map_punch, map_update
 from blockdev._dedup cimport Fingerprint, checksum64, dedup_insert, fingerprint_block
 from blockdev._log cimport (
     ENTRY_DATA, ENTRY_HOLE, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry, BatchHeader, Segment, batch_verify,
     make_address, segment_pin, segment_seal, segment_unpin, segments_get,
 )
-from blockdev._disk cimport Disk, PoolState, fetch_run
+from blockdev._disk cimport Disk, PoolState, disk_next_leaf, fetch_run
 from blockdev._medium cimport medium_read, medium_size, medium_sync, medium_unlink
 from blockdev._pool cimport Core, DiskObject
-from blockdev._sync cimport load_u32, load_u64, store_u32
+from blockdev._sync cimport load_u32, store_u32
 
 
 # --- finding the run of sound batches --------------------------------------------------------------------------------
@@ -329,37 +329,6 @@ cdef class Replay:
 
 # --- check and scrub -------------------------------------------------------------------------------------------------
 
-cdef struct Walk:
-    PoolState* pool
-    void* found                     # list of findings, borrowed
-    uint64_t block_count            # of the disk being walked
-    bint read_blocks                # scrub
-    uint64_t blocks                 # mapped blocks seen
-
-
-cdef int check_leaf(
-    void* opaque, uint64_t base, const uint64_t* entries, uint64_t id, uint32_t level, int error
-) noexcept nogil:
-    cdef Walk* walk = <Walk*>opaque
-    cdef uint64_t i, address
-    cdef int failure
-    if entries == NULL:
-        with gil:
-            (<list>walk.found).append((base, <uint64_t>1 << (9 * (level + 1)), f"map node {id} does not verify"))
-        return 0
-    for i in range(512):
-        address = load_u64(&entries[i])
-        if address == 0 or base + i >= walk.block_count:
-            continue
-        walk.blocks += 1
-        failure = check_block(walk.pool, address, walk.read_blocks)
-        if failure:
-            with gil:
-                (<list>walk.found).append(
-                    (base + i, 1, f"block {address >> 32:08x}:{<uint32_t>address} does not verify (errno {failure})"))
-    return 0
-
-
 cdef int check_block(PoolState* pool, uint64_t address, bint read) noexcept nogil:
     cdef char block[SLOT_BYTES]
     cdef Segment* segment = NULL
@@ -379,36 +348,56 @@ cdef int check_block(PoolState* pool, uint64_t address, bint read) noexcept nogi
 
 
 cdef class Checker:
-    """Walks the maps of disks, each shared subtree once; the log must be flushed before."""
+    """Walks the maps of disks, each shared subtree once.  Disks may be in use."""
 
     cdef Core core
-    cdef uint8_t* seen
-    cdef uint64_t seen_ids
+    cdef SeenNodes seen
     cdef bint read_blocks
     cdef readonly uint64_t blocks
 
     def __init__(self, Core core, bint read_blocks):
         self.core = core
         self.read_blocks = read_blocks
-        self.seen_ids = core.state.nodes.next_id
-        self.seen = <uint8_t*>calloc(self.seen_ids // 8 + 1, 1)
-        if self.seen == NULL:
+        self.seen.id_count = core.state.nodes.next_id
+        self.seen.bits = <uint8_t*>calloc(self.seen.id_count // 8 + 1, 1)
+        if self.seen.bits == NULL:
             raise MemoryError()
 
     def __dealloc__(self):
-        free(self.seen)
+        free(self.seen.bits)
 
     def walk(self, DiskObject thing):
-        """Findings of one disk: [(Extent, what)]; what was already walked through another disk is not looked at again."""
-        cdef Walk walk
+        """Findings of one disk: [(Extent, what)]; what was walked through another disk is not looked at again."""
+        cdef LeafCopy leaf
+        cdef uint64_t block = 0, end
+        cdef uint32_t i
+        cdef int failures[512]
+        cdef int failure = 0
         found = []
-        walk.pool = self.core.state
-        walk.found = <void*>found
-        walk.block_count = (thing.size_bytes + SLOT_BYTES - 1) // SLOT_BYTES
-        walk.read_blocks = self.read_blocks
-        walk.blocks = 0
-        with nogil:
-            map_leaves(walk.pool.nodes, thing.disk.map.root, thing.disk.map.height, self.seen, self.seen_ids,
-                       check_leaf, &walk)
-        self.blocks += walk.blocks
-        return [(Extent(block * SLOT_BYTES, count * SLOT_BYTES, "data"), what) for block, count, what in found]
+        end = (thing.size_bytes + SLOT_BYTES - 1) // SLOT_BYTES
+        while failure != ENOENT:
+            with nogil:
+                failure = disk_next_leaf(thing.disk, &block, &self.seen, &leaf)
+                if failure == 0:
+                    self.blocks += check_leaf(self.core.state, &leaf, end, self.read_blocks, failures)
+            if failure == EIO:
+                span = <uint64_t>1 << (9 * (leaf.level + 1))
+                found.append((Extent(leaf.base * SLOT_BYTES, span * SLOT_BYTES, "data"),
+                              f"map node {leaf.id} does not verify"))
+            for i in range(512):
+                if failure == 0 and failures[i]:
+                    found.append((Extent((leaf.base + i) * SLOT_BYTES, SLOT_BYTES, "data"),
+                                  f"block {leaf.entries[i] >> 32:08x}:{<uint32_t>leaf.entries[i]} does not verify"))
+        return found
+
+
+cdef uint64_t check_leaf(PoolState* pool, LeafCopy* leaf, uint64_t end, bint read, int* failures) noexcept nogil:
+    """Check what a leaf names; returns how many blocks that is."""
+    cdef uint64_t blocks = 0
+    cdef uint32_t i
+    for i in range(512):
+        failures[i] = 0
+        if leaf.entries[i] and leaf.base + i < end:
+            failures[i] = check_block(pool, leaf.entries[i], read)
+            blocks += 1
+    return blocks

@@ -11,6 +11,7 @@ checkpoints.  I/O on disks takes neither.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -37,6 +38,7 @@ from blockdev.constants import (
 )
 from blockdev.errors import (
     AlreadyExists,
+    BlockdevError,
     Busy,
     Gone,
     InvalidArgument,
@@ -68,7 +70,7 @@ class Cut(NamedTuple):
 class Pool:
     """One open pool.  Make it with Pool.create or Pool.open; close() it when done."""
 
-    def __init__(self, path: str, lock_file: int, recovered: Recovered, background: bool) -> None:
+    def __init__(self, path: str, lock_file: int, recovered: Recovered) -> None:
         self.path = path
         self._lock_file = lock_file
         self._lock = threading.RLock()
@@ -83,10 +85,15 @@ class Pool:
         self._resident_nodes_max = recovered.resident_nodes_max
         self._log_bytes_at_checkpoint = self._core.stats()["segment_bytes"]
         self._checkpoint_count = 0
+        self._maintenance: Maintenance | None = None
         self._set_limits()
-        if recovered.batch_count:
+
+    def _start(self, replayed: bool, background: bool) -> None:
+        """Make the next start short, and begin maintenance."""
+        if replayed:
             self.checkpoint()
-        self._maintenance = Maintenance(self) if background else None
+        if background:
+            self._maintenance = Maintenance(self)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], capacity_bytes: int, *, segment_bytes: int = SEGMENT_BYTES) -> Pool:
@@ -131,10 +138,16 @@ class Pool:
                 memory // 8 if map_cache_bytes is None else map_cache_bytes,
                 max(memory // 8, 64 << 20) if dedup_bytes is None else dedup_bytes,
             )
-            return cls(path, lock_file, recovered, background)
         except BaseException:
             os.close(lock_file)
             raise
+        pool = cls(path, lock_file, recovered)  # which owns the lock from here on
+        try:
+            pool._start(recovered.batch_count > 0, background)
+        except BaseException:
+            pool._abandon()
+            raise
+        return pool
 
     def start_background(self) -> None:
         """Begin maintenance in a pool opened without it: a process that forks may start threads only afterwards."""
@@ -156,8 +169,9 @@ class Pool:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_maintenance", None) is not None and not self._core.closed:
-            self.close()
+        if getattr(self, "_lock_file", -1) >= 0:
+            with contextlib.suppress(BlockdevError, OSError):  # its directory may be gone
+                self.close()
 
     # --- objects ---
 
@@ -489,7 +503,12 @@ class Pool:
         except Poisoned:
             pass  # it said so when it happened; the log on disk is what counts
         finally:
-            os.close(self._lock_file)
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Let another engine have the pool."""
+        os.close(self._lock_file)
+        self._lock_file = -1
 
     def load_dedup(self) -> None:
         """Take in the saved fingerprint index; it is a hint, a missing or damaged one only costs savings."""
