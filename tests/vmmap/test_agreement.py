@@ -11,7 +11,7 @@ from blockdev import Pool
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.client import EngineClient
 from blockdev.engine.server import EngineServer
-from blockdev.errors import Busy, InvalidArgument, NotFound, Poisoned
+from blockdev.errors import Busy, InvalidArgument, MediumError, NotFound, Poisoned
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.model import Agreement
 from blockdev.vmmap.service import VMs
@@ -316,6 +316,29 @@ def test_an_operation_in_doubt_is_settled_before_the_next(
     world.set_description("web", "x")
     assert shapes(world)["web"][0] == ["data", "more", "root"]
     check_agreed(world, catalog, client)
+
+
+@pytest.mark.parametrize("full_at", ["create_vm:intended", "create_vm:applied"])
+def test_a_catalog_on_a_full_disk_loses_nothing(
+    world: VMs, catalog: Catalog, client: EngineClient, full_at: str
+) -> None:
+    """The disk is full before the catalog step; the next change, with room again, finishes what was begun."""
+    database = catalog._database
+    usual = database.execute("PRAGMA max_page_count").fetchone()[0]
+
+    def fill(step: str) -> None:
+        if step == full_at:
+            database.execute("PRAGMA max_page_count = 1")  # no more than there are
+
+    filling = VMs(catalog, client, clock=Clock(), at_step=fill)
+    with pytest.raises(MediumError, match="cannot be written"):
+        filling.create_vm("new", [("root", 512)], config="x" * 100_000)
+    assert "new" not in shapes(filling)
+    assert not filling.status().agreed
+    database.execute(f"PRAGMA max_page_count = {usual}")
+    filling.set_description("web", "x")
+    assert filling.get_config("new") == "x" * 100_000
+    check_agreed(filling, catalog, client)
 
 
 def test_a_second_control_plane_takes_over_and_the_first_changes_nothing_more(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from blockdev import Pool
+from blockdev.engine.attachments import Attachments
 from blockdev.engine.client import EngineClient
 from blockdev.errors import (
     AlreadyExists,
@@ -23,7 +24,14 @@ from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.model import Diff, DiskDiff
 from blockdev.vmmap.names import CONFIG_BYTES_MAX
 from blockdev.vmmap.service import CLONES_MAX, VMs
-from tests.vmmap.world import MEBIBYTE, Clock, check_agreed, observe, write
+from tests.vmmap.world import (
+    MEBIBYTE,
+    Clock,
+    check_agreed,
+    observe,
+    without_automatic_snapshots,
+    write,
+)
 
 Attach = Callable[..., None]
 
@@ -392,6 +400,30 @@ def test_a_forced_restore_cuts_attached_clients_off(web: VMs, pool: Pool, attach
     with pytest.raises(Exception, match="deleted|gone|any more"):
         held.write(0, b"x" * 512)
     assert first_byte(pool, "web/root") == b"A"
+
+
+def test_a_restore_refused_at_the_last_moment_leaves_only_its_safety_snapshot(
+    web: VMs,
+    pool: Pool,
+    catalog: Catalog,
+    client: EngineClient,
+    attachments: Attachments,
+) -> None:
+    """A client that attached after the first look: the engine looks again."""
+    before = observe(web, pool)
+    tokens: list[int] = []
+
+    def attach_late(step: str) -> None:
+        if step == "restore:cloned":
+            tokens.append(attachments.attach(pool.find("web/root"), "pid 9 (qemu)"))
+
+    late = VMs(catalog, client, clock=Clock(), at_step=attach_late)
+    with pytest.raises(Busy, match="pid 9"):
+        late.restore("web", "s1")
+    attachments.detach(tokens[0])
+    assert without_automatic_snapshots(observe(late, pool)) == before
+    assert late.status().agreed
+    check_agreed(late, catalog, client)
 
 
 def test_a_restore_of_everything_lost_needs_no_safety_snapshot(web: VMs, pool: Pool) -> None:

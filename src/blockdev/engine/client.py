@@ -23,8 +23,8 @@ from blockdev.types import Extent
 CONNECT_SECONDS_MAX = 5.0
 HELLO_SECONDS_MAX = 10.0
 IDLE_MAX = 8
-UNTIMED = frozenset({"check", "scrub"})
-READ_SECONDS_MAX = 60.0  # for answers that need no long work
+UNTIMED = frozenset({"check", "scrub", "flush", "checkpoint"})
+READ_SECONDS_MAX = 10.0  # for answers that need no long work
 
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ class EngineClient:
     def __init__(self, socket_path: str | os.PathLike[str], client: str | None = None) -> None:
         """`client` names this process in the engine's messages.  Nothing is connected yet."""
         self._path = os.fspath(socket_path)
-        self._client = client or f"pid {os.getpid()}"
+        self._client = (client or f"pid {os.getpid()}")[: protocol.CLIENT_CHARACTERS_MAX]
         self._lock = threading.Lock()
         self._idle: list[_Connection] = []
         self._session = os.urandom(protocol.SESSION_BYTES)

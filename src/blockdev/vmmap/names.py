@@ -28,9 +28,6 @@ class ObjectName(NamedTuple):
     disk: str
     snapshot: str | None = None
 
-    def __str__(self) -> str:
-        return object_name(self.vm, self.disk, self.snapshot)
-
 
 def object_name(vm: str, disk: str, snapshot: str | None = None) -> str:
     """The pool's name, and so the export name, of a disk or of a snapshot's disk."""
