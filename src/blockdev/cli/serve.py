@@ -32,6 +32,7 @@ class AddressValue(click.ParamType):
 @click.option("--plugin", type=click.Choice(["native", "python"]), default="native", show_default=True)
 @click.option("--tls-psk", type=values.PATH, metavar="FILE", help="Keys of those who may use NBD over TCP.")
 @click.option("--tls-certificates", type=values.PATH, metavar="DIR", help="Certificates for NBD over TCP.")
+@click.option("--insecure-nbd", is_flag=True, help="Let everybody who reaches ADDR:PORT read and write the disks.")
 @pass_session
 def serve(
     session: Session,
@@ -40,21 +41,23 @@ def serve(
     plugin: nbdkit.Plugin,
     tls_psk: str | None,
     tls_certificates: str | None,
+    insecure_nbd: bool,
 ) -> None:
     """Serve the disks and the API until interrupted."""
     logging.basicConfig(level=logging.INFO, format="serve: %(message)s")
     home = session.home
     home.require_initialised()
+    if nbd is None and (tls_psk or tls_certificates or insecure_nbd):
+        raise InvalidArgument("those options are for NBD over TCP: say --nbd ADDR:PORT, too")
     if api is not None and not api.is_loopback():
         raise InvalidArgument(LOOPBACK_ONLY.format(address=api))
-    if nbd is None and (tls_psk or tls_certificates):
-        raise InvalidArgument("TLS is for NBD over TCP: say --nbd ADDR:PORT, too; the Unix socket is the owner's alone")
     options = nbdkit.Options(
         home=home.path,
         plugin=plugin,
         tcp=(nbd.host, nbd.port) if nbd else None,
         tls_psk=Path(tls_psk) if tls_psk else None,
         tls_certificates=Path(tls_certificates) if tls_certificates else None,
+        insecure_tcp=insecure_nbd,
     )
     options.check()
     if api is not None:

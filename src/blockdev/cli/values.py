@@ -1,4 +1,4 @@
-"""What a person types as an argument, turned into values: sizes, durations, names of VMs, disks and snapshots."""
+"""What a person types as an argument, turned into values: sizes, names of VMs, disks and snapshots."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from blockdev.vmmap.names import check_name
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:iB|B)?", re.IGNORECASE)
-DURATION = re.compile(r"(\d+)([smhdw])")
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def parse_size(text: str) -> int:
@@ -43,14 +41,6 @@ def parse_disk_size(text: str) -> int:
     if not 0 < size_bytes <= VDISK_BYTES_MAX:
         raise InvalidArgument(f"disk size {text} must be from {SECTOR_BYTES} bytes to {VDISK_BYTES_MAX >> 40}T")
     return size_bytes
-
-
-def parse_duration(text: str) -> int:
-    """Seconds of `90s`, `30m`, `12h`, `3d`, `2w`.  Raises InvalidArgument."""
-    match = DURATION.fullmatch(text.strip())
-    if match is None:
-        raise InvalidArgument(f"{text!r} is not a duration: write it like 90s, 30m, 12h, 3d or 2w")
-    return int(match[1]) * SECONDS[match[2]]
 
 
 class Ref(NamedTuple):
