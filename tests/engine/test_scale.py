@@ -28,7 +28,7 @@ from tests.engine.model import BLOCK
 
 ROOT = Path(__file__).parents[2]
 MAPPED_GIB = int(os.environ.get("BLOCKDEV_MAPPED_GIB", "64"))
-DISTINCT_MIB = int(os.environ.get("BLOCKDEV_DISTINCT_MIB", "2048"))
+DISTINCT_MIB = int(os.environ.get("BLOCKDEV_DISTINCT_MIB", "512"))
 OPEN_SECONDS_MAX = 5.0
 STALL_SECONDS_MAX = 0.010
 CHUNKS, DISTINCT_CHUNKS = chunk_counts(MAPPED_GIB, DISTINCT_MIB)
