@@ -74,5 +74,6 @@ def served_home() -> Iterator[ServedHome]:
         home.ctl("init", "--capacity", "4G")
         with home.serving():
             yield home
+            home.ctl("pool", "check")
     finally:
         shutil.rmtree(directory)

@@ -47,8 +47,8 @@ def make_image(directory: Path) -> tuple[Path, dict[str, str]]:
     tree = directory / "tree"
     (tree / "source").mkdir(parents=True)
     hashes = {}
-    for path in sorted(HERE.parent.rglob("*.py")):
-        name = f"source/{str(path.relative_to(HERE.parent)).replace('/', '-')}"
+    for path in sorted(HERE.glob("*.py")):
+        name = f"source/{path.name}"
         data = path.read_bytes()
         (tree / name).write_bytes(data)
         hashes[name] = digest(data)
