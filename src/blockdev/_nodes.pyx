@@ -147,13 +147,15 @@ cdef void unpublish(NodeStore* store, MapNode* node) noexcept nogil:
 
 cdef void node_supersede(NodeStore* store, MapNode* old) noexcept nogil:
     """`old` was reached by one head only and no longer is."""
+    cdef MapNode** place = nodes_place(store, old.id)
     pthread_mutex_lock(&store.lock)
     # a slot that finds no memory to be remembered in is found again by the mark pass
     slots_push(&store.retired_slots, old.id, load_u64(&store.generation))
-    if old.clean:
-        unpublish(store, old)
-    else:
+    if not old.clean:
         old.superseded = 1
+    elif place[0] != NULL:
+        # not always `old`: it may have been evicted since the caller got it (then it is in limbo), and read in again
+        unpublish(store, place[0])
     pthread_mutex_unlock(&store.lock)
 
 
