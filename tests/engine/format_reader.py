@@ -1,0 +1,180 @@
+"""A pool read from its files by docs/format/pool.md alone: an oracle that shares no code with the engine.
+
+Slow and strict: every checksum, magic number and count is asserted.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import xxhash
+
+SLOT = 4096
+
+
+@dataclass
+class Object:
+    id: int
+    kind: int
+    height: int
+    name: str | None
+    tag: bytes
+    epoch: int
+    origin: int
+    size: int
+    root: int
+    lsn: int
+
+
+@dataclass
+class PoolFiles:
+    """What the files of a cleanly closed pool say."""
+
+    path: Path
+    superblock: dict = field(default_factory=dict)
+    objects: dict[int, Object] = field(default_factory=dict)
+    log_position: tuple[int, int, int] = (0, 0, 0)  # segment, slot, LSN
+    next_object_id: int = 0
+
+    def __post_init__(self) -> None:
+        blocks = [self._read_superblock(which) for which in (0, 1)]
+        self.superblock = max(blocks, key=lambda block: block["sequence"])
+        self._read_table()
+
+    def _read_superblock(self, which: int) -> dict:
+        content = (self.path / f"superblock-{which}").read_bytes()
+        assert len(content) == 4096
+        assert content[:8] == b"BLOCKDEV"
+        assert struct.unpack_from("<Q", content, 8)[0] == xxhash.xxh3_64_intdigest(content[16:])
+        names = "version incompatible compatible block_bytes".split()
+        values = dict(zip(names, struct.unpack_from("<4I", content, 16), strict=True))
+        assert values == {"version": 1, "incompatible": 0, "compatible": 0, "block_bytes": 4096}
+        values["uuid"] = content[32:48]
+        for name, offset in {"sequence": 48, "checkpoint": 56, "table_bytes": 64, "table_sum": 72, "capacity": 88}.items():
+            values[name] = struct.unpack_from("<Q", content, offset)[0]
+        values["segment_slots"] = struct.unpack_from("<I", content, 80)[0]
+        assert values["sequence"] % 2 == which
+        return values
+
+    def _read_table(self) -> None:
+        content = (self.path / "map" / f"checkpoint-{self.superblock['checkpoint']}").read_bytes()
+        assert len(content) == self.superblock["table_bytes"]
+        assert xxhash.xxh3_64_intdigest(content) == self.superblock["table_sum"]
+        head = struct.unpack_from("<8sQQIIQQIIQQ", content)
+        assert head[0] == b"BLDCKPT1" and head[1] == self.superblock["checkpoint"]
+        self.log_position = (head[3], head[4], head[2])
+        self.next_object_id = head[7]
+        place = struct.calcsize("<8sQQIIQQIIQQ")
+        for _ in range(head[8]):
+            fields = struct.unpack_from("<IBBHHHIIQQQ", content, place)
+            place += struct.calcsize("<IBBHHHIIQQQ")
+            object_id, kind, height, name_length, tag_length, zero, epoch, origin, size, root, lsn = fields
+            assert zero == 0 and kind in (1, 2) and 1 <= height <= 4
+            name = None
+            if name_length != 0xFFFF:
+                name = content[place : place + name_length].decode()
+                place += name_length
+            tag = content[place : place + tag_length]
+            place += tag_length
+            self.objects[object_id] = Object(
+                object_id, kind, height, name, tag, epoch, origin, size, root, lsn
+            )
+        assert place + head[9] * 8 + head[10] * 16 == len(content)
+
+    def node(self, node_id: int, level: int) -> tuple[int, ...]:
+        with open(self.path / "map" / "nodes", "rb") as file:
+            file.seek(node_id * 4608)
+            record = file.read(4608)
+        assert len(record) == 4608
+        magic, checksum, uuid, found_id, _owner, _generation, found_level = struct.unpack_from("<8sQ16sQQQI", record)
+        assert magic == b"BDNODE1\0" and uuid == self.superblock["uuid"]
+        assert (found_id, found_level) == (node_id, level)
+        assert checksum == xxhash.xxh3_64_intdigest(record[16:])
+        assert not any(record[60:512])
+        return struct.unpack_from("<512Q", record, 512)
+
+    def addresses(self, thing: Object) -> dict[int, int]:
+        """Block number -> block address of all that is mapped."""
+        found: dict[int, int] = {}
+
+        def walk(node_id: int, level: int, base: int) -> None:
+            for i, entry in enumerate(self.node(node_id, level)):
+                if entry and level:
+                    walk(entry, level - 1, base + (i << (9 * level)))
+                elif entry:
+                    found[base + i] = entry
+
+        if thing.root:
+            walk(thing.root, thing.height - 1, 0)
+        return found
+
+    def content(self, thing: Object) -> bytes:
+        content = bytearray(-(-thing.size // SLOT) * SLOT)
+        segments: dict[int, tuple[bytes, list[bytes]]] = {}
+        for block, address in self.addresses(thing).items():
+            segment, index = address >> 32, address & 0xFFFFFFFF
+            if segment not in segments:
+                segments[segment] = self.segment(segment)
+            raw, fingerprints = segments[segment]
+            data = raw[index * SLOT : (index + 1) * SLOT]
+            assert fingerprint(data) == fingerprints[index], f"segment {segment:08x} slot {index}"
+            content[block * SLOT : (block + 1) * SLOT] = data
+        return bytes(content[: thing.size])
+
+    def segment(self, segment_id: int) -> tuple[bytes, list[bytes]]:
+        """Bytes of a sealed segment, and the fingerprint of each slot by its index; the batch headers must agree."""
+        raw = (self.path / "segments" / f"{segment_id:08x}.0").read_bytes()
+        assert raw[:8] == b"BLDSEG1\0"
+        trailer = raw[-SLOT:]
+        assert trailer[:8] == b"BLDEND1\0"
+        for header in (raw, trailer):
+            assert struct.unpack_from("<Q", header, 8)[0] == xxhash.xxh3_64_intdigest(header[16:72])
+            assert header[16:32] == self.superblock["uuid"]
+            assert struct.unpack_from("<II", header, 32) == (segment_id, 0)
+        slots, _zero, first_lsn, end_lsn, index_sum = struct.unpack_from("<IIQQQ", trailer, 40)
+        index = raw[slots * SLOT : -SLOT]
+        assert len(index) == -(-slots * 16 // SLOT) * SLOT
+        assert xxhash.xxh3_64_intdigest(index) == index_sum
+        fingerprints = [index[i * 16 : i * 16 + 16] for i in range(slots)]
+        told: list[bytes] = [bytes(16)] * slots
+        lsn = first_lsn
+        place = 1
+        while place < slots:
+            place, lsn = self._read_batch(raw, segment_id, place, lsn, told)
+        assert (place, lsn) == (slots, end_lsn)
+        assert told == fingerprints
+        return raw, fingerprints
+
+    def _read_batch(
+        self, raw: bytes, segment_id: int, place: int, lsn: int, told: list[bytes]
+    ) -> tuple[int, int]:
+        header = raw[place * SLOT : (place + 1) * SLOT]
+        magic, checksum, uuid, in_segment, index, first_lsn, durable_lsn, entries, payload = struct.unpack_from(
+            "<8sQ16sIIQQHH", header
+        )
+        assert magic == b"BLDBAT1\0" and uuid == self.superblock["uuid"]
+        assert checksum == xxhash.xxh3_64_intdigest(header[16:])
+        assert (in_segment, index, first_lsn) == (segment_id, place, lsn)
+        assert durable_lsn <= first_lsn and 1 <= entries <= 124 and payload <= 124
+        used = place + 1
+        for i in range(entries):
+            a, b, block, thing, kind = struct.unpack_from("<QQQIB", header, 128 + 32 * i)
+            if kind == 1:
+                told[used] = struct.pack("<QQ", a, b)
+                used += 1
+            elif kind == 4:
+                assert xxhash.xxh3_64_intdigest(raw[used * SLOT :][:block]) == a
+                used += thing
+            else:
+                assert kind in (2, 3) and b == 0
+        assert used == place + 1 + payload
+        assert not any(header[128 + 32 * entries :])
+        return used, lsn + entries
+
+
+def fingerprint(block: bytes) -> bytes:
+    """XXH3-128, low half first."""
+    value = xxhash.xxh3_128_intdigest(block)
+    return struct.pack("<QQ", value & 0xFFFFFFFFFFFFFFFF, value >> 64)
