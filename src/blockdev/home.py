@@ -9,6 +9,7 @@ from pathlib import Path
 from blockdev.errors import InvalidArgument, NotFound
 
 SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path without its terminating zero
+LONGEST_SOCKET = "nbd-4194304.new"  # the NBD socket before the engine serves, with the largest process id
 
 
 def default_home() -> Path:
@@ -31,11 +32,10 @@ class Home:
     def at(cls, path: str | Path | None = None) -> Home:
         """The home at `path` (default: default_home()).  Raises InvalidArgument if its sockets could not be bound."""
         home = cls(Path(path or default_home()).expanduser().absolute())
-        longest = max((home.nbd_socket, home.engine_socket, home.api_socket), key=lambda p: len(bytes(p)))
-        if len(bytes(longest)) > SOCKET_PATH_BYTES_MAX:
+        if len(bytes(home.run / LONGEST_SOCKET)) > SOCKET_PATH_BYTES_MAX:
             raise InvalidArgument(
-                f"home {home.path} is too long a path: {longest} has more than the {SOCKET_PATH_BYTES_MAX} bytes "
-                "that a Unix socket may have; choose a shorter --home"
+                f"home {home.path} is too long a path: a socket below it would have more than the "
+                f"{SOCKET_PATH_BYTES_MAX} bytes that a Unix socket may have; choose a shorter --home"
             )
         return home
 

@@ -193,3 +193,14 @@ def test_sockets_are_the_owners_alone(home: Home) -> None:
     assert stat.S_IMODE(run.stat().st_mode) == 0o700
     for name in ("api.sock", "nbd.sock", "engine.sock"):
         assert stat.S_IMODE((run / name).stat().st_mode) == 0o600, name
+
+
+def test_vm_of_the_same_name_survives_the_failure_of_an_import(rest: httpx.Client, tmp_path: Path) -> None:
+    run_tool("dd", "if=/dev/urandom", f"of={tmp_path / 'i.raw'}", "bs=1M", "count=300", "status=none")
+    image = {"path": str(tmp_path / "i.raw")}
+    job = rest.post("/vms", json={"name": "twin", "disks": [{"name": "root", "image": image}]}).json()
+    until(lambda: rest.get(f"/jobs/{job['id']}").json()["fraction"] > 0, "progress")
+    assert rest.delete("/vms/twin", params={"force": True}).status_code == 200
+    mine = rest.post("/vms", json={"name": "twin", "disks": [{"name": "root", "size_bytes": 512}]}).json()
+    assert finished(rest, rest.get(f"/jobs/{job['id']}").json())["state"] == "failed"
+    assert rest.get("/vms/twin").json()["uuid"] == mine["uuid"]

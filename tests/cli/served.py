@@ -118,7 +118,7 @@ class Home:
         serving, self.serving = self.serving, None
         serving.send_signal(number)
         output, _ = serving.communicate(timeout=SECONDS_MAX)
-        assert serving.returncode == 0, output
+        assert serving.returncode == 0, f"serve ended with {serving.returncode}: {output}"
         return output
 
     def close(self) -> None:

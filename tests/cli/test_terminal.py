@@ -75,6 +75,6 @@ def test_control_c_at_the_question_changes_nothing(home: Home, name: str) -> Non
     home("vm", "create", name, "--disk", "root=1M")
     terminal = Terminal(home, "vm", "delete", name)
     terminal.wait_for(r"\[y/N\]")
-    terminal.type("\x03")
+    terminal.type("\x03\n")  # the newline wakes a read that began just after the signal
     assert terminal.end() == 130 and "error: interrupted" in terminal.seen
     assert home.run("vm", "show", name).status == 0

@@ -43,9 +43,11 @@ class Unfinished:
             made = self._vms.create_vm(name, empty_disks, config, VM_MARK)
             try:
                 yield made
+                self._require(made)
                 self._vms.set_description(name, description)
             except BaseException:
                 with self._removing():
+                    self._require(made)
                     self._vms.delete_vm(name, force=True)
                 raise
 
@@ -78,6 +80,11 @@ class Unfinished:
     def _is_dead(self, thing: str) -> bool:
         with self._lock:
             return thing not in self._live
+
+    def _require(self, made: VM) -> None:
+        """NotFound if it was deleted meanwhile, also when another of its name has been made since."""
+        if self._vms.show_vm(made.name).uuid != made.uuid:
+            raise NotFound(f"VM {made.name} was deleted while its images were being imported")
 
     @contextmanager
     def _removing(self) -> Iterator[None]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
 
 from blockdev.cli import attach, clone, disk, initialise, pool, serve, snapshot, vm
 from blockdev.cli.session import Noun, Session
-from blockdev.errors import BlockdevError, InvalidArgument, MediumError
+from blockdev.errors import BlockdevError, InvalidArgument
 
 INTERRUPTED_STATUS = 130
 
@@ -42,6 +43,7 @@ def run(arguments: list[str]) -> int:
     """The exit status of one command line."""
     try:
         status = blockdevctl.main(arguments, prog_name="blockdevctl", standalone_mode=False, obj=Session())
+        sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
@@ -55,8 +57,8 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", INTERRUPTED_STATUS)
     except BrokenPipeError:  # the reader of our output has gone
-        sys.stderr.close()
-        return MediumError.exit_status
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return BlockdevError.exit_status
 
 
 def _usage(error: click.UsageError) -> str:
