@@ -1,7 +1,8 @@
 """A hypothesis state machine drives a pool and the oracle side by side, crashes included.
 
 A crash is a copy of the pool's directory taken while it is open (no background thread runs), which is what a kill -9
-leaves: the page cache survives, what the process still held in memory does not.
+leaves: the page cache survives, what the process still held in memory does not.  A power cut is the same with appends
+that were not synced cut short, full of holes, or lost with their file.
 BLOCKDEV_PROFILE=long or BLOCKDEV_EXAMPLES=n BLOCKDEV_STEPS=n run more.
 """
 
@@ -59,7 +60,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.snapshots: dict[int, Thing] = {}
         self.durable: dict[int, Content] = {}  # the heads at the last durable point
         self.pending: list[Step] = []
-        self.epochs: dict[int, int] = {}
+        self.synced: dict[str, int] = {}  # segment file -> bytes that survive a power cut
 
     @initialize()
     def begin(self) -> None:
@@ -120,6 +121,12 @@ class PoolMachine(RuleBasedStateMachine):
     def all_durable(self) -> None:
         self.durable = {identity: thing.content.copy() for identity, thing in self.heads.items()}
         self.pending = []
+        self.note_synced()
+
+    def note_synced(self) -> None:
+        """Between two calls of the engine only appends to segments can be unsynced."""
+        segments = os.path.join(self.path, "segments")
+        self.synced = {entry.name: entry.stat().st_size for entry in os.scandir(segments)}
 
     def durable_up_to(self, disk: int) -> None:
         """A flush of one vdisk covers its own writes; the log has one order, so all before them too."""
@@ -127,6 +134,7 @@ class PoolMachine(RuleBasedStateMachine):
         for step in self.pending[: last + 1]:
             step.apply(self.durable[step.disk])
         self.pending = self.pending[last + 1 :]
+        self.note_synced()
 
     # --- I/O
 
@@ -436,17 +444,41 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = self.open(self.path)
         self.check_objects()
 
-    @rule(twice=st.booleans(), seed=picks, unflushed=st.integers(0, 150))
-    def crash(self, twice: bool, seed: int, unflushed: int) -> None:
+    @rule(twice=st.booleans(), seed=picks, unflushed=st.integers(0, 150), power_cut=st.booleans())
+    def crash(self, twice: bool, seed: int, unflushed: int, power_cut: bool) -> None:
         """`unflushed` writes before it: the log writes a batch of its own accord when one is full."""
         self.burst(seed, unflushed)
         for _ in range(1 + twice):
-            self.crash_once()
+            self.crash_once(random.Random(seed) if power_cut else None)
 
-    def crash_once(self) -> None:
+    def lose_unsynced(self, path: str, chosen: random.Random) -> None:
+        for entry in sorted(os.scandir(os.path.join(path, "segments")), key=lambda entry: entry.name):
+            kept, size = self.synced.get(entry.name, 0), entry.stat().st_size
+            if size == kept:
+                continue
+            fate = chosen.choice(("kept", "cut", "holes", "cut", "holes", "lost"))
+            note(f"{entry.name}: {size - kept} unsynced bytes {fate}")
+            if fate == "cut":
+                os.truncate(entry.path, chosen.randrange(kept, size))
+            elif fate == "holes":
+                self.punch(entry.path, kept, size, chosen)
+            elif fate == "lost" and kept == 0:
+                os.unlink(entry.path)
+
+    @staticmethod
+    def punch(path: str, first: int, end: int, chosen: random.Random) -> None:
+        with open(path, "r+b") as file:
+            for _ in range(chosen.randrange(1, 6)):
+                at = chosen.randrange(first // SECTOR, end // SECTOR) * SECTOR
+                file.seek(at)
+                file.write(bytes(min(SECTOR * chosen.choice((1, 1, 8, 40)), end - at)))
+
+    def crash_once(self, power_cut: random.Random | None) -> None:
         self.crashes += 1
         left = os.path.join(self.home, f"pool-{self.crashes}")
         shutil.copytree(self.path, left)
+        if power_cut:
+            self.lose_unsynced(left, power_cut)
         self.pool.close()
         shutil.rmtree(self.path)
         self.path = left
@@ -458,6 +490,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pending = []
         for identity, thing in self.heads.items():
             thing.content = self.durable[identity].copy()
+        self.note_synced()
 
     # --- checks
 
