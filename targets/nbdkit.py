@@ -5,7 +5,8 @@ socket or on TCP, never both, and because a port that is taken should be an erro
 socket gets its final name only when the engine serves: whoever finds it can connect, and an engine that fails to start
 (another has the pool) takes nothing away from the one that runs.
 
-nbdkit is not tied to the life of its starter: guests outlive a crash of the supervisor.  Its log is run/engine.log.
+nbdkit ends with the thread that started it (it asks the kernel for a SIGTERM then, as always under socket activation), so a
+supervisor that is killed leaves no engine behind.  Its log is run/engine.log.
 """
 
 from __future__ import annotations

@@ -104,7 +104,9 @@ class Pool:
         """
         path = os.path.abspath(os.fspath(path))
         if capacity_bytes < CAPACITY_BYTES_MIN or capacity_bytes % SECTOR_BYTES:
-            raise InvalidArgument(f"a pool's capacity must be at least {CAPACITY_BYTES_MIN} bytes, a multiple of 512")
+            raise InvalidArgument(
+                f"a pool cannot have {capacity_bytes} bytes: it needs at least {CAPACITY_BYTES_MIN}, a multiple of 512"
+            )
         if not SEGMENT_BYTES_MIN <= segment_bytes <= SEGMENT_BYTES_MAX or segment_bytes % BLOCK_BYTES:
             raise InvalidArgument("a segment must have 1 MiB to 256 MiB, a multiple of 4096 bytes")
         if os.path.lexists(path):

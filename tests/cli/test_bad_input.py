@@ -133,7 +133,7 @@ def test_home_that_is_none_is_named(fresh: Home) -> None:
 def test_init_refuses_what_it_cannot_make(fresh: Home) -> None:
     assert fresh.run("init").status == 4
     fresh.path = fresh.above / "small"
-    assert "256 MiB" in fresh.run("init", "--capacity", "1M").error
+    assert "16777216" in fresh.run("init", "--capacity", "1M").error
     fresh.path = Path("/proc/none")
     assert fresh.run("init", "--capacity", "1G").status != 0
     fresh.path = fresh.above / ("long" * 25)

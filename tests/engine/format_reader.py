@@ -52,7 +52,13 @@ class PoolFiles:
         values = dict(zip(names, struct.unpack_from("<4I", content, 16), strict=True))
         assert values == {"version": 1, "incompatible": 0, "compatible": 0, "block_bytes": 4096}
         values["uuid"] = content[32:48]
-        for name, offset in {"sequence": 48, "checkpoint": 56, "table_bytes": 64, "table_sum": 72, "capacity": 88}.items():
+        for name, offset in {
+            "sequence": 48,
+            "checkpoint": 56,
+            "table_bytes": 64,
+            "table_sum": 72,
+            "capacity": 88,
+        }.items():
             values[name] = struct.unpack_from("<Q", content, offset)[0]
         values["segment_slots"] = struct.unpack_from("<I", content, 80)[0]
         assert values["sequence"] % 2 == which
@@ -88,7 +94,9 @@ class PoolFiles:
             file.seek(node_id * 4608)
             record = file.read(4608)
         assert len(record) == 4608
-        magic, checksum, uuid, found_id, _owner, _generation, found_level = struct.unpack_from("<8sQ16sQQQI", record)
+        magic, checksum, uuid, found_id, _owner, _generation, found_level = struct.unpack_from(
+            "<8sQ16sQQQI", record
+        )
         assert magic == b"BDNODE1\0" and uuid == self.superblock["uuid"]
         assert (found_id, found_level) == (node_id, level)
         assert checksum == xxhash.xxh3_64_intdigest(record[16:])
@@ -151,8 +159,8 @@ class PoolFiles:
         self, raw: bytes, segment_id: int, place: int, lsn: int, told: list[bytes]
     ) -> tuple[int, int]:
         header = raw[place * SLOT : (place + 1) * SLOT]
-        magic, checksum, uuid, in_segment, index, first_lsn, durable_lsn, entries, payload = struct.unpack_from(
-            "<8sQ16sIIQQHH", header
+        magic, checksum, uuid, in_segment, index, first_lsn, durable_lsn, entries, payload = (
+            struct.unpack_from("<8sQ16sIIQQHH", header)
         )
         assert magic == b"BLDBAT1\0" and uuid == self.superblock["uuid"]
         assert checksum == xxhash.xxh3_64_intdigest(header[16:])

@@ -66,7 +66,9 @@ def test_object_table_keeps_labels_and_origins(written: tuple[Path, dict[str, by
     assert by_name["other/b"].tag == b"new"
     assert by_name["vm/a@1"].origin == by_name["vm/a"].id
     assert by_name["clone/a"].origin == by_name["vm/a@1"].id
-    assert by_name["vm/a"].epoch == 2 and by_name["other/b"].epoch == 3  # one snapshot; a snapshot and a restore
+    assert (
+        by_name["vm/a"].epoch == 2 and by_name["other/b"].epoch == 3
+    )  # one snapshot; a snapshot and a restore
     assert files.next_object_id > max(files.objects)
 
 

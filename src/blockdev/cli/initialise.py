@@ -15,7 +15,6 @@ from blockdev.cli.session import Session, Verb, pass_session
 from blockdev.errors import AlreadyExists, InvalidArgument, MediumError
 from blockdev.home import Home
 
-CAPACITY_BYTES_MIN = 256 << 20
 FREE_SHARE = 0.9  # of the file system's free space, when no capacity is given
 
 
@@ -70,6 +69,4 @@ def _capacity(home: Home, capacity: int | None) -> int:
     free = shutil.disk_usage(there).free
     if capacity is None:
         capacity = int(free * FREE_SHARE) >> 20 << 20
-    if capacity < CAPACITY_BYTES_MIN:
-        raise InvalidArgument(f"a pool of {show_size(capacity)} is too small: it needs {show_size(CAPACITY_BYTES_MIN)}")
     return capacity
