@@ -1,10 +1,11 @@
 """Types of the compiled module; what things mean is in _pool.pyx."""
 
-from typing_extensions import Buffer
 from collections.abc import Sequence
 from enum import IntFlag
 from typing import Any
 from weakref import ReferenceType
+
+from typing_extensions import Buffer
 
 from blockdev.pool import Pool
 from blockdev.types import Extent

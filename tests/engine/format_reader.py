@@ -48,7 +48,7 @@ class PoolFiles:
         assert len(content) == 4096
         assert content[:8] == b"BLOCKDEV"
         assert struct.unpack_from("<Q", content, 8)[0] == xxhash.xxh3_64_intdigest(content[16:])
-        names = "version incompatible compatible block_bytes".split()
+        names = ["version", "incompatible", "compatible", "block_bytes"]
         values = dict(zip(names, struct.unpack_from("<4I", content, 16), strict=True))
         assert values == {"version": 1, "incompatible": 0, "compatible": 0, "block_bytes": 4096}
         values["uuid"] = content[32:48]
