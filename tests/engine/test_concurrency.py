@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from blockdev import Pool
-from tests.engine.content import read_stamps
+from blockdev import Pool, errors
+from tests.engine.content import read_stamps, stamped
 from tests.engine.load import Crew, Reader, Writer, assert_last_writes_won
 from tests.engine.model import SECTOR
 
@@ -198,3 +198,74 @@ def test_lockstep_counters_never_disagree_by_more_than_one(pool: Any, snapshots:
     assert all(a - b in (0, 1) for a, b in seen), [pair for pair in seen if pair[0] - pair[1] not in (0, 1)]
     assert [pair[0] for pair in seen] == sorted(pair[0] for pair in seen)
     assert seen[-1][0] - seen[0][0] > snapshots // 10, f"hardly any load: {seen[0]} to {seen[-1]}"
+
+
+def until_gone(act: Any) -> None:
+    """Repeat until the disk is gone; any other error is a failure."""
+    while True:
+        try:
+            act()
+        except errors.Gone:
+            return
+
+
+def test_delete_under_load_answers_gone_to_everyone(pool: Any, seed: int) -> None:
+    for turn in range(15):
+        vdisk = pool.create_vdisk(MEBIBYTE, "vm/root")
+        writer, reader = Writer(vdisk, 1, seed + turn), Reader(vdisk, seed)
+        (snapshot,) = pool.snapshot([vdisk], ["vm/root@s"])
+        with Crew() as crew:
+            acts = (
+                writer.write,
+                reader.read,
+                vdisk.flush,
+                vdisk.extents,
+                lambda s=snapshot: s.read(0, 65536),
+            )
+            for act in (*acts, lambda v=vdisk: v.discard(4096, 65536)):
+                crew.start(lambda act=act: until_gone(act), repeat=False)
+            while writer.replied < 50:
+                assert all(thread.is_alive() for thread in crew.threads)
+            pool.delete([vdisk, snapshot])
+    assert pool.check() == []
+
+
+def test_restore_under_load_leaves_the_snapshot_or_later_writes(pool: Any, seed: int) -> None:
+    vdisk = pool.create_vdisk(MEBIBYTE)
+    writers = [Writer(vdisk, number, seed) for number in (1, 2)]
+    base = stamped(9, 1, 0, MEBIBYTE)
+    vdisk.write(0, base)
+    (snapshot,) = pool.snapshot([vdisk])
+    with Crew() as crew:
+        for writer in writers:
+            crew.start(writer.write)
+        for _ in range(40):
+            before = {writer.number: writer.replied for writer in writers} | {9: 0}
+            pool.restore([(vdisk, snapshot)])
+            found = read_stamps(vdisk.read(0, MEBIBYTE), 0)
+            assert all(sequence > before[number] for number, sequence in found), (
+                "a write from before the restore is there"
+            )
+            assert snapshot.read(0, MEBIBYTE) == base
+    assert pool.check() == []
+
+
+def test_close_under_load_ends_every_request(pool_path: str, seed: int) -> None:
+    """What was replied to before the close is there after it."""
+    opened = Pool.create(pool_path, 1 << 30, segment_bytes=4 * MEBIBYTE)
+    for turn in range(8):
+        name = f"vm/{turn}"
+        vdisk = opened.create_vdisk(MEBIBYTE, name)
+        writer = Writer(vdisk, 1, seed + turn)
+        with Crew() as crew:
+            for act in (writer.write, Reader(vdisk, seed).read, vdisk.flush):
+                crew.start(lambda act=act: until_gone(act), repeat=False)
+            while writer.replied < 30:
+                assert all(thread.is_alive() for thread in crew.threads)
+            opened.close()
+        opened = Pool.open(pool_path)
+        found = read_stamps(opened.find(name).read(0, MEBIBYTE), 0)
+        for sector, sequence in writer.last_of_sector.items():
+            assert found[sector][1] >= sequence, f"sector {sector}"
+    assert opened.check() == []
+    opened.close()
