@@ -222,8 +222,7 @@ class Pool:
     ) -> list[VDiskSnapshot]:
         """Snapshots of several vdisks at one LSN.  Cost: O(1) a vdisk, whatever its size; no data is touched."""
         vdisks = list(vdisks)
-        if len({v.id for v in vdisks}) != len(vdisks):
-            raise InvalidArgument("a vdisk is named twice in one snapshot")
+        _check_once(vdisks, "snapshot")
         labels = list(
             zip(names or [None] * len(vdisks), tags if tags is not None else [b""] * len(vdisks), strict=True)
         )
@@ -259,8 +258,7 @@ class Pool:
         with self._lock:
             self._check_present([vdisk for vdisk, _s in pairs], VDisk)
             self._check_present([snapshot for _v, snapshot in pairs], VDiskSnapshot)
-            if len({vdisk.id for vdisk, _s in pairs}) != len(pairs):
-                raise InvalidArgument("a vdisk is named twice in one restore")
+            _check_once([vdisk for vdisk, _s in pairs], "restore")
             items = [Item(vdisk.id, snapshot.id) for vdisk, snapshot in pairs]
             lsn = self._commit(RecordType.RESTORE, items, [(vdisk, snapshot, 0) for vdisk, snapshot in pairs])
         self._core.flush(lsn)
@@ -270,6 +268,7 @@ class Pool:
         with self._lock:
             things = [thing for thing, _name, _tag in changes]
             self._check_present(things, (VDisk, VDiskSnapshot))
+            _check_once(things, "relabel")
             self._check_labels([(name, tag) for _t, name, tag in changes], freed={t.name for t in things})
             items = [Item(thing.id, 0, 0, name, tag) for thing, name, tag in changes]
             lsn = self._commit(RecordType.RELABEL, items, [(thing, None, 0) for thing in things])
@@ -286,6 +285,7 @@ class Pool:
         things = [things] if isinstance(things, VDisk | VDiskSnapshot) else list(things)
         with self._lock:
             self._check_present(things, (VDisk, VDiskSnapshot))
+            _check_once(things, "delete")  # replay finds nothing to delete the second time
             lsn = self._commit(RecordType.DELETE, [Item(t.id) for t in things], [(t, None, 0) for t in things])
             for thing in things:
                 del self._objects[thing.id]
@@ -519,6 +519,11 @@ class Pool:
 
 def table_path(pool_path: str, number: int) -> str:
     return f"{pool_path}/map/checkpoint-{number}"
+
+
+def _check_once(things: Sequence[Thing], operation: str) -> None:
+    if len({thing.id for thing in things}) != len(things):
+        raise InvalidArgument(f"a disk or snapshot is named twice in one {operation}")
 
 
 def _check_size(size_bytes: int) -> None:
