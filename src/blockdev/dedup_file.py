@@ -24,20 +24,21 @@ def _path(pool_path: str) -> str:
 
 
 def save(pool_path: str, core: _pool.Core) -> None:
-    """Replace the saved index by the one in memory."""
+    """Replace the saved index by the one in memory; keeps the old one when that cannot be."""
     new = _path(pool_path) + ".new"
-    with open(new, "wb") as file:
-        first = 0
-        while (entries := core.export_dedup(first, BUCKETS)) is not None:
-            file.write(CHUNK.pack(MAGIC, len(entries), xxhash.xxh3_64_intdigest(entries)))
-            file.write(entries)
-            first += BUCKETS
-    _medium.rename_file(new, _path(pool_path))
+    with contextlib.suppress(OSError, MediumError):
+        with open(new, "wb") as file:
+            first = 0
+            while (entries := core.export_dedup(first, BUCKETS)) is not None:
+                file.write(CHUNK.pack(MAGIC, len(entries), xxhash.xxh3_64_intdigest(entries)))
+                file.write(entries)
+                first += BUCKETS
+        _medium.rename_file(new, _path(pool_path))
 
 
 def load(pool_path: str, core: _pool.Core) -> None:
-    """Insert what is saved; stops quietly at the first damage."""
-    with contextlib.suppress(FileNotFoundError, MediumError), open(_path(pool_path), "rb") as file:
+    """Insert what is saved; stops quietly at the first damage, or when it cannot be read."""
+    with contextlib.suppress(OSError), open(_path(pool_path), "rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         while len(head := file.read(CHUNK.size)) == CHUNK.size:
             magic, count, checksum = CHUNK.unpack(head)

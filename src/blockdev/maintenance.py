@@ -47,7 +47,7 @@ class Maintenance:
                 return
             try:
                 self._round(pool)
-            except BlockdevError as failure:
+            except (BlockdevError, OSError, MemoryError) as failure:
                 print(f"blockdev: {failure}", file=sys.stderr, flush=True)
                 if self._stopping.wait(10):
                     return

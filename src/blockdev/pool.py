@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import threading
 import uuid as uuid_module
@@ -56,6 +57,7 @@ CAPACITY_BYTES_MIN = 16 << 20
 RESERVE_BYTES = 64 << 20  # kept from guests, for deletes and discards on a full pool
 SEGMENT_BYTES_MIN = 1 << 20
 SEGMENT_BYTES_MAX = 256 << 20
+TABLE_NAME = re.compile(r"checkpoint-([0-9]+)")
 
 Thing: TypeAlias = VDisk | VDiskSnapshot
 
@@ -380,21 +382,26 @@ class Pool:
     def checkpoint(self) -> None:
         """Write all maps as of now, so that the next start replays only what follows.  Writers are not held up."""
         with self._checkpoint_lock:
+            self._check_open()  # by now another engine may have it
+            self._take_checkpoint()
+
+    def _take_checkpoint(self) -> None:
+        """Caller holds _checkpoint_lock."""
+        done = False
+        try:
             with self._lock:
                 cut = self._cut()
-            done = False
-            try:
-                self._core.checkpoint_write(cut.table.lsn)
-                written = self._write_table(cut.table)
-                superblock.write(self.path, written)
-                done = True
-            finally:
-                # the fallback superblock now names the checkpoint before this one: slots only older ones hold are free
-                self._core.checkpoint_end(done, self._checkpoint_generation)
-            self._superblock = written
-            self._checkpoint_generation = cut.generation
-            self._checkpoint_count += 1
-            self._remove_old_tables(cut.table.number)
+            self._core.checkpoint_write(cut.table.lsn)
+            written = self._write_table(cut.table)
+            superblock.write(self.path, written)
+            done = True
+        finally:
+            # the fallback superblock now names the checkpoint before this one: slots only older ones hold are free
+            self._core.checkpoint_end(done, self._checkpoint_generation)
+        self._superblock = written
+        self._checkpoint_generation = cut.generation
+        self._checkpoint_count += 1
+        self._remove_old_tables(cut.table.number)
 
     def _cut(self) -> Cut:
         things = list(self._objects.values())
@@ -437,7 +444,8 @@ class Pool:
 
     def _remove_old_tables(self, current: int) -> None:
         for name in os.listdir(f"{self.path}/map"):
-            if name.startswith("checkpoint-") and int(name.removeprefix("checkpoint-")) < current - 1:
+            match = TABLE_NAME.fullmatch(name)  # other files are not ours
+            if match and int(match[1]) < current - 1:
                 _medium.unlink_file(f"{self.path}/map/{name}")
 
     # --- looking after it ---
@@ -500,7 +508,8 @@ class Pool:
         try:
             with self._lock:
                 self._core.close(list(self._objects.values()))
-            self.checkpoint()
+            with self._checkpoint_lock:
+                self._take_checkpoint()
             dedup_file.save(self.path, self._core)
         except Poisoned:
             pass  # it said so when it happened; the log on disk is what counts

@@ -47,3 +47,38 @@ def test_one_thing_twice_in_a_relabel_is_refused_and_leaves_no_name_behind(quiet
         quiet.relabel([(vdisk, "b", b""), (vdisk, "c", b"")])
     assert quiet.find("a") is vdisk
     quiet.create_vdisk(512, "b")
+
+
+def test_a_closed_pool_takes_no_checkpoint_because_another_engine_may_have_it(quiet: Any) -> None:
+    quiet.close()
+    other = Pool.open(quiet.path, background=False)
+    other.create_vdisk(MEBIBYTE, "b")
+    other.checkpoint()
+    blocks = [Path(quiet.path, f"superblock-{which}").read_bytes() for which in (0, 1)]
+    with pytest.raises(errors.Gone):
+        quiet.checkpoint()
+    assert [Path(quiet.path, f"superblock-{which}").read_bytes() for which in (0, 1)] == blocks
+    other.close()
+
+
+def test_files_beside_the_checkpoints_are_left_alone(quiet: Any) -> None:
+    stray = Path(quiet.path, "map", "checkpoint-1.bak")
+    stray.touch()
+    for _ in range(3):
+        quiet.create_vdisk(512)
+        quiet.checkpoint()
+    assert stray.exists()
+
+
+def test_a_saved_index_that_can_neither_be_read_nor_written_costs_nothing_else(pool_path: str) -> None:
+    Pool.create(pool_path, 256 * MEBIBYTE).close()
+    for name in ("dedup", "dedup.new"):
+        Path(pool_path, name).unlink(missing_ok=True)
+        Path(pool_path, name).mkdir()
+    pool = Pool.open(pool_path)
+    pool.create_vdisk(MEBIBYTE, "a").write(0, b"\x01" * 4096)
+    pool.load_dedup()
+    pool.close()
+    reopened = Pool.open(pool_path)
+    assert reopened.find("a").read(0, 4096) == b"\x01" * 4096
+    reopened.close()
