@@ -1,6 +1,6 @@
 """Segments, batches and group commit.  See _log.pxd for the design and docs/format/pool.md for the bytes."""
 
-from libc.errno cimport EFBIG, EIO, ENOENT, ENOMEM, ENOSPC
+from libc.errno cimport EEXIST, EFBIG, EIO, ENOENT, ENOMEM, ENOSPC
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
@@ -9,7 +9,7 @@ from libc.string cimport memcmp, memcpy, memset, strdup
 from blockdev._dedup cimport Fingerprint, checksum64
 from blockdev._medium cimport (
     MEDIUM_CREATE, MEDIUM_WRITE, medium_close, medium_open, medium_read, medium_report, medium_size, medium_sync,
-    medium_sync_directory, medium_truncate, medium_write,
+    medium_sync_directory, medium_truncate, medium_unlink, medium_write,
 )
 from blockdev._sync cimport (
     add_u32, add_u64, aligned_zeroed, count_u64, load_u32, load_u64, pthread_cond_broadcast, pthread_cond_destroy,
@@ -56,37 +56,48 @@ cdef void segments_destroy(SegmentStore* store) noexcept nogil:
     for id in range(store.id_end):
         segment = store.table[id]
         if segment != NULL:
-            if segment.file >= 0:
-                medium_close(segment.file)
-            free(segment.fingerprints)
-            pthread_mutex_destroy(&segment.lock)
-            free(segment)
+            free_segment(segment)
     pthread_mutex_destroy(&store.evict_lock)
     free(store.table)
     free(store.path)
     free(store)
 
 
-cdef Segment* add_segment(SegmentStore* store, uint32_t id, uint32_t generation) noexcept nogil:
-    cdef Segment* segment
-    if id == 0 or id >= SEGMENTS_MAX or store.table[id] != NULL:
-        return NULL
-    segment = <Segment*>calloc(1, sizeof(Segment))
+cdef void free_segment(Segment* segment) noexcept nogil:
+    if segment.file >= 0:
+        medium_close(segment.file)
+    free(segment.fingerprints)
+    pthread_mutex_destroy(&segment.lock)
+    free(segment)
+
+
+cdef Segment* new_segment(uint32_t id, uint32_t generation) noexcept nogil:
+    cdef Segment* segment = <Segment*>calloc(1, sizeof(Segment))
     if segment != NULL:
         segment.id = id
         segment.generation = generation
         segment.file = -1
         pthread_mutex_init(&segment.lock, NULL)
-        store.table[id] = segment
-        if id >= load_u32(&store.id_end):
-            store_u32(&store.id_end, id + 1)
     return segment
+
+
+cdef bint may_add(SegmentStore* store, uint32_t id) noexcept nogil:
+    return id != 0 and id < SEGMENTS_MAX and store.table[id] == NULL
+
+
+cdef void add_segment(SegmentStore* store, Segment* segment) noexcept nogil:
+    """From here on other threads find it."""
+    store.table[segment.id] = segment
+    if segment.id >= load_u32(&store.id_end):
+        store_u32(&store.id_end, segment.id + 1)
 
 
 cdef int segments_add(SegmentStore* store, uint32_t id, uint32_t generation, uint64_t size_bytes) noexcept nogil:
     """Make a segment file known that a listing of the directory found."""
-    if add_segment(store, id, generation) == NULL:
+    cdef Segment* segment = new_segment(id, generation) if may_add(store, id) else NULL
+    if segment == NULL:
         return EFBIG
+    add_segment(store, segment)
     add_u64(&store.bytes_used, size_bytes)
     return 0
 
@@ -118,20 +129,12 @@ cdef bint header_holds(SegmentStore* store, Segment* segment, SegmentHeader* hea
             and header.checksum == checksum64(&header.uuid, sizeof(SegmentHeader) - 16))
 
 
-cdef int create_segment(SegmentStore* store, uint32_t id, uint64_t first_lsn, Segment** out) noexcept nogil:
-    """A new hot segment: its file with a header slot, open and pinned."""
+cdef int write_new_file(SegmentStore* store, Segment* segment) noexcept nogil:
+    """The file of a new segment, with its header slot; a failure leaves none."""
     cdef char path[PATH_BYTES]
     cdef char slot[SLOT_BYTES]
     cdef SegmentHeader* header = <SegmentHeader*>slot
-    cdef Segment* segment = add_segment(store, id, 0)
     cdef int failure
-    if segment == NULL:
-        return ENOMEM
-    segment.first_lsn = first_lsn
-    segment.end_lsn = first_lsn
-    segment.fingerprints = <Fingerprint*>calloc(store.segment_slots, sizeof(Fingerprint))
-    if segment.fingerprints == NULL:
-        return ENOMEM
     memset(slot, 0, SLOT_BYTES)
     fill_header(store, segment, header, SEGMENT_MAGIC)
     header.slot_count = store.segment_slots
@@ -139,14 +142,33 @@ cdef int create_segment(SegmentStore* store, uint32_t id, uint64_t first_lsn, Se
     segment_path(store, segment, path)
     failure = medium_open(path, MEDIUM_CREATE, &segment.file)
     if failure:
+        segment.file = -1
         return failure
     failure = medium_write(segment.file, slot, SLOT_BYTES, 0)
     if failure:
-        return failure
+        medium_unlink(path)
+    return failure
+
+
+cdef int create_segment(SegmentStore* store, uint32_t id, uint64_t first_lsn, Segment** out) noexcept nogil:
+    """A new hot segment: its file with a header slot, open and pinned."""
+    cdef Segment* segment = new_segment(id, 0) if may_add(store, id) else NULL
+    cdef int failure = ENOMEM
+    if segment == NULL:
+        return ENOMEM
+    segment.first_lsn = first_lsn
+    segment.end_lsn = first_lsn
     segment.slot_count = 1
     segment.pins = 1
+    segment.fingerprints = <Fingerprint*>calloc(store.segment_slots, sizeof(Fingerprint))
+    if segment.fingerprints != NULL:
+        failure = write_new_file(store, segment)
+    if failure:
+        free_segment(segment)
+        return failure
     add_u64(&store.open_count, 1)
     add_u64(&store.bytes_used, SLOT_BYTES)
+    add_segment(store, segment)
     out[0] = segment
     return 0
 
@@ -424,9 +446,12 @@ cdef int roll_segment(Log* log) noexcept nogil:
     if log.unsynced_count == UNSYNCED_MAX:
         return ENOSPC
     failure = create_segment(log.segments, log.next_id, log.next_lsn, &segment)
-    log.next_id += 1
+    while failure == EEXIST:        # left by one that could be neither written nor removed
+        log.next_id += 1
+        failure = create_segment(log.segments, log.next_id, log.next_lsn, &segment)
     if failure:
         return failure
+    log.next_id += 1
     log.segment = segment
     log.unsynced[log.unsynced_count] = segment
     log.unsynced_count += 1
