@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 MEBIBYTE = 1 << 20
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
-for _name, _examples, _steps in (("quick", 150, 40), ("long", 3000, 80)):
+for _name, _examples, _steps in (("quick", 300, 40), ("long", 3000, 80)):
     settings.register_profile(
         _name,
         max_examples=int(os.environ.get("BLOCKDEV_EXAMPLES", _examples)),
