@@ -554,8 +554,9 @@ def _take_lock(path: str) -> int:
         holder = os.pread(lock_file, 32, 0).decode(errors="replace").strip()
         os.close(lock_file)
         raise Busy(f"{path} is in use by another engine (pid {holder}): stop that one first") from None
-    os.ftruncate(lock_file, 0)
-    os.pwrite(lock_file, f"{os.getpid()}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # it is for a message only; the file system may be full
+        os.ftruncate(lock_file, 0)
+        os.pwrite(lock_file, f"{os.getpid()}\n".encode(), 0)
     return lock_file
 
 
