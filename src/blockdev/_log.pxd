@@ -67,6 +67,7 @@ cdef struct Segment:
     uint32_t generation
     uint32_t slot_count             # in use; atomic while hot
     uint32_t sealed                 # its trailer is written
+    uint32_t unread                 # slots that a scan for batches could not read: not to be sealed without them
     uint64_t first_lsn
     uint64_t end_lsn
     pthread_mutex_t lock            # guards what follows

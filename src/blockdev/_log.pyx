@@ -243,22 +243,27 @@ cdef int scan_batches(SegmentStore* store, Segment* segment, uint64_t size_bytes
     """Rebuild slot count and fingerprints from the batch headers of a segment without a trailer."""
     cdef char slot[SLOT_BYTES]
     cdef BatchHeader* header = <BatchHeader*>slot
-    cdef uint32_t index = 1
+    cdef uint32_t index = 1, end = 1
     cdef Fingerprint* fingerprints = <Fingerprint*>calloc(store.segment_slots, sizeof(Fingerprint))
     if fingerprints == NULL:
         return ENOMEM
+    segment.unread = 0
     while (<uint64_t>index + 1) * SLOT_BYTES <= size_bytes and index < store.segment_slots:
         if medium_read(segment.file, slot, SLOT_BYTES, <uint64_t>index * SLOT_BYTES):
-            break
+            segment.unread += 1
+            index += 1
+            continue
         if batch_verify(store, segment, index, slot):
-            break
+            index += 1          # a damaged header costs its batch, not those behind it
+            continue
         take_fingerprints(slot, index, fingerprints)
-        if index == 1:
+        if end == 1:
             segment.first_lsn = header.first_lsn
         segment.end_lsn = header.first_lsn + header.entry_count
         index += 1 + header.payload_count
+        end = index
     segment.fingerprints = fingerprints
-    segment.slot_count = index
+    segment.slot_count = end
     return 0
 
 

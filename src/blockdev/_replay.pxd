@@ -9,8 +9,9 @@ from libc.stdint cimport uint32_t, uint64_t
 cdef struct BatchPlace:
     uint32_t segment_id
     uint32_t index
-    uint64_t first_lsn
+    uint32_t end_index              # after its payload
     uint32_t entry_count
+    uint64_t first_lsn
 
 cdef struct Run:                    # the batches that replay found, in order
     BatchPlace* batches

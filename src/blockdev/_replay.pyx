@@ -1,5 +1,7 @@
 """Replay of the log, and the walk that check and scrub make.  See _replay.pxd; all of it runs with the pool's lock held."""
 
+import os
+
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EIO, ENOENT, ENOMEM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -16,7 +18,7 @@ from blockdev._log cimport (
     make_address, segment_pin, segment_seal, segment_unpin, segments_get,
 )
 from blockdev._disk cimport Disk, PoolState, disk_next_leaf, fetch_run
-from blockdev._medium cimport medium_read, medium_size, medium_sync, medium_unlink
+from blockdev._medium cimport medium_read, medium_size, medium_sync, medium_truncate, medium_unlink
 from blockdev._pool cimport Core, DiskObject
 from blockdev._sync cimport load_u32, store_u32
 
@@ -33,6 +35,7 @@ cdef int run_push(Run* run, uint32_t segment_id, uint32_t index, const BatchHead
         run.room = run.room * 2 + 1024
     run.batches[run.count].segment_id = segment_id
     run.batches[run.count].index = index
+    run.batches[run.count].end_index = index + 1 + header.payload_count
     run.batches[run.count].first_lsn = header.first_lsn
     run.batches[run.count].entry_count = header.entry_count
     run.count += 1
@@ -42,12 +45,17 @@ cdef int run_push(Run* run, uint32_t segment_id, uint32_t index, const BatchHead
 
 
 cdef int read_header(PoolState* pool, Segment* segment, uint32_t index, char* slot) noexcept nogil:
-    """The verified batch header at `index`; EIO when there is none."""
-    if index >= pool.segments.segment_slots:
-        return EIO
-    if medium_read(segment.file, slot, SLOT_BYTES, <uint64_t>index * SLOT_BYTES):
-        return EIO
-    return batch_verify(pool.segments, segment, index, slot)
+    """The verified batch header at `index`; ENOENT when there is none, another errno when that cannot be told."""
+    cdef uint64_t size_bytes = 0
+    cdef int failure = medium_size(segment.file, &size_bytes)
+    if failure:
+        return failure
+    if index >= pool.segments.segment_slots or (<uint64_t>index + 1) * SLOT_BYTES > size_bytes:
+        return ENOENT
+    failure = medium_read(segment.file, slot, SLOT_BYTES, <uint64_t>index * SLOT_BYTES)
+    if failure:
+        return failure
+    return ENOENT if batch_verify(pool.segments, segment, index, slot) else 0
 
 
 cdef int collect_segment(PoolState* pool, uint32_t id, uint32_t index, uint64_t* lsn, bint inside, Run* run) noexcept nogil:
@@ -60,86 +68,118 @@ cdef int collect_segment(PoolState* pool, uint32_t id, uint32_t index, uint64_t*
     cdef Segment* segment = NULL
     cdef int failure = segment_pin(pool.segments, id, &segment)
     if failure:
-        return 0 if failure == EIO else failure
-    while not failure and read_header(pool, segment, index, slot) == 0:
+        return failure
+    while True:
+        failure = read_header(pool, segment, index, slot)
+        if failure:
+            break
         if header.first_lsn != lsn[0]:
             if not (inside and header.first_lsn < lsn[0] <= header.first_lsn + header.entry_count):
                 break
         inside = False
         failure = run_push(run, id, index, header)
+        if failure:
+            break
         lsn[0] = header.first_lsn + header.entry_count
         index += 1 + header.payload_count
+    segment_unpin(pool.segments, segment)
+    return 0 if failure == ENOENT else failure
+
+
+cdef int payload_verifies(PoolState* pool, BatchPlace* place, bint* sound) noexcept nogil:
+    """Whether every payload slot of a batch holds what its entries say.
+
+    One that cannot be read is not torn: it reads as EIO, or when it is a record the replay fails.
+    """
+    cdef char slot[SLOT_BYTES]
+    cdef const BatchHeader* header = <const BatchHeader*>slot
+    cdef const BatchEntry* entries = <const BatchEntry*>(slot + sizeof(BatchHeader))
+    cdef Segment* segment = NULL
+    cdef uint64_t size_bytes = 0
+    cdef uint32_t i, index = place.index + 1
+    cdef int failure = segment_pin(pool.segments, place.segment_id, &segment)
+    if failure:
+        return failure
+    failure = read_header(pool, segment, place.index, slot)
+    if not failure:
+        failure = medium_size(segment.file, &size_bytes)
+    sound[0] = <uint64_t>place.end_index * SLOT_BYTES <= size_bytes
+    for i in range(header.entry_count if sound[0] and not failure else 0):
+        if entries[i].kind == ENTRY_DATA:
+            sound[0] = sound[0] and block_verifies(segment, index, &entries[i])
+            index += 1
+        elif entries[i].kind == ENTRY_RECORD:
+            sound[0] = sound[0] and record_verifies(segment, index, &entries[i])
+            index += entries[i].object
     segment_unpin(pool.segments, segment)
     return failure
 
 
-cdef bint payload_verifies(PoolState* pool, BatchPlace* place) noexcept nogil:
-    """Whether every payload slot of a batch holds what its entries say."""
-    cdef char slot[SLOT_BYTES]
+cdef bint block_verifies(Segment* segment, uint32_t index, const BatchEntry* entry) noexcept nogil:
     cdef char block[SLOT_BYTES]
-    cdef const BatchHeader* header = <const BatchHeader*>slot
-    cdef const BatchEntry* entries = <const BatchEntry*>(slot + sizeof(BatchHeader))
-    cdef Segment* segment = NULL
     cdef Fingerprint fingerprint
-    cdef uint32_t i, index = place.index + 1
-    cdef bint sound
-    if segment_pin(pool.segments, place.segment_id, &segment):
-        return False
-    sound = read_header(pool, segment, place.index, slot) == 0
-    for i in range(header.entry_count):
-        if not sound:
-            break
-        if entries[i].kind == ENTRY_DATA:
-            sound = medium_read(segment.file, block, SLOT_BYTES, <uint64_t>index * SLOT_BYTES) == 0
-            fingerprint = fingerprint_block(block)
-            sound = sound and fingerprint.low == entries[i].a and fingerprint.high == entries[i].b
-            index += 1
-        elif entries[i].kind == ENTRY_RECORD:
-            sound = record_verifies(segment, index, &entries[i])
-            index += entries[i].object
-    segment_unpin(pool.segments, segment)
-    return sound
+    if medium_read(segment.file, block, SLOT_BYTES, <uint64_t>index * SLOT_BYTES):
+        return True
+    fingerprint = fingerprint_block(block)
+    return fingerprint.low == entry.a and fingerprint.high == entry.b
 
 
 cdef bint record_verifies(Segment* segment, uint32_t index, const BatchEntry* entry) noexcept nogil:
     cdef char* record = <char*>calloc(entry.object + 1, SLOT_BYTES)
-    cdef bint sound
+    cdef bint sound = True
     if record == NULL:
-        return False
-    sound = medium_read(segment.file, record, <uint64_t>entry.object * SLOT_BYTES, <uint64_t>index * SLOT_BYTES) == 0
-    sound = sound and checksum64(record, entry.block) == entry.a
+        return True
+    if medium_read(segment.file, record, <uint64_t>entry.object * SLOT_BYTES, <uint64_t>index * SLOT_BYTES) == 0:
+        sound = checksum64(record, entry.block) == entry.a
     free(record)
     return sound
 
 
-cdef void cut_torn_tail(PoolState* pool, Run* run) noexcept nogil:
+cdef int cut_torn_tail(PoolState* pool, Run* run) noexcept nogil:
     """End the run before the first batch that may be torn and is."""
     cdef uint64_t i
+    cdef bint sound = True
+    cdef int failure = 0
     for i in range(run.count):
         if run.batches[i].first_lsn + run.batches[i].entry_count > run.durable_lsn:
-            if not payload_verifies(pool, &run.batches[i]):
+            failure = payload_verifies(pool, &run.batches[i], &sound)
+            if failure:
+                break
+            if not sound:
                 run.count = i
-                return
+                break
+    return failure
 
 
-cdef bint tells_of_durable(PoolState* pool, uint32_t id, uint32_t index, uint64_t lsn) noexcept nogil:
+cdef int tells_of_durable(PoolState* pool, uint32_t id, uint32_t index, uint64_t lsn, bint* found) noexcept nogil:
     """Whether a sound batch at or after `index` says that the log was durable beyond `lsn`."""
     cdef char slot[SLOT_BYTES]
     cdef const BatchHeader* header = <const BatchHeader*>slot
     cdef Segment* segment = NULL
     cdef uint64_t size_bytes = 0
-    cdef bint found = False
-    if segment_pin(pool.segments, id, &segment):
-        return False
-    medium_size(segment.file, &size_bytes)
-    while (<uint64_t>index + 1) * SLOT_BYTES <= size_bytes and not found:
-        found = read_header(pool, segment, index, slot) == 0 and header.durable_lsn > lsn
+    cdef int failure = segment_pin(pool.segments, id, &segment)
+    if failure:
+        return failure
+    failure = medium_size(segment.file, &size_bytes)
+    while (<uint64_t>index + 1) * SLOT_BYTES <= size_bytes and not found[0] and not failure:
+        failure = read_header(pool, segment, index, slot)
+        found[0] = failure == 0 and header.durable_lsn > lsn
+        if failure == ENOENT:
+            failure = 0
         index += 1
     segment_unpin(pool.segments, segment)
-    return found
+    return failure
 
 
 # --- replay ----------------------------------------------------------------------------------------------------------
+
+cdef raise_unreadable(int failure):
+    """What cannot be read may be there: it is never taken for the end of the log."""
+    if failure:
+        raise errors.MediumError(
+            f"the log cannot be read: {os.strerror(failure)}; if the disk has lost that place for good, write zeros to it",
+            failure)
+
 
 cdef class Replay:
     """One recovery: find the run, apply it, then make its end final on disk."""
@@ -179,34 +219,31 @@ cdef class Replay:
                 if segments_get(pool.segments, id) != NULL and not failure:
                     failure = collect_segment(pool, id, self.first_index if id == self.first_segment else 1, &lsn,
                                               id == self.first_segment, &self.run)
-            cut_torn_tail(pool, &self.run)
-        if failure:
-            raise errors.MediumError(f"the log cannot be read (errno {failure})", failure)
+            if not failure:
+                failure = cut_torn_tail(pool, &self.run)
+        raise_unreadable(failure)
         self.refuse_lost()
 
     def end(self):
         """(segment id, index) after the last batch, and the LSN there."""
-        cdef char slot[SLOT_BYTES]
         cdef BatchPlace* last
-        cdef Segment* segment = NULL
         if self.run.count == 0:
             return self.first_segment, self.first_index, self.checkpoint_lsn
         last = &self.run.batches[self.run.count - 1]
-        segment_pin(self.core.state.segments, last.segment_id, &segment)
-        read_header(self.core.state, segment, last.index, slot)
-        segment_unpin(self.core.state.segments, segment)
-        index = last.index + 1 + (<BatchHeader*>slot).payload_count
-        return last.segment_id, index, max(self.checkpoint_lsn, last.first_lsn + last.entry_count)
+        return last.segment_id, last.end_index, max(self.checkpoint_lsn, last.first_lsn + last.entry_count)
 
     cdef refuse_lost(self):
         """A gap before something that was durable is damage, not a power cut: nothing may be dropped silently."""
         cdef PoolState* pool = self.core.state
         cdef uint32_t id, index, end_id, end_index
         cdef uint64_t lsn
+        cdef bint found = False
         end_id, end_index, lsn = self.end()
         for id in range(end_id, pool.segments.id_end):
             index = end_index if id == end_id else 1
-            if segments_get(pool.segments, id) != NULL and tells_of_durable(pool, id, index, lsn):
+            if segments_get(pool.segments, id) != NULL:
+                raise_unreadable(tells_of_durable(pool, id, index, lsn, &found))
+            if found:
                 raise errors.Corrupt(
                     f"the log is damaged at segment {end_id:08x} slot {end_index}: later batches were durable; "
                     "restore that file from a copy, or open the pool's copy elsewhere")
@@ -318,13 +355,24 @@ cdef class Replay:
                 memset(&segment.fingerprints[i], 0, sizeof(Fingerprint))
             store_u32(&segment.slot_count, end_index)
             segment.sealed = 0
-        if not segment.sealed:
+        elif not segment.sealed and self.reaches(segment, end_index):
+            store_u32(&segment.slot_count, end_index)       # a checkpoint refers to blocks behind a damaged header
+        if not segment.sealed and segment.unread:
+            # without a trailer the next one to open it looks for batches again
+            failure = medium_truncate(segment.file, <uint64_t>segment.slot_count * SLOT_BYTES)
+        elif not segment.sealed:
             failure = segment_seal(self.core.state.segments, segment, True)
         if not failure:
             failure = medium_sync(segment.file)
         segment_unpin(self.core.state.segments, segment)
         if failure:
             raise errors.MediumError(f"segment {id:08x} cannot be sealed", failure)
+
+    cdef bint reaches(self, Segment* segment, uint32_t index):
+        """Whether a segment's file has all slots below `index`, more than are known to be in use."""
+        cdef uint64_t size_bytes = 0
+        return (segment.slot_count < index <= self.core.state.segments.segment_slots
+                and medium_size(segment.file, &size_bytes) == 0 and <uint64_t>index * SLOT_BYTES <= size_bytes)
 
 
 # --- check and scrub -------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from blockdev import Pool
 from tests.engine.failing_medium import run_on_failing_disk
 
@@ -42,3 +44,106 @@ def test_a_segment_name_that_is_taken_is_passed_over(pool_path: str) -> None:
     (Path(pool_path) / "segments" / "00000001.0").mkdir()
     pool.create_vdisk(MEBIBYTE, "a")
     pool.close()
+
+
+KILLED = """
+import shutil
+def killed(batches=26):
+    # two checkpoints, writes behind them, in two segments if not told otherwise
+    Pool.create(path, 256 << 20, segment_bytes=1 << 20).close()
+    pool = Pool.open(path, background=False)
+    vdisk = pool.create_vdisk(4 << 20, "a")
+    for number in range(batches):
+        vdisk.write(number * 16 * 4096, distinct_blocks(number * 16, 16), fua=True)
+        if number in (1, 3):
+            pool.checkpoint()
+    shutil.copytree(path, path + "-killed")
+    pool.close()
+    return path + "-killed"
+def same(path, batches=26):
+    pool = Pool.open(path, background=False)
+    assert pool.find("a").read(0, batches * 65536) == distinct_blocks(0, batches * 16), "bytes differ"
+    assert pool.scrub() == []
+    pool.close()
+"""
+
+
+def test_a_segment_that_cannot_be_opened_is_not_taken_for_one_behind_the_end(pool_path: str) -> None:
+    script = """
+path = killed()
+fail_calls("open", "segments/00000002")
+try:
+    Pool.open(path, background=False)
+    raise AssertionError("the pool was opened")
+except errors.MediumError:
+    pass
+fail_calls()
+same(path)
+"""
+    run_on_failing_disk(KILLED + script, pool_path)
+
+
+def test_a_header_that_cannot_be_read_once_is_found_at_the_next_start(pool_path: str) -> None:
+    script = """
+path = killed(12)
+fail_calls("pread", "segments/00000001", skip=3, times=1)    # behind the trailer, the record and the first batch
+pool = Pool.open(path, background=False)
+assert shim.failed_calls() == 1
+vdisk = pool.find("a")
+bad = []
+for number in range(192):
+    try:
+        assert vdisk.read(number * 4096, 4096) == distinct_blocks(number, 1), number
+    except errors.Corrupt:
+        bad.append(number)
+assert bad == list(range(16, 32)), bad
+fail_calls()
+pool.close()
+same(path, 12)
+"""
+    run_on_failing_disk(KILLED + script, pool_path)
+
+
+@pytest.mark.parametrize("call", ["open", "pread", "pwrite", "ftruncate", "fdatasync", "unlink"])
+def test_one_call_that_fails_anywhere_in_a_recovery_loses_nothing(
+    pool_path: str, call: str, seed: int
+) -> None:
+    """Whether the pool opened or not, and whether it was closed or killed then: the next start finds everything."""
+    script = f"""
+import random
+call = {call!r}
+chosen = random.Random({seed})
+pristine = killed()
+# a torn end, and a segment behind it
+segments = pristine + "/segments/"
+assert sorted(os.listdir(segments)) == ["00000001.0", "00000002.0"]
+with open(segments + "00000002.0", "ab") as file:
+    file.write(b"1" * 10000)
+shutil.copy(segments + "00000002.0", segments + "00000003.0")
+trial, after = path + "-trial", path + "-after"
+skip = refused = opened = 0
+while True:
+    for directory in (trial, after):
+        shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(pristine, trial)
+    fail_calls(call, "-trial/", skip=skip, times=1)
+    skip += chosen.randrange(1, 9) if call == "pread" else 1
+    pool = None
+    try:
+        pool = Pool.open(trial, background=False)
+        opened += 1
+    except (errors.MediumError, errors.Poisoned, errors.Corrupt):
+        refused += 1
+    done = shim.failed_calls() == 0
+    fail_calls()
+    if pool:
+        shutil.copytree(trial, after)
+        same(after)
+        pool.close()
+    same(trial)
+    if done:
+        break
+print(call, "refused", refused, "opened", opened)
+assert refused
+"""
+    print(run_on_failing_disk(KILLED + script, pool_path).stdout)
