@@ -1,6 +1,7 @@
 """Build the Cython extensions; everything else about the package is in pyproject.toml.
 
-BLOCKDEV_DEBUG=1 builds with bounds checks, assertions and O(N) verification (C macro BLOCKDEV_DEBUG).
+BLOCKDEV_DEBUG=1 builds with bounds checks, the undefined behaviour sanitizer (a finding ends the process) and O(N)
+verification (C macro BLOCKDEV_DEBUG).
 """
 
 import os
@@ -9,8 +10,9 @@ import sysconfig
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
 
+SANITIZE = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
 DEBUG = os.environ.get("BLOCKDEV_DEBUG") == "1"
-COMPILE_ARGS = ["-O1", "-g", "-DBLOCKDEV_DEBUG=1"] if DEBUG else ["-O3", "-g1", "-fno-plt"]
+COMPILE_ARGS = ["-O1", "-g", "-DBLOCKDEV_DEBUG=1", *SANITIZE] if DEBUG else ["-O3", "-g1", "-fno-plt"]
 WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-sign-compare", "-Wno-maybe-uninitialized"]
 
 
@@ -19,7 +21,7 @@ def extension(name: str, **options: list[str]) -> Extension:
         f"blockdev.{name}",
         [f"src/blockdev/{name}.pyx"],
         extra_compile_args=COMPILE_ARGS + WARNINGS,
-        extra_link_args=["-pthread"],
+        extra_link_args=["-pthread", *(SANITIZE if DEBUG else [])],
         define_macros=[("_GNU_SOURCE", "1")],
         **options,
     )

@@ -2,7 +2,7 @@
 
 from libc.errno cimport EIO, ENOMEM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, qsort, realloc
+from libc.stdlib cimport abort, calloc, free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from blockdev._dedup cimport checksum64
@@ -17,6 +17,16 @@ cdef enum:
 
 cdef extern from "<unistd.h>" nogil:
     int usleep(unsigned int microseconds)
+
+cdef extern from *:
+    """
+    #ifdef BLOCKDEV_DEBUG
+    #define DEBUG_BUILD 1
+    #else
+    #define DEBUG_BUILD 0
+    #endif
+    """
+    bint DEBUG_BUILD
 
 cdef uint64_t NODE_MAGIC = 0x3145444F4E4442     # "BDNODE1" little-endian
 
@@ -392,6 +402,35 @@ cdef void nodes_thaw(NodeStore* store, MapNode* frozen) noexcept nogil:
     pthread_mutex_unlock(&store.lock)
 
 
+cdef void verify_resident(NodeStore* store) noexcept nogil:
+    """Debug builds: every clean node in memory still is what its slot holds, and the count of nodes is right."""
+    cdef char* record = <char*>malloc(2 * NODE_RECORD_BYTES)
+    cdef MapNode** place
+    cdef MapNode* node
+    cdef uint64_t id, found = 0
+    if record == NULL:
+        return
+    for id in range(1, store.next_id):
+        place = nodes_place(store, id)
+        node = NULL if place == NULL else place[0]
+        if node == NULL:
+            continue
+        found += 1
+        if not node.clean:
+            continue
+        encode_node(store, node, record)
+        if medium_read(store.file, record + NODE_RECORD_BYTES, NODE_RECORD_BYTES, id * NODE_RECORD_BYTES):
+            continue            # a medium that fails is no bug of ours
+        if memcmp(record, record + NODE_RECORD_BYTES, NODE_RECORD_BYTES) != 0:
+            medium_report(b"blockdev: bug: clean map node %lu (level %lu) is not what its slot holds\n",
+                          id, node.level, 0, 0)
+            abort()
+    if found != store.resident_count:
+        medium_report(b"blockdev: bug: %lu map nodes in memory, %lu counted\n", found, store.resident_count, 0, 0)
+        abort()
+    free(record)
+
+
 cdef void nodes_finish(NodeStore* store, MapNode* frozen) noexcept nogil:
     cdef MapNode* node
     pthread_mutex_lock(&store.lock)
@@ -401,6 +440,8 @@ cdef void nodes_finish(NodeStore* store, MapNode* frozen) noexcept nogil:
         node.clean = 1
         if node.superseded:
             unpublish(store, node)
+    if DEBUG_BUILD:
+        verify_resident(store)
     pthread_mutex_unlock(&store.lock)
     nodes_reclaim(store)
 

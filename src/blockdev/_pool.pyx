@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memmove, memset, strncpy
 from blockdev import errors
 from blockdev.types import Extent
 
-from blockdev._cow cimport map_destroy, map_grow, map_height_for, map_init, map_punch
+from blockdev._cow cimport map_destroy, map_grow, map_height_for, map_init, map_probe, map_punch
 from blockdev._dedup cimport (
     DEDUP_BUCKET_ENTRIES, DedupEntry, Fingerprint, checksum64, dedup_create, dedup_destroy, dedup_export, dedup_insert,
 )
@@ -75,6 +75,12 @@ cdef void raise_epoch(Disk* disk) noexcept nogil:
     disk.map.owner = (<uint64_t>disk.id << 32) | disk.epoch
 
 
+cdef int probe_resize(PoolState* pool, Disk* disk, uint64_t size_bytes) noexcept nogil:
+    cdef uint64_t first = (size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
+    cdef uint64_t end = (disk.size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
+    return map_probe(pool.nodes, &disk.map, first, end - first) if first < end else 0
+
+
 cdef int apply_resize(PoolState* pool, Disk* disk, uint64_t size_bytes) noexcept nogil:
     cdef uint64_t first = (size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
     cdef uint64_t end = (disk.size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
@@ -112,12 +118,16 @@ cdef int commit_actions(
     """One record, one LSN, all actions: with the disks in `locked` (in id order) standing still."""
     cdef uint64_t address = 0
     cdef uint32_t i
-    cdef int failure
+    cdef int failure = 0
     for i in range(locked_count):
         pthread_rwlock_wrlock(&locked[i].lock)
     pthread_rwlock_rdlock(&pool.cut_lock)
-    failure = log_append(pool.log, ENTRY_RECORD, slots, record_bytes, checksum64(record, record_bytes), 0,
-                         record, slots, &address, end_lsn)
+    for i in range(action_count):
+        if not failure and actions[i].kind == RecordType.RESIZE:
+            failure = probe_resize(pool, actions[i].target, actions[i].size_bytes)
+    if not failure:
+        failure = log_append(pool.log, ENTRY_RECORD, slots, record_bytes, checksum64(record, record_bytes), 0,
+                             record, slots, &address, end_lsn)
     for i in range(action_count):
         if failure:
             break
@@ -146,8 +156,9 @@ cdef struct Cut:                    # what take_cut copies; all owned by the cal
 cdef RetiredSlot* copy_slots(const SlotVector* slots, uint64_t* count) noexcept nogil:
     cdef RetiredSlot* copy = <RetiredSlot*>malloc((slots.count + 1) * sizeof(RetiredSlot))
     if copy != NULL:
-        memcpy(copy, slots.items, slots.count * sizeof(RetiredSlot))
         count[0] = slots.count
+        if slots.count:
+            memcpy(copy, slots.items, slots.count * sizeof(RetiredSlot))
     return copy
 
 
@@ -341,6 +352,8 @@ cdef class Core:
                 failure = medium_sync(self.state.node_file)
             if not failure:
                 failure = log_flush(self.state.log, lsn)
+            if not failure and self.state.log.poisoned:
+                failure = EIO           # maps and log may disagree
         self.raise_for(failure, "checkpoint")
 
     def checkpoint_end(self, bint done, uint64_t release_generation):
