@@ -35,6 +35,8 @@ cdef void map_init(Map* map, uint64_t root, uint32_t height, uint64_t owner) noe
 cdef void map_destroy(Map* map) noexcept nogil
 cdef uint32_t map_height_for(uint64_t size_bytes) noexcept nogil
 cdef int map_lookup(NodeStore* store, Map* map, uint64_t block, uint64_t count, uint64_t* addresses) noexcept nogil
+cdef int map_probe(NodeStore* store, Map* map, uint64_t first, uint64_t count) noexcept nogil
+cdef int map_place(NodeStore* store, Map* map, uint64_t block, uint64_t** place) noexcept nogil
 cdef int map_update(NodeStore* store, Map* map, uint64_t block, uint64_t address) noexcept nogil
 cdef int map_punch(NodeStore* store, Map* map, uint64_t first, uint64_t count) noexcept nogil
 cdef int map_grow(NodeStore* store, Map* map, uint32_t height) noexcept nogil

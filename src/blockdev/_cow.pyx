@@ -77,6 +77,34 @@ cdef int map_lookup(NodeStore* store, Map* map, uint64_t block, uint64_t count, 
     return failure
 
 
+cdef int probe(NodeStore* store, uint64_t id, uint32_t level, uint64_t base, uint64_t first, uint64_t last) noexcept nogil:
+    """Read the nodes of a subtree, whose first block is `base`, that blocks first..last cover in part."""
+    cdef uint64_t child_blocks = <uint64_t>1 << (NODE_FANOUT_SHIFT * level)
+    cdef uint64_t end = base + (child_blocks << NODE_FANOUT_SHIFT) - 1
+    cdef uint64_t i_first, i_last
+    cdef MapNode* node = NULL
+    cdef int failure
+    if id == 0 or (first <= base and end <= last):
+        return 0
+    failure = node_get(store, id, level, &node)
+    if failure or level == 0:
+        return failure
+    i_first = 0 if first <= base else (first - base) // child_blocks
+    i_last = NODE_FANOUT - 1 if last >= end else (last - base) // child_blocks
+    failure = probe(store, load_u64(&node.entries[i_first]), level - 1, base + i_first * child_blocks, first, last)
+    if not failure and i_last != i_first:
+        failure = probe(store, load_u64(&node.entries[i_last]), level - 1, base + i_last * child_blocks, first, last)
+    return failure
+
+
+cdef int map_probe(NodeStore* store, Map* map, uint64_t first, uint64_t count) noexcept nogil:
+    """EIO when holes there would meet a node that does not verify."""
+    cdef uint32_t token = nodes_enter(store)
+    cdef int failure = probe(store, load_u64(&map.root), map.height - 1, 0, first, first + count - 1)
+    nodes_leave(store, token)
+    return failure
+
+
 cdef int make_writable(NodeStore* store, Map* map, uint64_t* place, uint32_t level, MapNode** out) noexcept nogil:
     """The node at `place` (the root or an entry of a writable node), copied or created first where needed.
 
@@ -109,22 +137,32 @@ cdef int make_writable(NodeStore* store, Map* map, uint64_t* place, uint32_t lev
     return 0
 
 
-cdef int map_update(NodeStore* store, Map* map, uint64_t block, uint64_t address) noexcept nogil:
+cdef int map_place(NodeStore* store, Map* map, uint64_t block, uint64_t** place) noexcept nogil:
+    """Make the leaf of a block writable; `place` is where its address is to be stored.
+
+    It stays so while the caller keeps snapshots of this map and the cut of a checkpoint away.
+    """
     cdef uint32_t token = nodes_enter(store)
-    cdef uint64_t* place = &map.root
     cdef uint32_t level = map.height
     cdef MapNode* node
     cdef int failure = 0
+    place[0] = &map.root
     pthread_mutex_lock(&map.lock)
     while level and not failure:
         level -= 1
-        failure = make_writable(store, map, place, level, &node)
+        failure = make_writable(store, map, place[0], level, &node)
         if not failure:
-            place = &node.entries[slot_in(block, level)]
-    if not failure:
-        store_u64(place, address)
+            place[0] = &node.entries[slot_in(block, level)]
     pthread_mutex_unlock(&map.lock)
     nodes_leave(store, token)
+    return failure
+
+
+cdef int map_update(NodeStore* store, Map* map, uint64_t block, uint64_t address) noexcept nogil:
+    cdef uint64_t* place = NULL
+    cdef int failure = map_place(store, map, block, &place)
+    if not failure:
+        store_u64(place, address)
     return failure
 
 

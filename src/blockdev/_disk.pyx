@@ -6,18 +6,18 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from blockdev._cow cimport (
-    LeafCopy, SeenNodes, map_diff, map_lookup, map_next_leaf, map_punch, map_runs, map_update, run_callback,
+    LeafCopy, SeenNodes, map_diff, map_lookup, map_next_leaf, map_place, map_probe, map_punch, map_runs, run_callback,
 )
 from blockdev._dedup cimport (
     Fingerprint, dedup_forget, dedup_insert, dedup_lookup, fingerprint_block, is_zero_block,
 )
 from blockdev._log cimport (
-    ENTRY_DATA, ENTRY_HOLE, ENTRY_REFERENCE, Segment, log_append, log_flush, log_read_unwritten, segment_pin,
+    ENTRY_DATA, ENTRY_HOLE, ENTRY_REFERENCE, Segment, log_append, log_flush, log_poison, log_read_unwritten, segment_pin,
     segment_read, segment_unpin,
 )
 from blockdev._sync cimport (
     count_u64, load_u32, load_u64, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, pthread_rwlock_rdlock,
-    pthread_rwlock_unlock, pthread_rwlock_wrlock,
+    pthread_rwlock_unlock, pthread_rwlock_wrlock, store_u64,
 )
 
 cdef extern from "<errno.h>" nogil:
@@ -169,12 +169,17 @@ cdef bint holds_bytes(PoolState* pool, uint64_t address, Fingerprint fingerprint
 
 cdef int write_zero_block(Disk* disk, uint64_t block) noexcept nogil:
     cdef uint64_t address = 0, lsn = 0
+    cdef uint64_t* place = NULL
     cdef int failure = map_lookup(disk.pool.nodes, &disk.map, block, 1, &address)
     if failure or address == 0:
         return failure
     count_u64(&disk.pool.counters.blocks_zero, 1)
-    failure = log_append(disk.pool.log, ENTRY_HOLE, disk.id, block, 1, 0, NULL, 0, &address, &lsn)
-    return failure or map_update(disk.pool.nodes, &disk.map, block, 0)
+    failure = map_place(disk.pool.nodes, &disk.map, block, &place)
+    if not failure:
+        failure = log_append(disk.pool.log, ENTRY_HOLE, disk.id, block, 1, 0, NULL, 0, &address, &lsn)
+    if not failure:
+        store_u64(place, 0)
+    return failure
 
 
 cdef int write_known_block(
@@ -183,6 +188,7 @@ cdef int write_known_block(
     """Refer to the block at `known` if it really holds these bytes; `done` says whether."""
     cdef PoolState* pool = disk.pool
     cdef uint64_t current = 0, ignored = 0, lsn = 0
+    cdef uint64_t* place = NULL
     cdef int failure
     done[0] = False
     if not holds_bytes(pool, known, fingerprint, data):
@@ -197,8 +203,12 @@ cdef int write_known_block(
         count_u64(&pool.counters.blocks_unchanged, 1)
         return 0
     count_u64(&pool.counters.blocks_deduplicated, 1)
-    failure = log_append(pool.log, ENTRY_REFERENCE, disk.id, block, known, 0, NULL, 0, &ignored, &lsn)
-    return failure or map_update(pool.nodes, &disk.map, block, known)
+    failure = map_place(pool.nodes, &disk.map, block, &place)
+    if not failure:
+        failure = log_append(pool.log, ENTRY_REFERENCE, disk.id, block, known, 1, NULL, 0, &ignored, &lsn)
+    if not failure:
+        store_u64(place, known)
+    return failure
 
 
 cdef int write_block(Disk* disk, uint64_t block, const char* data) noexcept nogil:
@@ -206,6 +216,7 @@ cdef int write_block(Disk* disk, uint64_t block, const char* data) noexcept nogi
     cdef PoolState* pool = disk.pool
     cdef Fingerprint fingerprint
     cdef uint64_t address, lsn = 0
+    cdef uint64_t* place = NULL
     cdef bint done = False
     cdef int failure
     if is_zero_block(data):
@@ -216,14 +227,17 @@ cdef int write_block(Disk* disk, uint64_t block, const char* data) noexcept nogi
         failure = write_known_block(disk, block, data, fingerprint, address, &done)
         if done or failure:
             return failure
-    failure = log_append(pool.log, ENTRY_DATA, disk.id, block, fingerprint.low, fingerprint.high,
-                         data, 1, &address, &lsn)
+    # the map first: what is in the log must be able to take effect, now and in every replay
+    failure = map_place(pool.nodes, &disk.map, block, &place)
+    if not failure:
+        failure = log_append(pool.log, ENTRY_DATA, disk.id, block, fingerprint.low, fingerprint.high,
+                             data, 1, &address, &lsn)
     if failure:
         return failure
     count_u64(&pool.counters.blocks_written, 1)
-    failure = map_update(pool.nodes, &disk.map, block, address)
+    store_u64(place, address)
     dedup_insert(pool.dedup, fingerprint, address)
-    return failure
+    return 0
 
 
 cdef int write_blocks(Disk* disk, uint64_t first, uint32_t count, const char* data) noexcept nogil:
@@ -300,22 +314,25 @@ cdef int disk_flush(Disk* disk) noexcept nogil:
 
 
 cdef int stop_at_data(void* opaque, uint64_t block, uint64_t count, bint hole) noexcept nogil:
-    if hole:
-        return 0
-    (<bint*>opaque)[0] = True
-    return -1
+    return 0 if hole else -1
 
 
 cdef int punch_blocks(Disk* disk, uint64_t first, uint64_t count) noexcept nogil:
     """Make holes of whole blocks.  Caller holds disk.lock exclusively: no block of the range is being written."""
     cdef uint64_t address = 0, lsn = 0
-    cdef bint any_data = False
     cdef int failure
-    failure = map_runs(disk.pool.nodes, &disk.map, first, count, stop_at_data, &any_data)
-    if not any_data:
+    # a node that does not verify counts as data: a hole of all that it maps lets go of it
+    if map_runs(disk.pool.nodes, &disk.map, first, count, stop_at_data, NULL) == 0:
+        return 0
+    failure = map_probe(disk.pool.nodes, &disk.map, first, count)
+    if not failure:
+        failure = log_append(disk.pool.log, ENTRY_HOLE, disk.id, first, count, 0, NULL, 0, &address, &lsn)
+    if failure:
         return failure
-    failure = log_append(disk.pool.log, ENTRY_HOLE, disk.id, first, count, 0, NULL, 0, &address, &lsn)
-    return failure or map_punch(disk.pool.nodes, &disk.map, first, count)
+    failure = map_punch(disk.pool.nodes, &disk.map, first, count)
+    if failure:
+        log_poison(disk.pool.log, failure)      # the log has it: only a restart can bring both together
+    return failure
 
 
 cdef int disk_zero(Disk* disk, uint64_t count, uint64_t offset, bint fua) noexcept nogil:
