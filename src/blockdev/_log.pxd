@@ -26,7 +26,7 @@ cdef enum:
 
 cpdef enum EntryKind:
     ENTRY_DATA = 1                  # a, b: fingerprint; one payload slot
-    ENTRY_REFERENCE = 2             # a: block address of bytes that are already there
+    ENTRY_REFERENCE = 2             # a: block address of bytes that are already there; b: blocks, each at the next address
     ENTRY_HOLE = 3                  # a: how many blocks from `block` on
     ENTRY_RECORD = 4                # a: checksum of the payload, b: 0, block: its bytes, object: its slots
 
@@ -48,11 +48,12 @@ cdef struct BatchHeader:            # 128 bytes, then entry_count entries, zeros
     uint8_t uuid[16]
     uint32_t segment_id
     uint32_t index                  # slot this header is in
-    uint64_t first_lsn              # entry i has LSN first_lsn + i
+    uint64_t first_lsn              # of its first entry; a reference takes as many LSNs as it has blocks, the others one
     uint64_t durable_lsn            # everything below was durable when this batch was written
     uint16_t entry_count
     uint16_t payload_count          # slots that follow this one
-    uint8_t reserved[68]
+    uint32_t lsn_count              # of all its entries
+    uint8_t reserved[64]
 
 cdef struct BatchEntry:             # 32 bytes
     uint64_t a
@@ -94,6 +95,7 @@ cdef struct Batch:
     uint32_t index                  # of the header slot
     uint32_t entry_count
     uint32_t payload_count
+    uint32_t lsn_count
     uint32_t filling                # appenders still copying; atomic
     uint64_t first_lsn
 
@@ -135,6 +137,7 @@ cdef int segment_pin(SegmentStore* store, uint64_t id, Segment** out) noexcept n
 cdef void segment_unpin(SegmentStore* store, Segment* segment) noexcept nogil
 cdef int segment_read(Segment* segment, uint32_t index, uint32_t count, void* buffer) noexcept nogil
 cdef int segment_seal(SegmentStore* store, Segment* segment, bint truncate) noexcept nogil
+cdef uint64_t entry_lsn_count(const BatchEntry* entry) noexcept nogil
 cdef int batch_verify(SegmentStore* store, Segment* segment, uint32_t index, const char* slot) noexcept nogil
 
 # log

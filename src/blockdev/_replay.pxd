@@ -10,7 +10,7 @@ cdef struct BatchPlace:
     uint32_t segment_id
     uint32_t index
     uint32_t end_index              # after its payload
-    uint32_t entry_count
+    uint32_t lsn_count
     uint64_t first_lsn
 
 cdef struct Run:                    # the batches that replay found, in order

@@ -14,7 +14,7 @@ from blockdev.types import Extent
 from blockdev._cow cimport LeafCopy, SeenNodes, map_punch, map_update
 from blockdev._dedup cimport Fingerprint, checksum64, dedup_insert, fingerprint_block
 from blockdev._log cimport (
-    ENTRY_DATA, ENTRY_HOLE, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry, BatchHeader, Segment, batch_verify,
+    ENTRY_DATA, ENTRY_HOLE, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry, BatchHeader, Segment, batch_verify, entry_lsn_count,
     make_address, segment_pin, segment_seal, segment_unpin, segments_get,
 )
 from blockdev._disk cimport Disk, PoolState, disk_next_leaf, fetch_run
@@ -37,7 +37,7 @@ cdef int run_push(Run* run, uint32_t segment_id, uint32_t index, const BatchHead
     run.batches[run.count].index = index
     run.batches[run.count].end_index = index + 1 + header.payload_count
     run.batches[run.count].first_lsn = header.first_lsn
-    run.batches[run.count].entry_count = header.entry_count
+    run.batches[run.count].lsn_count = header.lsn_count
     run.count += 1
     if header.durable_lsn > run.durable_lsn:
         run.durable_lsn = header.durable_lsn
@@ -74,13 +74,13 @@ cdef int collect_segment(PoolState* pool, uint32_t id, uint32_t index, uint64_t*
         if failure:
             break
         if header.first_lsn != lsn[0]:
-            if not (inside and header.first_lsn < lsn[0] <= header.first_lsn + header.entry_count):
+            if not (inside and header.first_lsn < lsn[0] <= header.first_lsn + header.lsn_count):
                 break
         inside = False
         failure = run_push(run, id, index, header)
         if failure:
             break
-        lsn[0] = header.first_lsn + header.entry_count
+        lsn[0] = header.first_lsn + header.lsn_count
         index += 1 + header.payload_count
     segment_unpin(pool.segments, segment)
     return 0 if failure == ENOENT else failure
@@ -141,7 +141,7 @@ cdef int cut_torn_tail(PoolState* pool, Run* run) noexcept nogil:
     cdef bint sound = True
     cdef int failure = 0
     for i in range(run.count):
-        if run.batches[i].first_lsn + run.batches[i].entry_count > run.durable_lsn:
+        if run.batches[i].first_lsn + run.batches[i].lsn_count > run.durable_lsn:
             failure = payload_verifies(pool, &run.batches[i], &sound)
             if failure:
                 break
@@ -230,7 +230,7 @@ cdef class Replay:
         if self.run.count == 0:
             return self.first_segment, self.first_index, self.checkpoint_lsn
         last = &self.run.batches[self.run.count - 1]
-        return last.segment_id, last.end_index, max(self.checkpoint_lsn, last.first_lsn + last.entry_count)
+        return last.segment_id, last.end_index, max(self.checkpoint_lsn, last.first_lsn + last.lsn_count)
 
     cdef refuse_lost(self):
         """A gap before something that was durable is damage, not a power cut: nothing may be dropped silently."""
@@ -260,7 +260,7 @@ cdef class Replay:
         cdef const BatchEntry* entry = <const BatchEntry*>(slot + sizeof(BatchHeader))
         cdef Segment* segment = NULL
         cdef uint32_t i, index = place.index + 1
-        cdef uint64_t lsn
+        cdef uint64_t lsn = place.first_lsn
         cdef int failure = segment_pin(self.core.state.segments, place.segment_id, &segment)
         if not failure:
             failure = read_header(self.core.state, segment, place.index, slot)
@@ -268,9 +268,9 @@ cdef class Replay:
             raise errors.MediumError(f"segment {place.segment_id:08x} cannot be read", failure)
         try:
             for i in range(header.entry_count):
-                lsn = header.first_lsn + i
-                if lsn >= self.checkpoint_lsn:
+                if lsn + entry_lsn_count(entry) > self.checkpoint_lsn:
                     self.apply_entry(segment, index, entry, lsn, on_record)
+                lsn += entry_lsn_count(entry)
                 if entry.kind == ENTRY_DATA:
                     index += 1
                 elif entry.kind == ENTRY_RECORD:
@@ -284,6 +284,7 @@ cdef class Replay:
         cdef Fingerprint fingerprint
         cdef Disk* disk
         cdef DiskObject thing
+        cdef uint64_t i
         cdef int failure = 0
         if entry.kind == ENTRY_RECORD:
             record = PyBytes_FromStringAndSize(NULL, entry.block)
@@ -302,7 +303,9 @@ cdef class Replay:
             failure = map_update(pool.nodes, &disk.map, entry.block, make_address(segment.id, index))
             dedup_insert(pool.dedup, fingerprint, make_address(segment.id, index))
         elif entry.kind == ENTRY_REFERENCE:
-            failure = map_update(pool.nodes, &disk.map, entry.block, entry.a)
+            # the checkpoint may have been taken between two blocks of it
+            for i in range(max(self.checkpoint_lsn, lsn) - lsn, entry.b):
+                failure = failure or map_update(pool.nodes, &disk.map, entry.block + i, entry.a + i)
         elif entry.kind == ENTRY_HOLE:
             failure = map_punch(pool.nodes, &disk.map, entry.block, entry.a)
         if failure:

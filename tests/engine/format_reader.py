@@ -167,6 +167,7 @@ class PoolFiles:
         assert (in_segment, index, first_lsn) == (segment_id, place, lsn)
         assert durable_lsn <= first_lsn and 1 <= entries <= 124 and payload <= 124
         used = place + 1
+        lsn_count = 0
         for i in range(entries):
             a, b, block, thing, kind = struct.unpack_from("<QQQIB", header, 128 + 32 * i)
             if kind == 1:
@@ -175,11 +176,15 @@ class PoolFiles:
             elif kind == 4:
                 assert xxhash.xxh3_64_intdigest(raw[used * SLOT :][:block]) == a
                 used += thing
+            elif kind == 2:
+                assert b >= 1
             else:
-                assert kind in (2, 3) and b == 0
+                assert kind == 3 and b == 0
+            lsn_count += b if kind == 2 else 1
         assert used == place + 1 + payload
         assert not any(header[128 + 32 * entries :])
-        return used, lsn + entries
+        assert struct.unpack_from("<I", header, 60)[0] == lsn_count
+        return used, lsn + lsn_count
 
 
 def fingerprint(block: bytes) -> bytes:
