@@ -57,6 +57,7 @@ def recover(pool_path: str, map_cache_bytes: int, dedup_bytes: int) -> Recovered
     replay.apply(replayed.apply)
     next_segment_id, next_lsn = replay.finish(segments_path)
     _medium.sync_directory(segments_path)
+    block = _make_newest(pool_path, block)
     core.set_segment_bytes(sum(size for _id, _generation, size in list_segments(segments_path)))
     core.start_log(max(next_segment_id, table.segment_id), next_lsn)
     return Recovered(
@@ -94,6 +95,18 @@ def _newest_checkpoint(pool_path: str) -> tuple[Superblock, Table]:
             return block, records.decode_table(content)
         damage = f"{path} does not verify"
     raise Corrupt(f"no checkpoint can be read ({damage}); restore the pool directory from a copy")
+
+
+def _make_newest(pool_path: str, block: Superblock) -> Superblock:
+    """Write over a superblock that is newer, or that cannot be read: nodes may soon lie where its checkpoint has others.
+
+    What was unreadable once may be readable later; its checkpoint must not be found then.
+    """
+    if [sound.sequence for sound in superblock.read_both(pool_path)] == [block.sequence, block.sequence - 1]:
+        return block
+    newest = block._replace(sequence=block.sequence + 1)
+    superblock.write(pool_path, newest)
+    return newest
 
 
 def _open_files_max() -> int:

@@ -147,3 +147,52 @@ print(call, "refused", refused, "opened", opened)
 assert refused
 """
     print(run_on_failing_disk(KILLED + script, pool_path).stdout)
+
+
+def test_a_checkpoint_that_could_not_be_read_for_a_moment_is_not_found_again(pool_path: str) -> None:
+    """The older one was taken, and its nodes were written where the newer one has others: then the power went."""
+    script = """
+import shutil
+import blockdev.pool
+leaf = 512 * 4096
+Pool.create(path, 256 << 20, segment_bytes=4 << 20).close()
+pool = Pool.open(path, background=False)
+vdisk = pool.create_vdisk(12 * leaf, "a")
+expected = {}
+number = 0
+for leaves in ([0, 1, 2, 3], [0, 1, 2], [3, 0, 1], [5, 6, 1, 7, 2], []):
+    for place in leaves:
+        number += 1
+        vdisk.write(place * leaf, distinct_blocks(number, 1))
+        expected[place] = number
+    if leaves:
+        pool.checkpoint()
+    else:
+        vdisk.write(9 * leaf, distinct_blocks(100, 1), fua=True)
+expected[9] = 100
+table = max(name for name in os.listdir(path + "/map") if name != "nodes")
+shutil.copytree(path, path + "-killed")
+pool.close()
+path += "-killed"
+recover = blockdev.pool.recover
+def recover_and_fail(*arguments):
+    fail_calls("open", table, times=1)
+    recovered = recover(*arguments)
+    fail_calls("fdatasync", "map/nodes")
+    return recovered
+blockdev.pool.recover = recover_and_fail
+try:
+    Pool.open(path, background=False)
+    raise AssertionError("the pool was opened")
+except errors.MediumError:
+    pass
+fail_calls()
+blockdev.pool.recover = recover
+pool = Pool.open(path, background=False)
+for place in range(12):
+    content = distinct_blocks(expected[place], 1) if place in expected else bytes(4096)
+    assert pool.find("a").read(place * leaf, 4096) == content, place
+assert pool.scrub() == []
+pool.close()
+"""
+    run_on_failing_disk(script, pool_path)
