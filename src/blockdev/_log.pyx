@@ -225,7 +225,8 @@ cdef int batch_verify(SegmentStore* store, Segment* segment, uint32_t index, con
         if entries[i].kind == ENTRY_DATA:
             payload += 1
         elif entries[i].kind == ENTRY_REFERENCE:
-            if entries[i].b == 0 or (entries[i].a & 0xFFFFFFFFULL) + entries[i].b > store.segment_slots:
+            if (entries[i].b == 0 or entries[i].b > store.segment_slots
+                    or (entries[i].a & 0xFFFFFFFFULL) + entries[i].b > store.segment_slots):
                 return EIO
         elif entries[i].kind == ENTRY_RECORD:
             if entries[i].object > BATCH_ENTRIES_MAX or entries[i].block > <uint64_t>entries[i].object * SLOT_BYTES:

@@ -216,7 +216,7 @@ cdef int node_fault(NodeStore* store, uint64_t id, uint32_t level, MapNode** out
     if node != NULL:
         pthread_mutex_unlock(lock)
         out[0] = node
-        return 0
+        return 0 if node.level == level else EIO
     failure = medium_read(store.file, record, NODE_RECORD_BYTES, id * NODE_RECORD_BYTES)
     node = NULL if failure else decode_node(store, id, level, record)
     if node == NULL:

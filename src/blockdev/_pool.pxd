@@ -17,6 +17,7 @@ cdef class Core:                    # owns the C state of one open pool
     cdef PoolState* state
     cdef readonly bint closed
     cdef public object pool         # weak reference to the Pool, for operations called on a disk
+    cdef check_slot(self, uint64_t id)
     cdef raise_for(self, int failure, str what)
 
 cdef class DiskObject:

@@ -234,9 +234,15 @@ cdef class Core:
         cdef const RetiredSlot* slots = <const RetiredSlot*>PyBytes_AS_STRING(retired)
         cdef uint64_t i
         for i in range(len(free_ids) // sizeof(uint64_t)):
+            self.check_slot(ids[i])
             slots_push(&self.state.nodes.free_slots, ids[i], 0)
         for i in range(len(retired) // sizeof(RetiredSlot)):
+            self.check_slot(slots[i].id)
             slots_push(&self.state.nodes.retired_slots, slots[i].id, slots[i].generation)
+
+    cdef check_slot(self, uint64_t id):
+        if id == 0 or id >= self.state.nodes.next_id:
+            raise errors.Corrupt(f"a checkpoint table lists slot {id} of map/nodes, which was never used")
 
     def set_segment_bytes(self, uint64_t size_bytes):
         """What the segment files take in all, after recovery changed some."""

@@ -181,6 +181,19 @@ cdef raise_unreadable(int failure):
             failure)
 
 
+cdef bint entry_fits(Disk* disk, const BatchEntry* entry) noexcept nogil:
+    """Whether an entry is of a known kind and about blocks of the disk."""
+    cdef uint64_t end = (disk.size_bytes + SLOT_BYTES - 1) // SLOT_BYTES
+    cdef uint64_t count = 0
+    if entry.kind == ENTRY_DATA:
+        count = 1
+    elif entry.kind == ENTRY_REFERENCE:
+        count = entry.b
+    elif entry.kind == ENTRY_HOLE:
+        count = entry.a
+    return count != 0 and count <= end and entry.block <= end - count
+
+
 cdef class Replay:
     """One recovery: find the run, apply it, then make its end final on disk."""
 
@@ -294,9 +307,11 @@ cdef class Replay:
             on_record(record, lsn)
             return
         thing = self.objects.get(entry.object)
-        if thing is None:
-            raise errors.Corrupt(f"the log at LSN {lsn} writes to object {entry.object}, which is not there")
+        if thing is None or thing.disk.snapshot:
+            raise errors.Corrupt(f"the log at LSN {lsn} writes to object {entry.object}, which is no vdisk")
         disk = thing.disk
+        if not entry_fits(disk, entry):
+            raise errors.Corrupt(f"the log at LSN {lsn} writes beyond the end of object {entry.object}")
         if entry.kind == ENTRY_DATA:
             fingerprint.low = entry.a
             fingerprint.high = entry.b

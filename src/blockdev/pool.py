@@ -536,7 +536,7 @@ def _check_once(things: Sequence[Thing], operation: str) -> None:
 
 
 def _check_size(size_bytes: int) -> None:
-    if size_bytes <= 0 or size_bytes % SECTOR_BYTES or size_bytes > VDISK_BYTES_MAX:
+    if not records.is_size(size_bytes):
         raise InvalidArgument(
             f"{size_bytes} bytes is not a size for a vdisk: it must be a multiple of 512, at most {VDISK_BYTES_MAX}"
         )

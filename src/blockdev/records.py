@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from blockdev.constants import BLOCK_BYTES, SECTOR_BYTES, VDISK_BYTES_MAX
 from blockdev.errors import Corrupt
 
 RECORD_HEAD = struct.Struct("<BBHI")  # type, version, reserved, item count
@@ -21,6 +22,8 @@ TABLE_OBJECT = struct.Struct("<IBBHHHIIQQQ")  # id, kind, height, name length, t
 # size in bytes, root node id, lsn
 KIND_VDISK = 1
 KIND_SNAPSHOT = 2
+MAP_HEIGHT_MAX = 4
+NODE_IDS_MAX = 1 << 32
 
 
 class Item(NamedTuple):
@@ -159,6 +162,33 @@ def decode_table(content: bytes) -> Table:
         )
     free_ids = cursor.take(free_count * 8)
     retired = cursor.take(retired_count * 16)
-    return Table(
+    table = Table(
         number, lsn, segment_id, index, generation, next_node_id, next_object_id, objects, free_ids, retired
     )
+    _check_table(table)
+    return table
+
+
+def is_size(size_bytes: int) -> bool:
+    """Whether a vdisk can have that many bytes."""
+    return 0 < size_bytes <= VDISK_BYTES_MAX and size_bytes % SECTOR_BYTES == 0
+
+
+def _check_table(table: Table) -> None:
+    """Corrupt when a table has numbers that the code behind it cannot hold."""
+    if not (table.segment_id and table.slot_index and 0 < table.next_node_id <= NODE_IDS_MAX):
+        raise Corrupt("a checkpoint table has a position or a node id that cannot be")
+    if max(table.number, table.lsn, table.generation) >> 62:
+        raise Corrupt("a checkpoint table has a number that nobody counts to")
+    if len({o.id for o in table.objects}) != len(table.objects):
+        raise Corrupt("a checkpoint table has an object twice")
+    for o in table.objects:
+        if not (
+            0 < o.id < table.next_object_id
+            and o.kind in (KIND_VDISK, KIND_SNAPSHOT)
+            and 1 <= o.height <= MAP_HEIGHT_MAX
+            and o.root < table.next_node_id
+            and is_size(o.size_bytes)
+            and o.size_bytes <= BLOCK_BYTES << 9 * o.height
+        ):
+            raise Corrupt(f"a checkpoint table says of object {o.id} what cannot be")

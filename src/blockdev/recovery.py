@@ -149,9 +149,11 @@ class _RecordReplay:
         if record_type in (RecordType.CREATE, RecordType.SNAPSHOT, RecordType.CLONE):
             self._add(record_type, item, lsn)
         elif record_type == RecordType.RESTORE:
-            self.core.apply([(record_type, self._get(item.id), self._get(item.source), 0)], lsn)
+            pair = self._get(item.id, VDisk), self._get(item.source, VDiskSnapshot)
+            self.core.apply([(record_type, *pair, 0)], lsn)
         elif record_type == RecordType.RESIZE:
-            self.core.apply([(record_type, self._get(item.id), None, item.size_bytes)], lsn)
+            _check_size(item)
+            self.core.apply([(record_type, self._get(item.id, VDisk), None, item.size_bytes)], lsn)
         elif record_type == RecordType.RELABEL:
             self._get(item.id).set_label(item.name, item.tag)
         elif record_type == RecordType.DELETE:
@@ -161,8 +163,14 @@ class _RecordReplay:
             raise Corrupt(f"the log at LSN {lsn} has a record of unknown type {record_type}")
 
     def _add(self, record_type: int, item: Item, lsn: int) -> None:
+        if item.id == 0 or item.id in self.objects:
+            raise Corrupt(f"the log at LSN {lsn} makes object {item.id}, which cannot be")
         snapshot = record_type == RecordType.SNAPSHOT
-        source = None if record_type == RecordType.CREATE else self._get(item.source)
+        source = None
+        if record_type == RecordType.CREATE:
+            _check_size(item)
+        else:
+            source = self._get(item.source, VDisk if snapshot else VDiskSnapshot)
         size_bytes = item.size_bytes if source is None else source.size_bytes
         new = _pool.make_disk(
             self.core,
@@ -181,8 +189,13 @@ class _RecordReplay:
         self.objects[item.id] = new
         self.next_object_id = max(self.next_object_id, item.id + 1)
 
-    def _get(self, object_id: int) -> VDisk | VDiskSnapshot:
-        found = self.objects.get(object_id)
-        if found is None:
-            raise Corrupt(f"the log speaks of object {object_id}, which is not there")
+    def _get(self, object_id: int, kind: type | tuple[type, ...] = (VDisk, VDiskSnapshot)) -> VDisk | VDiskSnapshot:
+        found: VDisk | VDiskSnapshot | None = self.objects.get(object_id)
+        if found is None or not isinstance(found, kind):
+            raise Corrupt(f"the log speaks of object {object_id}, which is not there or of another kind")
         return found
+
+
+def _check_size(item: Item) -> None:
+    if not records.is_size(item.size_bytes):
+        raise Corrupt(f"the log gives object {item.id} {item.size_bytes} bytes, which cannot be")

@@ -20,6 +20,7 @@ MAGIC = b"BLOCKDEV"
 SUPERBLOCK_BYTES = 4096
 HEAD = struct.Struct("<8sQ")  # magic, XXH3-64 of all that follows
 BODY = struct.Struct("<IIII16sQQQQIIQQ")
+SEGMENT_SLOTS = range(1 << 8, (1 << 16) + 1)  # of 1 MiB to 256 MiB
 KNOWN_INCOMPATIBLE = 0  # feature bits that a reader must know
 
 
@@ -77,6 +78,8 @@ def decode(content: bytes) -> Superblock:
         )
     if incompatible & ~KNOWN_INCOMPATIBLE:
         raise UnknownFormat(f"the pool uses features {incompatible:#x} that this build does not know: use a newer one")
+    if segment_slots not in SEGMENT_SLOTS or sequence >> 62:
+        raise Corrupt(f"a superblock has {segment_slots} slots in a segment, or a sequence, that cannot be")
     return Superblock(
         uuid, sequence, number, table_bytes, table_checksum, segment_slots, capacity, created, incompatible, compatible
     )
