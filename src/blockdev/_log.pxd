@@ -132,6 +132,7 @@ cdef SegmentStore* segments_create(
     const char* path, const uint8_t* uuid, uint32_t segment_slots, uint64_t open_max) noexcept nogil
 cdef void segments_destroy(SegmentStore* store) noexcept nogil
 cdef int segments_add(SegmentStore* store, uint32_t id, uint32_t generation, uint64_t size_bytes) noexcept nogil
+cdef void segments_remove(SegmentStore* store, Segment* segment) noexcept nogil
 cdef Segment* segments_get(SegmentStore* store, uint64_t id) noexcept nogil
 cdef int segment_pin(SegmentStore* store, uint64_t id, Segment** out) noexcept nogil
 cdef void segment_unpin(SegmentStore* store, Segment* segment) noexcept nogil

@@ -102,6 +102,14 @@ cdef int segments_add(SegmentStore* store, uint32_t id, uint32_t generation, uin
     return 0
 
 
+cdef void segments_remove(SegmentStore* store, Segment* segment) noexcept nogil:
+    """Forget a segment whose file is gone.  Nobody else may know it."""
+    if segment.file >= 0:
+        add_u64(&store.open_count, <uint64_t>-1)
+    store.table[segment.id] = NULL
+    free_segment(segment)
+
+
 cdef Segment* segments_get(SegmentStore* store, uint64_t id) noexcept nogil:
     return store.table[id] if id < load_u32(&store.id_end) else NULL
 

@@ -598,6 +598,8 @@ cdef class DiskObject:
         cdef DiffCollect collect
         cdef Disk* base = NULL if older is None else older.disk
         cdef int failure
+        if older is not None and older.core is not self.core:
+            raise errors.InvalidArgument(f"{older.name or older.id} and {self.name or self.id} are in different pools")
         found = []
         collect.found = <void*>found
         collect.length = 0

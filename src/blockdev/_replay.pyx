@@ -14,8 +14,8 @@ from blockdev.types import Extent
 from blockdev._cow cimport LeafCopy, SeenNodes, map_punch, map_update
 from blockdev._dedup cimport Fingerprint, checksum64, dedup_insert, fingerprint_block
 from blockdev._log cimport (
-    ENTRY_DATA, ENTRY_HOLE, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry, BatchHeader, Segment, batch_verify, entry_lsn_count,
-    make_address, segment_pin, segment_seal, segment_unpin, segments_get,
+    ENTRY_DATA, ENTRY_HOLE, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry, BatchHeader, Segment, batch_verify,
+    entry_lsn_count, make_address, segment_pin, segment_seal, segment_unpin, segments_get, segments_remove,
 )
 from blockdev._disk cimport Disk, PoolState, disk_next_leaf, fetch_run
 from blockdev._medium cimport medium_read, medium_size, medium_sync, medium_truncate, medium_unlink
@@ -272,7 +272,7 @@ cdef class Replay:
         cdef const BatchHeader* header = <const BatchHeader*>slot
         cdef const BatchEntry* entry = <const BatchEntry*>(slot + sizeof(BatchHeader))
         cdef Segment* segment = NULL
-        cdef uint32_t i, index = place.index + 1
+        cdef uint32_t _i, index = place.index + 1
         cdef uint64_t lsn = place.first_lsn
         cdef int failure = segment_pin(self.core.state.segments, place.segment_id, &segment)
         if not failure:
@@ -280,7 +280,7 @@ cdef class Replay:
         if failure:
             raise errors.MediumError(f"segment {place.segment_id:08x} cannot be read", failure)
         try:
-            for i in range(header.entry_count):
+            for _i in range(header.entry_count):
                 if lsn + entry_lsn_count(entry) > self.checkpoint_lsn:
                     self.apply_entry(segment, index, entry, lsn, on_record)
                 lsn += entry_lsn_count(entry)
@@ -347,7 +347,7 @@ cdef class Replay:
                 path = f"{segments_path}/{segment.id:08x}.{segment.generation}"
                 if medium_unlink(path.encode()):
                     raise errors.MediumError(f"{path} cannot be removed")
-                pool.segments.table[id] = NULL
+                segments_remove(pool.segments, segment)
         return pool.segments.id_end, lsn
 
     cdef bint holds_run(self, uint32_t id):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,25 @@ def test_a_saved_index_that_can_neither_be_read_nor_written_costs_nothing_else(p
     reopened = Pool.open(pool_path)
     assert reopened.find("a").read(0, 4096) == b"\x01" * 4096
     reopened.close()
+
+
+def test_disks_of_different_pools_are_not_compared(quiet: Any, pool_path: str) -> None:
+    Pool.create(f"{pool_path}-other", 256 * MEBIBYTE).close()
+    other = Pool.open(f"{pool_path}-other", background=False)
+    with pytest.raises(errors.InvalidArgument):
+        quiet.diff(other.create_vdisk(MEBIBYTE, "a"), quiet.find("a"))
+    other.close()
+
+
+def test_a_segment_that_recovery_removed_is_closed(quiet: Any) -> None:
+    quiet.find("a").write(0, b"\x01" * 4096, fua=True)
+    copy = f"{quiet.path}-stale"
+    shutil.copytree(quiet.path, copy)
+    segments = Path(copy, "segments")
+    for number in range(2, 22):
+        shutil.copy(segments / "00000001.0", segments / f"{number:08x}.0")
+    open_files = len(os.listdir("/proc/self/fd"))
+    pool = Pool.open(copy, background=False)
+    assert len(list(segments.iterdir())) == 1
+    assert len(os.listdir("/proc/self/fd")) < open_files + 10
+    pool.close()
