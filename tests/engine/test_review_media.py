@@ -196,3 +196,83 @@ assert pool.scrub() == []
 pool.close()
 """
     run_on_failing_disk(script, pool_path)
+
+
+@pytest.mark.parametrize("call", ["open", "pwrite", "fdatasync", "unlink", "pread"])
+def test_one_call_that_fails_anywhere_in_use_loses_nothing_that_was_durable(
+    pool_path: str, call: str, seed: int
+) -> None:
+    """A block holds its last durable content or a later one, in the pool, after a kill and after a close."""
+    script = f"""
+import random, shutil
+call, seed = {call!r}, {seed}
+chosen = random.Random(seed)
+BLOCKS = 120
+trial, after = path + "-trial", path + "-after"
+
+class Blocks:
+    def __init__(self):
+        self.durable, self.replied = [0] * BLOCKS, [0] * BLOCKS     # contents, by number
+        self.tried = [[0] for _ in range(BLOCKS)]
+        self.number = 0
+    def write(self, vdisk, block):
+        self.number += 1
+        self.tried[block].append(self.number)
+        vdisk.write(block * 4096 * 600, distinct_blocks(self.number, 1))
+        self.replied[block] = self.number
+    def flushed(self):
+        self.durable = list(self.replied)
+    def check(self, vdisk, oldest):
+        for block in range(BLOCKS):
+            content = vdisk.read(block * 4096 * 600, 4096)
+            legal = [n for n in self.tried[block] if n >= oldest[block]]
+            assert any(content == (distinct_blocks(n, 1) if n else bytes(4096)) for n in legal), block
+
+def load(pool, vdisk, blocks, source):
+    for step in range(60):
+        kind = source.randrange(12)
+        try:
+            if kind < 8:
+                for _ in range(source.choice([1, 5, 60])):
+                    blocks.write(vdisk, source.randrange(BLOCKS))
+            elif kind < 10:
+                vdisk.flush()
+                blocks.flushed()
+            elif kind == 10:
+                pool.checkpoint()
+                pool.tend_memory()
+            else:
+                pool.snapshot([vdisk])
+                blocks.flushed()
+        except (errors.MediumError, errors.Poisoned, errors.PoolFull, errors.Corrupt):
+            pass
+
+Pool.create(path, 256 << 20, segment_bytes=1 << 20).close()
+skip = 0
+failed = 1
+while failed:
+    for directory in (trial, after):
+        shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(path, trial)
+    pool = Pool.open(trial, background=False, map_cache_bytes=0)
+    vdisk = pool.create_vdisk(BLOCKS * 4096 * 600, "a")
+    blocks = Blocks()
+    fail_calls(call, "-trial/", chosen.choice([errno.EIO, errno.ENOSPC]), skip, chosen.choice([1, 1, 5]))
+    load(pool, vdisk, blocks, random.Random(seed))
+    failed = shim.failed_calls()
+    fail_calls()
+    skip += chosen.randrange(1, 6)
+    shutil.copytree(trial, after)
+    blocks.check(vdisk, blocks.replied)
+    try:
+        pool.close()
+    except errors.BlockdevError:
+        pass
+    for directory in (trial, after):
+        pool = Pool.open(directory, background=False)
+        blocks.check(pool.find("a"), blocks.durable)
+        assert pool.scrub() == [], pool.scrub()
+        pool.close()
+print(call, "tried", skip)
+"""
+    print(run_on_failing_disk(script, pool_path).stdout)
