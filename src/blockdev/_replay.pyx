@@ -18,7 +18,7 @@ from blockdev._log cimport (
     entry_lsn_count, make_address, segment_pin, segment_seal, segment_unpin, segments_get, segments_remove,
 )
 from blockdev._disk cimport Disk, PoolState, disk_next_leaf, fetch_run
-from blockdev._medium cimport medium_read, medium_size, medium_sync, medium_truncate, medium_unlink
+from blockdev._medium cimport medium_read, medium_size, medium_sync, medium_truncate, medium_unlink, medium_write
 from blockdev._pool cimport Core, DiskObject
 from blockdev._sync cimport load_u32, store_u32
 
@@ -194,6 +194,21 @@ cdef bint entry_fits(Disk* disk, const BatchEntry* entry) noexcept nogil:
     return count != 0 and count <= end and entry.block <= end - count
 
 
+cdef int write_batch_again(PoolState* pool, BatchPlace* place) noexcept nogil:
+    cdef char slot[SLOT_BYTES]
+    cdef Segment* segment = NULL
+    cdef uint64_t offset = <uint64_t>place.index * SLOT_BYTES
+    cdef int failure = segment_pin(pool.segments, place.segment_id, &segment)
+    if failure:
+        return failure
+    while offset < <uint64_t>place.end_index * SLOT_BYTES and not failure:
+        if medium_read(segment.file, slot, SLOT_BYTES, offset) == 0:
+            failure = medium_write(segment.file, slot, SLOT_BYTES, offset)
+        offset += SLOT_BYTES
+    segment_unpin(pool.segments, segment)
+    return failure
+
+
 cdef class Replay:
     """One recovery: find the run, apply it, then make its end final on disk."""
 
@@ -336,6 +351,7 @@ cdef class Replay:
         cdef Segment* segment
         cdef uint64_t lsn
         end_id, end_index, lsn = self.end()
+        self.write_again()
         for id in range(self.first_segment, pool.segments.id_end):
             segment = segments_get(pool.segments, id)
             if segment == NULL:
@@ -349,6 +365,21 @@ cdef class Replay:
                     raise errors.MediumError(f"{path} cannot be removed")
                 segments_remove(pool.segments, segment)
         return pool.segments.id_end, lsn
+
+    cdef write_again(self):
+        """Write the batches again that none tells to be durable.
+
+        After a failed sync their pages may be clean in memory and not on the disk: a sync alone would leave them there.
+        """
+        cdef PoolState* pool = self.core.state
+        cdef uint64_t i
+        cdef int failure = 0
+        with nogil:
+            for i in range(self.run.count):
+                if not failure and self.run.batches[i].first_lsn + self.run.batches[i].lsn_count > self.run.durable_lsn:
+                    failure = write_batch_again(pool, &self.run.batches[i])
+        if failure:
+            raise errors.MediumError(f"the end of the log cannot be written: {os.strerror(failure)}", failure)
 
     cdef bint holds_run(self, uint32_t id):
         cdef uint64_t low = 0, high = self.run.count, middle

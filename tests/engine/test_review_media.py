@@ -276,3 +276,33 @@ while failed:
 print(call, "tried", skip)
 """
     print(run_on_failing_disk(script, pool_path).stdout)
+
+
+def test_what_no_sync_covered_is_written_again_by_recovery(pool_path: str) -> None:
+    """A failed sync leaves pages that are clean and not on the disk: the sync of the next start would skip them."""
+    script = """
+import shutil
+Pool.create(path, 256 << 20, segment_bytes=4 << 20).close()
+pool = Pool.open(path, background=False)
+vdisk = pool.create_vdisk(16 << 20, "a")
+vdisk.write(0, distinct_blocks(0, 400), fua=True)
+vdisk.write(400 * 4096, distinct_blocks(400, 300))
+fail_calls("fdatasync", "segments/")
+try:
+    vdisk.flush()
+    raise AssertionError("the flush was replied to")
+except errors.Poisoned:
+    pass
+fail_calls()
+shutil.copytree(path, path + "-killed")
+path += "-killed"
+def written():
+    with open("/proc/self/io") as file:
+        return int(file.read().split("wchar:")[1].split()[0])
+before = written()
+pool = Pool.open(path, background=False)
+again = written() - before
+assert 300 * 4096 < again < 500 * 4096, again
+assert pool.find("a").read(0, 700 * 4096) == distinct_blocks(0, 700)
+"""
+    run_on_failing_disk(script, pool_path)
