@@ -119,7 +119,7 @@ cdef struct Log:
     uint32_t unsynced_count
     int poisoned                    # errno of the failure, 0: sound
     uint64_t data_limit_bytes       # ENTRY_DATA is refused when the segments would exceed this
-    uint64_t hard_limit_bytes       # the same for all other kinds: they may use the reserve
+    uint64_t hard_limit_bytes       # the same for ENTRY_RECORD; other kinds may use half of what is between
     # statistics, atomic
     uint64_t syncs
     uint64_t batches

@@ -519,11 +519,15 @@ cdef inline bint batch_has_room(Log* log, Batch* batch, uint32_t payload_slots) 
 
 cdef int reserve(Log* log, EntryKind kind, uint32_t payload_slots, Batch** out, bint* closed) noexcept nogil:
     """The open batch with room for one entry and its payload.  Caller holds log.lock."""
-    cdef uint64_t limit = log.data_limit_bytes if kind == ENTRY_DATA else log.hard_limit_bytes
+    cdef uint64_t limit = log.hard_limit_bytes
     cdef Batch* batch
     cdef int failure
     if log.poisoned:
         return EIO
+    if kind == ENTRY_DATA:
+        limit = log.data_limit_bytes
+    elif kind != ENTRY_RECORD:      # guests leave half of the reserve: a delete must always be possible
+        limit -= (log.hard_limit_bytes - log.data_limit_bytes) // 2
     if load_u64(&log.segments.bytes_used) + (payload_slots + <uint64_t>1) * SLOT_BYTES > limit:
         return ENOSPC
     while True:

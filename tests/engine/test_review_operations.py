@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from blockdev import Pool, errors
+from tests.engine.content import distinct_blocks
 
 MEBIBYTE = 1 << 20
 
@@ -104,4 +105,21 @@ def test_a_segment_that_recovery_removed_is_closed(quiet: Any) -> None:
     pool = Pool.open(copy, background=False)
     assert len(list(segments.iterdir())) == 1
     assert len(os.listdir("/proc/self/fd")) < open_files + 10
+    pool.close()
+
+
+def test_guests_cannot_use_up_what_a_delete_needs(pool_path: str) -> None:
+    pool = Pool.create(pool_path, 16 * MEBIBYTE, segment_bytes=MEBIBYTE)
+    vdisk = pool.create_vdisk(1 << 30, "a")
+    number = 0
+    with pytest.raises(errors.PoolFull):
+        while True:
+            vdisk.write(number * 4096, distinct_blocks(number, 1))
+            number += 1
+    with pytest.raises(errors.PoolFull):
+        for turn in range(10_000):  # known blocks and holes need no data, but each flush needs a batch
+            vdisk.write(turn % 2 * 4096, distinct_blocks(turn % 7, 1), fua=True)
+            vdisk.discard(turn % 3 * 4096, 4096)
+    pool.delete(pool.snapshot([vdisk], ["a@s"])[0])
+    pool.delete(vdisk)
     pool.close()
