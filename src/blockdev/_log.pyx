@@ -704,6 +704,8 @@ cdef int sync_segments(Log* log, Segment** unsynced, uint32_t count, bint direct
             return failure
     if directory:
         failure = medium_sync_directory(log.segments.path)
+        if load_u64(&log.segments.open_count) >= log.segments.open_max:
+            evict_segments(log.segments)    # those that were begun here are open too
     count_u64(&log.syncs, 1)
     return failure
 

@@ -306,3 +306,19 @@ assert 300 * 4096 < again < 500 * 4096, again
 assert pool.find("a").read(0, 700 * 4096) == distinct_blocks(0, 700)
 """
     run_on_failing_disk(script, pool_path)
+
+
+def test_segments_that_were_written_do_not_stay_open_for_ever(pool_path: str) -> None:
+    script = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+Pool.create(path, 256 << 20, segment_bytes=1 << 20).close()
+pool = Pool.open(path, background=False)
+vdisk = pool.create_vdisk(128 << 20, "a")
+for number in range(100):
+    vdisk.write(number << 20, distinct_blocks(number * 256, 256), fua=True)
+    assert len(os.listdir("/proc/self/fd")) < 50
+assert pool.scrub() == []
+pool.close()
+"""
+    run_on_failing_disk(script, pool_path)
