@@ -366,7 +366,7 @@ class Pool:
                 raise InvalidArgument(f"a tag may have {TAG_BYTES_MAX} bytes")
             if name is None:
                 continue
-            if not name or len(name.encode()) > NAME_BYTES_MAX or any(ord(c) < 32 for c in name):
+            if not _is_name(name):
                 raise InvalidArgument(f"{name!r} cannot be a name: 1 to {NAME_BYTES_MAX} bytes without control characters")
             if name in seen or (name in self._names and name not in freed):
                 raise AlreadyExists(f"the name {name!r} is taken")
@@ -528,6 +528,14 @@ class Pool:
 
 def table_path(pool_path: str, number: int) -> str:
     return f"{pool_path}/map/checkpoint-{number}"
+
+
+def _is_name(name: str) -> bool:
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON can hold it
+        return False
+    return 0 < len(encoded) <= NAME_BYTES_MAX and all(ord(c) >= 32 for c in name)
 
 
 def _check_once(things: Sequence[Thing], operation: str) -> None:

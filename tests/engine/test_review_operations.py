@@ -123,3 +123,10 @@ def test_guests_cannot_use_up_what_a_delete_needs(pool_path: str) -> None:
     pool.delete(pool.snapshot([vdisk], ["a@s"])[0])
     pool.delete(vdisk)
     pool.close()
+
+
+def test_a_name_that_is_no_text_is_refused(quiet: Any) -> None:
+    with pytest.raises(errors.InvalidArgument):
+        quiet.create_vdisk(512, "half \ud800")
+    with pytest.raises(errors.InvalidArgument):
+        quiet.relabel([(quiet.find("a"), "half \ud800", b"")])
