@@ -358,7 +358,7 @@ cdef class Replay:
                 continue
             # the first one also holds what came before the checkpoint
             if id == self.first_segment or self.holds_run(id) or id == end_id:
-                self.settle(id, end_index if id == end_id else 0)
+                self.settle(id, end_index if id == end_id else 0, lsn)
             else:
                 path = f"{segments_path}/{segment.id:08x}.{segment.generation}"
                 if medium_unlink(path.encode()):
@@ -391,7 +391,7 @@ cdef class Replay:
                 high = middle
         return low < self.run.count and self.run.batches[low].segment_id == id
 
-    cdef settle(self, uint32_t id, uint32_t end_index):
+    cdef settle(self, uint32_t id, uint32_t end_index, uint64_t end_lsn):
         """Sync a segment of the run; if it has no trailer, cut what follows `end_index` (0: nothing) and seal it."""
         cdef Segment* segment = NULL
         cdef uint32_t i
@@ -403,6 +403,7 @@ cdef class Replay:
             for i in range(end_index, segment.slot_count):
                 memset(&segment.fingerprints[i], 0, sizeof(Fingerprint))
             store_u32(&segment.slot_count, end_index)
+            segment.end_lsn = end_lsn
             segment.sealed = 0
         elif not segment.sealed and self.reaches(segment, end_index):
             store_u32(&segment.slot_count, end_index)       # a checkpoint refers to blocks behind a damaged header

@@ -1,8 +1,10 @@
 """Locks and atomics for code that runs without the GIL.  Declarations only; there is no module behind them.
 
 Lock order, outermost first (a thread may skip levels, never go back):
-disk.lock > pool.cut_lock > pool.block_locks > (segment.lock | dedup stripe | log.write_lock > log.lock)
-  > map.lock > nodes.lock
+disk.lock > pool.cut_lock > pool.block_locks, and below these
+  log.write_lock > log.lock > segment.lock        segments.evict_lock > segment.lock
+  map.lock > nodes.fault_locks > nodes.lock       nodes.reclaim_lock > nodes.lock
+  dedup.split_lock > dedup stripe
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t

@@ -10,6 +10,7 @@ import pytest
 
 from blockdev import Pool, errors
 from tests.engine.content import distinct_blocks
+from tests.engine.format_reader import PoolFiles
 
 BLOCK = 4096
 BATCHES = 8
@@ -64,3 +65,15 @@ def test_damaged_header_before_the_checkpoint_costs_its_own_batch_only(killed: s
         assert unreadable(pool.find("a")) == lost
         assert len(pool.check()) == len(lost)
         pool.close()
+
+
+def test_a_segment_that_was_cut_is_whole_by_its_own_trailer(killed: str) -> None:
+    segment = Path(killed, "segments", "00000001.0")
+    with open(segment, "r+b") as file:  # the payload of the last batch is torn
+        file.seek((batch_slots(segment)[-1] + 3) * BLOCK)
+        file.write(b"\xff\xff")
+    pool = Pool.open(killed, background=False)
+    assert pool.find("a").read(0, TOTAL * BLOCK) == distinct_blocks(0, TOTAL)
+    assert pool.find("a").read(TOTAL * BLOCK, BLOCK) == bytes(BLOCK)
+    pool.close()
+    PoolFiles(Path(killed)).segment(1)
