@@ -198,18 +198,7 @@ pool.close()
     run_on_failing_disk(script, pool_path)
 
 
-@pytest.mark.parametrize("call", ["open", "pwrite", "fdatasync", "unlink", "pread"])
-def test_one_call_that_fails_anywhere_in_use_loses_nothing_that_was_durable(
-    pool_path: str, call: str, seed: int
-) -> None:
-    """A block holds its last durable content or a later one, in the pool, after a kill and after a close."""
-    script = f"""
-import random, shutil
-call, seed = {call!r}, {seed}
-chosen = random.Random(seed)
-BLOCKS = 120
-trial, after = path + "-trial", path + "-after"
-
+USE = """
 class Blocks:
     def __init__(self):
         self.durable, self.replied = [0] * BLOCKS, [0] * BLOCKS     # contents, by number
@@ -246,6 +235,20 @@ def load(pool, vdisk, blocks, source):
                 blocks.flushed()
         except (errors.MediumError, errors.Poisoned, errors.PoolFull, errors.Corrupt):
             pass
+"""
+
+
+@pytest.mark.parametrize("call", ["open", "pwrite", "fdatasync", "unlink", "pread"])
+def test_one_call_that_fails_anywhere_in_use_loses_nothing_that_was_durable(
+    pool_path: str, call: str, seed: int
+) -> None:
+    """A block holds its last durable content or a later one, in the pool, after a kill and after a close."""
+    script = f"""
+import random, shutil
+call, seed = {call!r}, {seed}
+chosen = random.Random(seed)
+BLOCKS = 120
+trial, after = path + "-trial", path + "-after"
 
 Pool.create(path, 256 << 20, segment_bytes=1 << 20).close()
 skip = 0
@@ -275,7 +278,7 @@ while failed:
         pool.close()
 print(call, "tried", skip)
 """
-    print(run_on_failing_disk(script, pool_path).stdout)
+    print(run_on_failing_disk(USE + script, pool_path).stdout)
 
 
 def test_what_no_sync_covered_is_written_again_by_recovery(pool_path: str) -> None:
