@@ -17,6 +17,7 @@ def fio(run, server: Server, work: Path, *options: str) -> dict:
     text = run(
         "fio",
         "--name=verify",
+        "--verify_state_save=0",
         "--ioengine=nbd",
         f"--uri={server.uri()}",
         "--iodepth=32",
