@@ -443,8 +443,8 @@ cdef void poison(Log* log, int failure) noexcept nogil:
     """Refuse all further writes.  Caller holds log.lock."""
     if not log.poisoned:
         log.poisoned = failure
-        medium_report(b"blockdev: log write failed: %4$s; writes are refused until the engine is restarted\n",
-                      0, 0, 0, failure)
+        medium_report(b"blockdev: log write failed: %s; writes are refused until the engine is restarted\n",
+                      failure, 0, 0)
     pthread_cond_broadcast(&log.changed)
 
 

@@ -22,4 +22,4 @@ cdef int medium_rename(const char* source, const char* destination) noexcept nog
 cdef int medium_truncate(int fd, uint64_t size_bytes) noexcept nogil
 cdef int medium_unlink(const char* path) noexcept nogil
 cdef int medium_size(int fd, uint64_t* size_bytes) noexcept nogil
-cdef void medium_report(const char* format, uint64_t a, uint64_t b, uint64_t c, int error) noexcept nogil
+cdef void medium_report(const char* format, int error, uint64_t a, uint64_t b) noexcept nogil

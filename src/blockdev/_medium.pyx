@@ -114,9 +114,9 @@ cdef int medium_size(int fd, uint64_t* size_bytes) noexcept nogil:
     return 0
 
 
-cdef void medium_report(const char* format, uint64_t a, uint64_t b, uint64_t c, int error) noexcept nogil:
-    """One line on stderr about a failure; `format` takes three unsigned longs and the text of the errno."""
-    dprintf(2, format, <unsigned long>a, <unsigned long>b, <unsigned long>c, strerror(error))
+cdef void medium_report(const char* format, int error, uint64_t a, uint64_t b) noexcept nogil:
+    """One line on stderr about a failure; `format` takes the text of the errno, then up to two unsigned longs."""
+    dprintf(2, format, strerror(error), <unsigned long>a, <unsigned long>b)
 
 
 # The same door for the cold code that is written in Python (superblocks, checkpoint tables, the saved dedup index).

@@ -15,6 +15,9 @@ from blockdev._sync cimport (
 cdef enum:
     WRITE_RUN_NODES = 227                       # about 1 MiB of records in one write
 
+cdef extern from "<stdio.h>" nogil:
+    int dprintf(int fd, const char* format, ...)
+
 cdef extern from "<unistd.h>" nogil:
     int usleep(unsigned int microseconds)
 
@@ -221,8 +224,8 @@ cdef int node_fault(NodeStore* store, uint64_t id, uint32_t level, MapNode** out
     node = NULL if failure else decode_node(store, id, level, record)
     if node == NULL:
         pthread_mutex_unlock(lock)
-        medium_report(b"blockdev: map node %lu (level %lu) does not verify: %4$s; run blockdevctl pool check\n",
-                      id, level, 0, failure or EIO)
+        medium_report(b"blockdev: %s: map node %lu (level %lu) does not verify; run blockdevctl pool check\n",
+                      failure or EIO, id, level)
         return failure or EIO
     count_u64(&store.nodes_faulted, 1)
     pthread_mutex_lock(&store.lock)
@@ -422,11 +425,11 @@ cdef void verify_resident(NodeStore* store) noexcept nogil:
         if medium_read(store.file, record + NODE_RECORD_BYTES, NODE_RECORD_BYTES, id * NODE_RECORD_BYTES):
             continue            # a medium that fails is no bug of ours
         if memcmp(record, record + NODE_RECORD_BYTES, NODE_RECORD_BYTES) != 0:
-            medium_report(b"blockdev: bug: clean map node %lu (level %lu) is not what its slot holds\n",
-                          id, node.level, 0, 0)
+            dprintf(2, b"blockdev: bug: clean map node %lu is not what its slot holds\n", <unsigned long>id)
             abort()
     if found != store.resident_count:
-        medium_report(b"blockdev: bug: %lu map nodes in memory, %lu counted\n", found, store.resident_count, 0, 0)
+        dprintf(2, b"blockdev: bug: %lu map nodes in memory, %lu counted\n", <unsigned long>found,
+                <unsigned long>store.resident_count)
         abort()
     free(record)
 
