@@ -38,9 +38,9 @@ EXTENSIONS = [
     extension("_disk"),
     extension("_pool"),
     extension("_replay"),
+    extension("_nbdkit_guard"),
+    extension("_nbdkit", libraries=[LIBPYTHON]),
 ]
-if os.path.exists("src/blockdev/_nbdkit.pyx"):
-    EXTENSIONS += [extension("_nbdkit_guard"), extension("_nbdkit", libraries=[LIBPYTHON])]
 
 setup(
     packages=[*find_packages("src"), "blockdev.targets"],
