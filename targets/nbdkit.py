@@ -123,12 +123,19 @@ def plugin_arguments(plugin: Plugin) -> list[str]:
     )
 
 
+def _threads(options: Options) -> int:
+    """Threads for one connection.  One under TLS: there the guard against clients that die does not reach (docs/nbd.md)."""
+    if options.threads is not None:
+        return options.threads
+    return 1 if options.tls_psk or options.tls_certificates else THREADS[options.plugin]
+
+
 def command(options: Options) -> list[str]:
     """nbdkit's command line, without what hands it its sockets.  No secret is in it: keys are named by file."""
     nbdkit = shutil.which("nbdkit")
     if nbdkit is None:
         raise NotFound("nbdkit is not installed: apt-get install nbdkit nbdkit-plugin-python")
-    arguments = [nbdkit, "--foreground", f"--threads={options.threads or THREADS[options.plugin]}"]
+    arguments = [nbdkit, "--foreground", f"--threads={_threads(options)}"]
     parameters = {"home": str(options.home.absolute()), "python": sys.executable, **options.parameters}
     if options.tls:
         # "on", not "require": nbdkit has one rule for all its sockets.  The plugin refuses TCP clients without TLS.

@@ -13,7 +13,8 @@ So nbdkit's own calls of read, send and close are redirected to the functions he
 Then nobody is left who could reply when a connection is marked dead.
 
 Invariants: `busy(fd)` counts the threads that have read a request from fd and not replied; a thread is counted on one fd at
-most, its `busy_fd`.  TLS connections do not pass here (gnutls has calls of its own) and do not have the fault.
+most, its `busy_fd`.  TLS connections do not pass here (gnutls has calls of its own): an engine that serves TLS gives
+a connection one thread (targets/nbdkit.py).
 """
 
 from libc.errno cimport EAGAIN, EINTR, EINVAL, ENOSYS, errno

@@ -60,7 +60,7 @@ def test_clients_killed_over_tls_disturb_nobody(idle_server: Server, seed: int, 
     keys = tmp_path / "keys.psk"
     subprocess.run(["psktool", "-u", "alice", "-p", keys], check=True, capture_output=True)
     idle_server.create()
-    engine = idle_server.start(tcp=("127.0.0.1", 0), tls_psk=keys, threads=16)
+    engine = idle_server.start(tcp=("127.0.0.1", 0), tls_psk=keys)
     assert engine.tcp is not None
     client = lose_clients(f"nbds://alice@127.0.0.1:{engine.tcp[1]}/{DISK}?tls-psk-file={keys}", seed)
     assert client.wait() == 0, client.communicate()[1]
