@@ -16,7 +16,6 @@ cdef int medium_close(int fd) noexcept nogil
 cdef int medium_read(int fd, void* buffer, uint64_t count, uint64_t offset) noexcept nogil   # EIO on a short file
 cdef int medium_write(int fd, const void* buffer, uint64_t count, uint64_t offset) noexcept nogil
 cdef int medium_sync(int fd) noexcept nogil                     # fdatasync
-cdef int medium_start_writeback(int fd, uint64_t offset, uint64_t count) noexcept nogil   # a hint, no durability
 cdef int medium_sync_directory(const char* path) noexcept nogil
 cdef int medium_rename(const char* source, const char* destination) noexcept nogil
 cdef int medium_truncate(int fd, uint64_t size_bytes) noexcept nogil

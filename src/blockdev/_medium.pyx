@@ -14,11 +14,6 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void* buffer, size_t count, long long offset)
     ssize_t pwrite(int fd, const void* buffer, size_t count, long long offset)
 
-cdef extern from "<fcntl.h>" nogil:
-    int sync_file_range(int fd, long long offset, long long count, unsigned int flags)
-    enum:
-        SYNC_FILE_RANGE_WRITE
-
 cdef extern from "<stdio.h>" nogil:
     int rename(const char* source, const char* destination)
     int dprintf(int fd, const char* format, ...)
@@ -77,10 +72,6 @@ cdef int medium_write(int fd, const void* buffer, uint64_t count, uint64_t offse
 
 cdef int medium_sync(int fd) noexcept nogil:
     return errno if fdatasync(fd) < 0 else 0
-
-
-cdef int medium_start_writeback(int fd, uint64_t offset, uint64_t count) noexcept nogil:
-    return errno if sync_file_range(fd, offset, count, SYNC_FILE_RANGE_WRITE) < 0 else 0
 
 
 cdef int medium_sync_directory(const char* path) noexcept nogil:
