@@ -4,7 +4,8 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 EXTENSION_SOURCES := setup.py $(wildcard src/blockdev/*.pyx src/blockdev/*.pxd)
 
-.PHONY: run test lint build setup bench clean
+.PHONY: run test torture lint build setup bench clean
+.SECONDARY:
 
 build: $(VENV)/.built
 
@@ -19,14 +20,22 @@ $(VENV)/.built: $(VENV)/.installed $(EXTENSION_SOURCES)
 	flock $(VENV)/.lock scripts/build $(VENV)
 	touch $@
 
+# the engine with a hook in its medium, for tests/torture; and without checksums, for bench
+build/%/.built: $(VENV)/.built
+	flock $(VENV)/.lock scripts/build-variant $(VENV) $*
+	touch $@
+
 run: build
 	scripts/run-demo $(if $(IMAGE),--image "$(IMAGE)")
 
 lint: build
 	scripts/lint
 
-test: build lint
+test: build build/torture/.built lint
 	$(PYTHON) -m pytest
+
+torture: build build/torture/.built
+	$(PYTHON) -m tests.torture --seeds $(or $(SEEDS),1000)
 
 bench: build
 	$(PYTHON) -m bench $(if $(QUICK),--quick)

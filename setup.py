@@ -1,7 +1,10 @@
 """Build the Cython extensions; everything else about the package is in pyproject.toml.
 
-BLOCKDEV_DEBUG=1 builds with bounds checks, the undefined behaviour sanitizer (a finding ends the process) and O(N)
-verification (C macro BLOCKDEV_DEBUG).
+BLOCKDEV_VARIANT, or BLOCKDEV_DEBUG=1 for debug:
+  release     what ships
+  debug       bounds checks, the undefined behaviour sanitizer (a finding ends the process) and O(N) verification
+  torture     the medium asks a hook, planted bugs can be switched on (tests/torture)
+  unchecked   no checksums: what they cost is measured against it (bench)
 """
 
 import os
@@ -11,8 +14,15 @@ from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
 
 SANITIZE = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
-DEBUG = os.environ.get("BLOCKDEV_DEBUG") == "1"
-COMPILE_ARGS = ["-O1", "-g", "-DBLOCKDEV_DEBUG=1", *SANITIZE] if DEBUG else ["-O3", "-g1", "-fno-plt"]
+OPTIMIZE = ["-O3", "-g1", "-fno-plt"]
+COMPILE_ARGS = {
+    "release": OPTIMIZE,
+    "debug": ["-O1", "-g", "-DBLOCKDEV_DEBUG=1", *SANITIZE],
+    "torture": ["-O1", "-g1", "-DBLOCKDEV_TORTURE=1"],
+    "unchecked": [*OPTIMIZE, "-DBLOCKDEV_UNCHECKED=1"],
+}
+VARIANT = "debug" if os.environ.get("BLOCKDEV_DEBUG") == "1" else os.environ.get("BLOCKDEV_VARIANT", "release")
+DEBUG = VARIANT == "debug"
 WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-sign-compare", "-Wno-maybe-uninitialized"]
 
 
@@ -20,7 +30,7 @@ def extension(name: str, **options: list[str]) -> Extension:
     return Extension(
         f"blockdev.{name}",
         [f"src/blockdev/{name}.pyx"],
-        extra_compile_args=COMPILE_ARGS + WARNINGS,
+        extra_compile_args=COMPILE_ARGS[VARIANT] + WARNINGS,
         extra_link_args=["-pthread", *(SANITIZE if DEBUG else [])],
         define_macros=[("_GNU_SOURCE", "1")],
         **options,

@@ -2,9 +2,37 @@
 
 All functions return 0 or a positive errno, loop over short transfers and EINTR, and may be called without the GIL.
 A failed sync is never retried: the kernel may have dropped the pages (see the fsync(2) notes); the log poisons itself.
+
+A torture build (BLOCKDEV_VARIANT=torture, see docs/hacking.md) asks a hook before each call, which may record it, let it
+fail, cut it short or swallow it, and can switch one planted bug on.  In every other build both are constants that the
+compiler removes.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
+
+cdef extern from *:
+    """
+    #ifdef BLOCKDEV_TORTURE
+    #define TORTURE_BUILD 1
+    #else
+    #define TORTURE_BUILD 0
+    #endif
+    """
+    bint TORTURE_BUILD
+
+cpdef enum PlantedBug:                  # each breaks one promise; tests/torture must catch every one of them
+    BUG_NONE = 0
+    BUG_FLUSH_WITHOUT_SYNC = 1          # a flush is replied to before its segments are synced
+    BUG_NO_DIRECTORY_SYNC = 2           # a new segment's name is not made durable
+    BUG_NODES_NOT_SYNCED = 3            # a checkpoint's superblock is written before its nodes are durable
+    BUG_SLOTS_REUSED_EARLY = 4          # node slots are used again while the older superblock names them
+    BUG_ONE_SUPERBLOCK = 5              # every checkpoint overwrites the same superblock
+    BUG_TORN_PAYLOAD_TAKEN = 6          # recovery believes a header without looking at its payload
+    BUG_TAIL_NOT_CUT = 7                # recovery leaves torn batches behind the end
+    BUG_ENTRY_BEFORE_CUT_LOST = 8       # a checkpoint's LSN is one too high
+    BUG_SYNC_FAILURE_IGNORED = 9        # a failed fdatasync counts as done
+    BUG_TABLE_NOT_SYNCED = 10           # the superblock names a table that is not durable
+    BUG_LOG_BEHIND_CHECKPOINT = 11      # a checkpoint does not wait for the log up to its cut
 
 cdef enum:
     MEDIUM_READ = 0          # open for reading
@@ -20,5 +48,12 @@ cdef int medium_sync_directory(const char* path) noexcept nogil
 cdef int medium_rename(const char* source, const char* destination) noexcept nogil
 cdef int medium_truncate(int fd, uint64_t size_bytes) noexcept nogil
 cdef int medium_unlink(const char* path) noexcept nogil
+cdef int medium_make_directory(const char* path) noexcept nogil
 cdef int medium_size(int fd, uint64_t* size_bytes) noexcept nogil
 cdef void medium_report(const char* format, int error, uint64_t a, uint64_t b) noexcept nogil
+
+cdef bint medium_planted(PlantedBug bug) noexcept nogil
+
+cdef inline bint planted(PlantedBug bug) noexcept nogil:
+    """Whether a planted bug is switched on: never, outside of a torture build."""
+    return TORTURE_BUILD and medium_planted(bug)

@@ -2,11 +2,12 @@
 
 import os
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EINTR, EIO, errno
 from libc.stdint cimport uint64_t
 from posix.unistd cimport close, fdatasync, fsync, ftruncate, unlink
 from posix.fcntl cimport O_CLOEXEC, O_CREAT, O_DIRECTORY, O_EXCL, O_RDONLY, O_RDWR, open as posix_open
-from posix.stat cimport fstat, struct_stat
+from posix.stat cimport fstat, mkdir, struct_stat
 
 from blockdev import errors
 
@@ -22,26 +23,111 @@ cdef extern from "<string.h>" nogil:
     char* strerror(int number)
 
 
+# --- the hook of torture builds --------------------------------------------------------------------------------------
+
+cdef struct Verdict:            # of the hook, about one call
+    int failure                 # errno to answer with; 0: none
+    bint swallow                # do nothing and answer 0
+    uint64_t limit              # bytes that one transfer moves at most; before `failure`, when that is set
+
+cdef object hook = None
+cdef PlantedBug planted_bug = BUG_NONE
+
+
+def intercept(new_hook):
+    """Torture builds: from now on ask `new_hook` before each call to the medium; None: nobody.
+
+    It is called as new_hook(operation, fd, path, other, data, offset): operation "open", "create", "close", "read",
+    "write", "sync", "sync_directory", "rename" (other: destination), "truncate" (offset: size), "unlink",
+    "make_directory"; what does not apply is None, -1 or 0.  After a successful open it is called once more with
+    "opened", which has both fd and path.  It returns None to go on, or (errno, swallow, limit in bytes).  It is called
+    with the GIL, from any thread.
+    """
+    global hook
+    if not TORTURE_BUILD:
+        raise RuntimeError("only a torture build can be intercepted: make build/torture/.built")
+    hook = new_hook
+
+
+def plant(bug):
+    """Torture builds: switch one PlantedBug on (and all others off)."""
+    global planted_bug
+    if not TORTURE_BUILD:
+        raise RuntimeError("only a torture build has planted bugs: make build/torture/.built")
+    planted_bug = bug
+
+
+cdef bint medium_planted(PlantedBug bug) noexcept nogil:
+    return planted_bug == bug
+
+
+cdef Verdict ask(
+    const char* operation, int fd, const char* path, const char* other, const void* data, uint64_t count, uint64_t offset
+) noexcept with gil:
+    cdef Verdict verdict
+    verdict.failure = 0
+    verdict.swallow = False
+    verdict.limit = <uint64_t>-1
+    if hook is None:
+        return verdict
+    answer = hook(
+        operation.decode(), fd, None if path == NULL else os.fsdecode(path), None if other == NULL else os.fsdecode(other),
+        None if data == NULL else PyBytes_FromStringAndSize(<const char*>data, count), offset)
+    if answer is not None:
+        verdict.failure, verdict.swallow, verdict.limit = answer
+    return verdict
+
+
+cdef inline bint settled(
+    const char* operation, int fd, const char* path, const char* other, uint64_t offset, int* failure
+) noexcept nogil:
+    """Whether the hook has decided what a call without a transfer answers."""
+    cdef Verdict verdict
+    if not TORTURE_BUILD:
+        return False
+    verdict = ask(operation, fd, path, other, NULL, 0, offset)
+    failure[0] = verdict.failure
+    return verdict.failure != 0 or verdict.swallow
+
+
+# --- the calls -------------------------------------------------------------------------------------------------------
+
 cdef int medium_open(const char* path, int mode, int* fd) noexcept nogil:
     cdef int flags = O_CLOEXEC
+    cdef int failure = 0
     if mode == MEDIUM_READ:
         flags |= O_RDONLY
     elif mode == MEDIUM_WRITE:
         flags |= O_RDWR
     else:
         flags |= O_RDWR | O_CREAT | O_EXCL
+    if settled(b"create" if mode == MEDIUM_CREATE else b"open", -1, path, NULL, 0, &failure):
+        return failure
     fd[0] = posix_open(path, flags, 0o600)
-    return errno if fd[0] < 0 else 0
+    if fd[0] < 0:
+        return errno
+    if TORTURE_BUILD:
+        ask(b"opened", fd[0], path, NULL, NULL, 0, 0)
+    return 0
 
 
 cdef int medium_close(int fd) noexcept nogil:
+    if TORTURE_BUILD:
+        ask(b"close", fd, NULL, NULL, NULL, 0, 0)
     return errno if close(fd) < 0 else 0
 
 
 cdef int medium_read(int fd, void* buffer, uint64_t count, uint64_t offset) noexcept nogil:
     cdef ssize_t got
+    cdef uint64_t limit = count
+    cdef Verdict verdict
+    if TORTURE_BUILD:
+        verdict = ask(b"read", fd, NULL, NULL, NULL, count, offset)
+        if verdict.failure:
+            return verdict.failure
+        limit = verdict.limit
     while count:
-        got = pread(fd, buffer, count, offset)
+        got = pread(fd, buffer, count if count < limit else limit, offset)
         if got < 0:
             if errno == EINTR:
                 continue
@@ -56,8 +142,19 @@ cdef int medium_read(int fd, void* buffer, uint64_t count, uint64_t offset) noex
 
 cdef int medium_write(int fd, const void* buffer, uint64_t count, uint64_t offset) noexcept nogil:
     cdef ssize_t done
+    cdef uint64_t limit = count
+    cdef int failure = 0
+    cdef Verdict verdict
+    if TORTURE_BUILD:
+        verdict = ask(b"write", fd, NULL, NULL, buffer, count, offset)
+        if verdict.swallow:
+            return 0
+        limit = verdict.limit
+        failure = verdict.failure
+        if failure:
+            count = count if count < limit else limit
     while count:
-        done = pwrite(fd, buffer, count, offset)
+        done = pwrite(fd, buffer, count if count < limit else limit, offset)
         if done < 0:
             if errno == EINTR:
                 continue
@@ -67,16 +164,22 @@ cdef int medium_write(int fd, const void* buffer, uint64_t count, uint64_t offse
         buffer = <const char*>buffer + done
         count -= done
         offset += done
-    return 0
+    return failure
 
 
 cdef int medium_sync(int fd) noexcept nogil:
+    cdef int failure = 0
+    if settled(b"sync", fd, NULL, NULL, 0, &failure):
+        return failure
     return errno if fdatasync(fd) < 0 else 0
 
 
 cdef int medium_sync_directory(const char* path) noexcept nogil:
-    cdef int fd = posix_open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
     cdef int failure = 0
+    cdef int fd
+    if settled(b"sync_directory", -1, path, NULL, 0, &failure):
+        return failure
+    fd = posix_open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
     if fd < 0:
         return errno
     if fsync(fd) < 0:
@@ -86,15 +189,31 @@ cdef int medium_sync_directory(const char* path) noexcept nogil:
 
 
 cdef int medium_rename(const char* source, const char* destination) noexcept nogil:
+    cdef int failure = 0
+    if settled(b"rename", -1, source, destination, 0, &failure):
+        return failure
     return errno if rename(source, destination) < 0 else 0
 
 
 cdef int medium_truncate(int fd, uint64_t size_bytes) noexcept nogil:
+    cdef int failure = 0
+    if settled(b"truncate", fd, NULL, NULL, size_bytes, &failure):
+        return failure
     return errno if ftruncate(fd, size_bytes) < 0 else 0
 
 
 cdef int medium_unlink(const char* path) noexcept nogil:
+    cdef int failure = 0
+    if settled(b"unlink", -1, path, NULL, 0, &failure):
+        return failure
     return errno if unlink(path) < 0 else 0
+
+
+cdef int medium_make_directory(const char* path) noexcept nogil:
+    cdef int failure = 0
+    if settled(b"make_directory", -1, path, NULL, 0, &failure):
+        return failure
+    return errno if mkdir(path, 0o700) < 0 else 0
 
 
 cdef int medium_size(int fd, uint64_t* size_bytes) noexcept nogil:
@@ -135,21 +254,35 @@ def read_file(str path, uint64_t limit_bytes):
     return bytes(content)
 
 
-def write_file_durably(str path, bytes content, bint create):
-    """Write `content` at offset 0 and fdatasync it.  `create`: the file must not exist; else it must."""
+def write_file(str path, chunks, bint create, bint durable):
+    """Write an iterable of bytes from offset 0 on, and fdatasync it if `durable`.
+
+    create: the file must not exist; else it must.
+    """
     cdef int fd = -1
-    cdef const char* place = content
-    cdef uint64_t count = len(content)
-    cdef int failure
+    cdef const char* place
+    cdef uint64_t count, offset = 0
+    cdef int failure = 0
     _check(medium_open(path.encode(), MEDIUM_CREATE if create else MEDIUM_WRITE, &fd), path)
     try:
-        with nogil:
-            failure = medium_write(fd, place, count, 0)
-            if failure == 0:
+        for chunk in chunks:
+            place = chunk
+            count = len(chunk)
+            with nogil:
+                failure = medium_write(fd, place, count, offset)
+            _check(failure, path)
+            offset += count
+        if durable:
+            with nogil:
                 failure = medium_sync(fd)
-        _check(failure, path)
+            _check(failure, path)
     finally:
         medium_close(fd)
+
+
+def make_directory(str path):
+    """Make a directory, mode 0700; durable after sync_directory of the one it is in."""
+    _check(medium_make_directory(path.encode()), path)
 
 
 def sync_directory(str path):

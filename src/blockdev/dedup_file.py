@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+from collections.abc import Iterator
 
 import xxhash
 
@@ -26,14 +27,19 @@ def _path(pool_path: str) -> str:
 def save(pool_path: str, core: _pool.Core) -> None:
     """Replace the saved index by the one in memory; keeps the old one when that cannot be."""
     new = _path(pool_path) + ".new"
-    with contextlib.suppress(OSError, MediumError):
-        with open(new, "wb") as file:
-            first = 0
-            while (entries := core.export_dedup(first, BUCKETS)) is not None:
-                file.write(CHUNK.pack(MAGIC, len(entries), xxhash.xxh3_64_intdigest(entries)))
-                file.write(entries)
-                first += BUCKETS
+    with contextlib.suppress(MediumError):
+        if os.path.exists(new):
+            _medium.unlink_file(new)
+        _medium.write_file(new, _chunks(core), create=True, durable=False)
         _medium.rename_file(new, _path(pool_path))
+
+
+def _chunks(core: _pool.Core) -> Iterator[bytes]:
+    first = 0
+    while (entries := core.export_dedup(first, BUCKETS)) is not None:
+        yield CHUNK.pack(MAGIC, len(entries), xxhash.xxh3_64_intdigest(entries))
+        yield entries
+        first += BUCKETS
 
 
 def load(pool_path: str, core: _pool.Core) -> None:

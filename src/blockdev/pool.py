@@ -433,7 +433,7 @@ class Pool:
         path = table_path(self.path, table.number)
         if os.path.exists(path):  # left by a checkpoint that did not come to its superblock
             _medium.unlink_file(path)
-        _medium.write_file_durably(path, content, create=True)
+        _medium.write_file(path, [content], create=True, durable=True)
         _medium.sync_directory(f"{self.path}/map")
         return self._superblock._replace(
             sequence=self._superblock.sequence + 1,
@@ -572,18 +572,19 @@ def _write_new_pool(path: str, capacity_bytes: int, segment_slots: int) -> None:
     making = f"{path}.making-{os.getpid()}"
     shutil.rmtree(making, ignore_errors=True)
     try:
-        os.makedirs(f"{making}/segments", mode=0o700)
-        os.mkdir(f"{making}/map", mode=0o700)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        for directory in (making, f"{making}/segments", f"{making}/map"):
+            _medium.make_directory(directory)
         table = records.encode_table(Table(1, 0, 1, 1, 0, 1, 1, [], b"", b""))
-        _medium.write_file_durably(table_path(making, 1), table, create=True)
-        _medium.write_file_durably(f"{making}/map/nodes", b"", create=True)
+        _medium.write_file(table_path(making, 1), [table], create=True, durable=True)
+        _medium.write_file(f"{making}/map/nodes", [], create=True, durable=True)
         checksum = xxhash.xxh3_64_intdigest(table)
         first = Superblock(
             uuid_module.uuid4().bytes, 0, 1, len(table), checksum, segment_slots, capacity_bytes, int(now_seconds())
         )
         for block in (first, first._replace(sequence=1)):
-            content = superblock.encode(block)
-            _medium.write_file_durably(superblock.path_of(making, block.sequence), content, create=True)
+            content = [superblock.encode(block)]
+            _medium.write_file(superblock.path_of(making, block.sequence), content, create=True, durable=True)
         for directory in (f"{making}/map", making):
             _medium.sync_directory(directory)
         _medium.rename_file(making, path)

@@ -116,6 +116,6 @@ def write(pool_path: str, block: Superblock) -> None:
     """Write over the older superblock, or make it anew if it was lost; durable on return."""
     path = path_of(pool_path, block.sequence % 2)
     lost = not os.path.exists(path)
-    _medium.write_file_durably(path, encode(block), create=lost)
+    _medium.write_file(path, [encode(block)], create=lost, durable=True)
     if lost:
         _medium.sync_directory(pool_path)
