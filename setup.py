@@ -48,6 +48,7 @@ EXTENSIONS = [
     extension("_disk"),
     extension("_pool"),
     extension("_replay"),
+    extension("_check"),
     extension("_nbdkit_guard"),
     extension("_nbdkit", libraries=[LIBPYTHON]),
 ]

@@ -1,4 +1,4 @@
-"""Reading a pool back: replay of the log after a checkpoint, and the walk that check and scrub make.
+"""Reading a pool back: replay of the log after a checkpoint.
 
 Replay takes the longest run of batches that verify, from the checkpoint's position on, with LSNs that follow each other.
 A batch at or after the highest `durable_lsn` seen also needs its payload to verify: only there may a write be torn.

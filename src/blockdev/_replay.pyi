@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 
 from blockdev._pool import Core, DiskObject
-from blockdev.types import Extent
 
 class Replay:
     def __init__(
@@ -15,8 +14,3 @@ class Replay:
     def end(self) -> tuple[int, int, int]: ...
     def apply(self, on_record: Callable[[bytes, int], None]) -> None: ...
     def finish(self, segments_path: str) -> tuple[int, int]: ...
-
-class Checker:
-    blocks: int
-    def __init__(self, core: Core, read_blocks: bool) -> None: ...
-    def walk(self, thing: DiskObject) -> list[tuple[Extent, str]]: ...

@@ -26,8 +26,8 @@ from typing import NamedTuple, TypeAlias
 import xxhash
 
 from blockdev import _medium, _pool, dedup_file, records, superblock
+from blockdev._check import Checker
 from blockdev._pool import RecordType, VDisk, VDiskSnapshot
-from blockdev._replay import Checker
 from blockdev.clock import now_seconds
 from blockdev.constants import (
     BLOCK_BYTES,

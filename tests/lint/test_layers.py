@@ -17,7 +17,7 @@ LEVELS = [
     {"_cow"},
     {"_disk"},
     {"_pool", "records", "superblock"},
-    {"_replay", "dedup_file"},
+    {"_replay", "_check", "dedup_file"},
     {"recovery", "maintenance"},
     {"pool"},
     {""},  # the package itself: it names Pool and checks the extensions' versions
