@@ -34,7 +34,7 @@ cdef struct PoolState:
     Log* log
     NodeStore* nodes
     DedupIndex* dedup
-    int node_file
+    int node_files[2]               # map/nodes and its mirror, owned
     # held shared from the append of an entry to its effect on the map, exclusively for the instant of a checkpoint's cut:
     # then maps and log agree
     pthread_rwlock_t cut_lock

@@ -1,7 +1,7 @@
 """The log: segments of blocks, the batches appended to them, and group commit.
 
-A batch is one header slot (what it holds, for whom, and its checksum) and up to 124 payload slots; one append of a batch
-makes data and mapping durable together once synced.  Batches are written in order, each with the next LSN; recovery takes
+A batch is one header slot (what it holds, for whom, and its checksum), up to 124 payload slots, and the header slot
+again: one lost sector loses no mapping.  One append of a batch makes data and mapping durable together once synced.  Batches are written in order, each with the next LSN; recovery takes
 the longest run of them that verifies.
 
 Threads: any may append, flush and read.  Appending reserves a place under log.lock, copies outside of it, and the batch is
@@ -20,6 +20,7 @@ from blockdev._sync cimport pthread_cond_t, pthread_mutex_t
 cdef enum:
     SLOT_BYTES = 4096
     BATCH_ENTRIES_MAX = 124         # what a header slot has room for
+    BATCH_SLOTS_MAX = 126           # with both copies of the header
     BATCH_RING = 16                 # batches in memory: one open, the others being written
     SEGMENTS_MAX = 1 << 22
     UNSYNCED_MAX = 4096             # segments rolled since the last flush
@@ -51,7 +52,7 @@ cdef struct BatchHeader:            # 128 bytes, then entry_count entries, zeros
     uint64_t first_lsn              # of its first entry; a reference takes as many LSNs as it has blocks, the others one
     uint64_t durable_lsn            # everything below was durable when this batch was written
     uint16_t entry_count
-    uint16_t payload_count          # slots that follow this one
+    uint16_t payload_count          # slots that follow; then the second copy of this one
     uint32_t lsn_count              # of all its entries
     uint8_t reserved[64]
 
@@ -90,7 +91,7 @@ cdef struct SegmentStore:           # the local directory of segments; the narro
     pthread_mutex_t evict_lock
 
 cdef struct Batch:
-    char* slots                     # header, then payload: (1 + BATCH_ENTRIES_MAX) * SLOT_BYTES, aligned
+    char* slots                     # header, payload, header: BATCH_SLOTS_MAX * SLOT_BYTES, aligned
     Segment* segment
     uint32_t index                  # of the header slot
     uint32_t entry_count
@@ -139,7 +140,10 @@ cdef void segment_unpin(SegmentStore* store, Segment* segment) noexcept nogil
 cdef int segment_read(Segment* segment, uint32_t index, uint32_t count, void* buffer) noexcept nogil
 cdef int segment_seal(SegmentStore* store, Segment* segment, bint truncate) noexcept nogil
 cdef uint64_t entry_lsn_count(const BatchEntry* entry) noexcept nogil
-cdef int batch_verify(SegmentStore* store, Segment* segment, uint32_t index, const char* slot) noexcept nogil
+cdef uint32_t batch_slots(const BatchHeader* header) noexcept nogil
+cdef uint32_t batch_recognise(SegmentStore* store, Segment* segment, uint32_t place, const char* slot) noexcept nogil
+cdef int batch_find(
+    SegmentStore* store, Segment* segment, uint32_t index, uint64_t size_bytes, char* slot) noexcept nogil
 
 # log
 cdef Log* log_create(SegmentStore* segments, uint32_t next_id, uint64_t next_lsn) noexcept nogil

@@ -215,6 +215,11 @@ cdef uint64_t entry_lsn_count(const BatchEntry* entry) noexcept nogil:
     return entry.b if entry.kind == ENTRY_REFERENCE else 1
 
 
+cdef uint32_t batch_slots(const BatchHeader* header) noexcept nogil:
+    """Slots of a batch, with both copies of its header."""
+    return 2 + header.payload_count
+
+
 cdef int batch_verify(SegmentStore* store, Segment* segment, uint32_t index, const char* slot) noexcept nogil:
     """0 when `slot` is the header of a batch of this segment at this index, with counts in bounds; EIO otherwise."""
     cdef const BatchHeader* header = <const BatchHeader*>slot
@@ -226,7 +231,7 @@ cdef int batch_verify(SegmentStore* store, Segment* segment, uint32_t index, con
             or header.checksum != checksum64(&header.uuid, SLOT_BYTES - 16)
             or header.entry_count == 0 or header.entry_count > BATCH_ENTRIES_MAX
             or header.payload_count > BATCH_ENTRIES_MAX
-            or index + 1 + <uint64_t>header.payload_count > store.segment_slots):
+            or index + <uint64_t>batch_slots(header) > store.segment_slots):
         return EIO
     for i in range(header.entry_count):
         lsn_count += entry_lsn_count(&entries[i])
@@ -241,6 +246,36 @@ cdef int batch_verify(SegmentStore* store, Segment* segment, uint32_t index, con
                 return EIO
             payload += entries[i].object
     return 0 if payload == header.payload_count and lsn_count == header.lsn_count else EIO
+
+
+cdef uint32_t batch_recognise(SegmentStore* store, Segment* segment, uint32_t place, const char* slot) noexcept nogil:
+    """The index of the batch that has a copy of its header at `place`, which holds `slot`; 0: it is no header."""
+    cdef const BatchHeader* header = <const BatchHeader*>slot
+    if header.index != place and header.index + <uint64_t>batch_slots(header) - 1 != place:
+        return 0
+    return 0 if batch_verify(store, segment, header.index, slot) else header.index
+
+
+cdef int batch_find(
+    SegmentStore* store, Segment* segment, uint32_t index, uint64_t size_bytes, char* slot
+) noexcept nogil:
+    """The verified header of the batch at `index`, from either copy; ENOENT: there is none; else it cannot be told.
+
+    size_bytes: of the file.  The second copy's place depends on the payload, so it is looked for wherever it may be.
+    """
+    cdef uint32_t place
+    cdef int failure, unread = 0
+    if index == 0 or index >= store.segment_slots:
+        return ENOENT
+    for place in range(index, index + BATCH_SLOTS_MAX):
+        if (<uint64_t>place + 1) * SLOT_BYTES > size_bytes:
+            break
+        failure = medium_read(segment.file, slot, SLOT_BYTES, <uint64_t>place * SLOT_BYTES)
+        if failure:
+            unread = failure
+        elif batch_recognise(store, segment, place, slot) == index:
+            return 0
+    return unread or ENOENT
 
 
 cdef void take_fingerprints(const char* slot, uint32_t index, Fingerprint* fingerprints) noexcept nogil:
@@ -261,7 +296,7 @@ cdef int scan_batches(SegmentStore* store, Segment* segment, uint64_t size_bytes
     """Rebuild slot count and fingerprints from the batch headers of a segment without a trailer."""
     cdef char slot[SLOT_BYTES]
     cdef BatchHeader* header = <BatchHeader*>slot
-    cdef uint32_t index = 1, end = 1
+    cdef uint32_t index = 1, end = 1, found
     cdef Fingerprint* fingerprints = <Fingerprint*>calloc(store.segment_slots, sizeof(Fingerprint))
     if fingerprints == NULL:
         return ENOMEM
@@ -271,15 +306,15 @@ cdef int scan_batches(SegmentStore* store, Segment* segment, uint64_t size_bytes
             segment.unread += 1
             index += 1
             continue
-        if batch_verify(store, segment, index, slot):
-            index += 1          # a damaged header costs its batch, not those behind it
+        found = batch_recognise(store, segment, index, slot)
+        if found < end:
+            index += 1          # both copies of a header damaged cost that batch, not those behind it
             continue
-        take_fingerprints(slot, index, fingerprints)
+        take_fingerprints(slot, found, fingerprints)
         if end == 1:
             segment.first_lsn = header.first_lsn
         segment.end_lsn = header.first_lsn + header.lsn_count
-        index += 1 + header.payload_count
-        end = index
+        index = end = found + batch_slots(header)
     segment.fingerprints = fingerprints
     segment.slot_count = end
     return 0
@@ -420,7 +455,7 @@ cdef Log* log_create(SegmentStore* segments, uint32_t next_id, uint64_t next_lsn
     pthread_mutex_init(&log.lock, NULL)
     pthread_cond_init(&log.changed, NULL)
     for i in range(BATCH_RING):
-        log.ring[i].slots = <char*>aligned_zeroed(SLOT_BYTES, (1 + BATCH_ENTRIES_MAX) * SLOT_BYTES)
+        log.ring[i].slots = <char*>aligned_zeroed(SLOT_BYTES, BATCH_SLOTS_MAX * SLOT_BYTES)
         if log.ring[i].slots == NULL:
             log_destroy(log)
             return NULL
@@ -458,6 +493,8 @@ cdef void log_poison(Log* log, int failure) noexcept nogil:
 cdef void close_batch(Log* log) noexcept nogil:
     """End the open batch; log_drain will write it.  Caller holds log.lock."""
     if log.open:
+        store_u32(&log.segment.slot_count, log.segment.slot_count + 1)      # the second copy of its header
+        add_u64(&log.segments.bytes_used, SLOT_BYTES)
         log.open = False
         log.open_number += 1
 
@@ -494,7 +531,7 @@ cdef int open_batch(Log* log, uint32_t payload_slots) noexcept nogil:
         return EIO
     if log.open:                    # someone else began it while we waited
         return 0
-    if log.segment == NULL or log.segment.slot_count + 1 + payload_slots > log.segments.segment_slots:
+    if log.segment == NULL or log.segment.slot_count + 2 + payload_slots > log.segments.segment_slots:
         failure = roll_segment(log)
         if failure:
             return failure
@@ -514,7 +551,7 @@ cdef int open_batch(Log* log, uint32_t payload_slots) noexcept nogil:
 cdef inline bint batch_has_room(Log* log, Batch* batch, uint32_t payload_slots) noexcept nogil:
     return (batch.entry_count < BATCH_ENTRIES_MAX
             and batch.payload_count + payload_slots <= BATCH_ENTRIES_MAX
-            and batch.segment.slot_count + payload_slots <= log.segments.segment_slots)
+            and batch.segment.slot_count + payload_slots + 1 <= log.segments.segment_slots)
 
 
 cdef int reserve(Log* log, EntryKind kind, uint32_t payload_slots, Batch** out, bint* closed) noexcept nogil:
@@ -528,7 +565,7 @@ cdef int reserve(Log* log, EntryKind kind, uint32_t payload_slots, Batch** out, 
         limit = log.data_limit_bytes
     elif kind != ENTRY_RECORD:      # guests leave half of the reserve: a delete must always be possible
         limit -= (log.hard_limit_bytes - log.data_limit_bytes) // 2
-    if load_u64(&log.segments.bytes_used) + (payload_slots + <uint64_t>1) * SLOT_BYTES > limit:
+    if load_u64(&log.segments.bytes_used) + (payload_slots + <uint64_t>2) * SLOT_BYTES > limit:
         return ENOSPC
     while True:
         batch = &log.ring[log.open_number % BATCH_RING]
@@ -659,11 +696,12 @@ cdef int write_batch(Log* log, Batch* batch) noexcept nogil:
     header.lsn_count = batch.lsn_count
     header.payload_count = batch.payload_count
     header.checksum = checksum64(&header.uuid, SLOT_BYTES - 16)
-    failure = medium_write(batch.segment.file, batch.slots, (1 + <uint64_t>batch.payload_count) * SLOT_BYTES,
+    memcpy(batch.slots + (1 + <uint64_t>batch.payload_count) * SLOT_BYTES, header, SLOT_BYTES)
+    failure = medium_write(batch.segment.file, batch.slots, <uint64_t>batch_slots(header) * SLOT_BYTES,
                            <uint64_t>batch.index * SLOT_BYTES)
     if not failure:
         count_u64(&log.batches, 1)
-        store_u64(&log.first_unwritten, make_address(batch.segment.id, batch.index + 1 + batch.payload_count))
+        store_u64(&log.first_unwritten, make_address(batch.segment.id, batch.index + batch_slots(header)))
     return failure
 
 

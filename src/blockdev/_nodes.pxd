@@ -1,6 +1,7 @@
 """The store of map nodes: their slots in the node file, the table of those in memory, and checkpoints of them.
 
-A node's id is its slot in the node file.  A slot that a durable checkpoint holds is never rewritten.  A node that is
+A node's id is its slot in the node file, and in the mirror, which holds every node once more: what does not verify in
+one is taken from the other and written back.  A slot that a durable checkpoint holds is never rewritten otherwise.  A node that is
 clean (its slot holds it) never changes again; nodes of the current generation may be changed in place by their owner.
 
 Readers take no lock: they enter a read section, load ids, get nodes.  Nodes that were unpublished are freed only after
@@ -48,7 +49,7 @@ cdef struct SlotVector:
     uint64_t room
 
 cdef struct NodeStore:
-    int file                        # map/nodes
+    int files[2]                    # map/nodes and map/nodes-mirror
     uint8_t uuid[16]                # of the pool, in every record
     uint64_t generation             # atomic; changes only while the pool's cut_lock is held exclusively
     MapNode*** chunks               # node table: id -> node in memory or NULL
@@ -70,9 +71,11 @@ cdef struct NodeStore:
     uint64_t nodes_copied
     uint64_t nodes_visited          # by diff
     uint64_t nodes_faulted
+    uint64_t nodes_healed           # copies written anew from the other one
     uint64_t nodes_evicted
 
-cdef NodeStore* nodes_create(int file, const uint8_t* uuid, uint64_t generation, uint64_t next_id) noexcept nogil
+cdef NodeStore* nodes_create(
+    int file, int mirror, const uint8_t* uuid, uint64_t generation, uint64_t next_id) noexcept nogil
 cdef void nodes_destroy(NodeStore* store) noexcept nogil
 
 cdef uint32_t nodes_enter(NodeStore* store) noexcept nogil          # begin a read section; returns the token to leave with
@@ -110,9 +113,11 @@ cdef inline int node_get(NodeStore* store, uint64_t id, uint32_t level, MapNode*
     return 0
 
 
+cdef int node_heal(NodeStore* store, uint64_t id, uint32_t level, uint32_t* healed) noexcept nogil
+
 # checkpoint: freeze while the pool's cut_lock is held exclusively; write and finish at leisure
 cdef MapNode* nodes_freeze(NodeStore* store) noexcept nogil
-cdef int nodes_write(NodeStore* store, MapNode* frozen) noexcept nogil
+cdef int nodes_write(NodeStore* store, MapNode* frozen) noexcept nogil          # both copies, synced
 cdef void nodes_thaw(NodeStore* store, MapNode* frozen) noexcept nogil         # a failed checkpoint: dirty again
 cdef void nodes_finish(NodeStore* store, MapNode* frozen) noexcept nogil       # written and synced: clean
 cdef void nodes_release_slots(NodeStore* store, uint64_t generation) noexcept nogil

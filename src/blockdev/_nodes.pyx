@@ -6,7 +6,7 @@ from libc.stdlib cimport abort, calloc, free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from blockdev._dedup cimport checksum64
-from blockdev._medium cimport medium_read, medium_report, medium_write
+from blockdev._medium cimport medium_read, medium_report, medium_sync, medium_write
 from blockdev._sync cimport (
     add_u64, aligned_zeroed, count_u64, load_pointer, load_u64, pthread_mutex_destroy, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, store_pointer, store_u64, thread_stripe,
@@ -46,7 +46,9 @@ cdef struct NodeHeader:                         # the first 64 bytes of a record
 
 # --- the store -------------------------------------------------------------------------------------------------------
 
-cdef NodeStore* nodes_create(int file, const uint8_t* uuid, uint64_t generation, uint64_t next_id) noexcept nogil:
+cdef NodeStore* nodes_create(
+    int file, int mirror, const uint8_t* uuid, uint64_t generation, uint64_t next_id
+) noexcept nogil:
     cdef NodeStore* store = <NodeStore*>aligned_zeroed(64, sizeof(NodeStore))
     cdef int i
     if store == NULL:
@@ -55,7 +57,8 @@ cdef NodeStore* nodes_create(int file, const uint8_t* uuid, uint64_t generation,
     if store.chunks == NULL:
         free(store)
         return NULL
-    store.file = file
+    store.files[0] = file
+    store.files[1] = mirror
     memcpy(store.uuid, uuid, 16)
     store.generation = generation
     store.next_id = next_id
@@ -187,21 +190,75 @@ cdef void encode_node(NodeStore* store, MapNode* node, char* record) noexcept no
     header.checksum = checksum64(record + 16, NODE_RECORD_BYTES - 16)
 
 
-cdef MapNode* decode_node(NodeStore* store, uint64_t id, uint32_t level, const char* record) noexcept nogil:
-    """The node in a record; NULL when the record is not that node, whole, of this pool and at this level."""
+cdef bint record_holds(NodeStore* store, uint64_t id, uint32_t level, const char* record) noexcept nogil:
+    """Whether a record is that node, whole, of this pool and at this level."""
     cdef const NodeHeader* header = <const NodeHeader*>record
-    cdef MapNode* node
-    if (header.magic != NODE_MAGIC or header.id != id or header.level != level
-            or memcmp(header.uuid, store.uuid, 16) != 0
-            or header.checksum != checksum64(record + 16, NODE_RECORD_BYTES - 16)):
-        return NULL
-    node = node_new()
+    return (header.magic == NODE_MAGIC and header.id == id and header.level == level
+            and memcmp(header.uuid, store.uuid, 16) == 0
+            and header.checksum == checksum64(record + 16, NODE_RECORD_BYTES - 16))
+
+
+cdef int read_copy(NodeStore* store, int which, uint64_t id, uint32_t level, char* record) noexcept nogil:
+    """One copy of a node's record; EIO, or why it cannot be read, when it does not verify."""
+    cdef int failure = medium_read(store.files[which], record, NODE_RECORD_BYTES, id * NODE_RECORD_BYTES)
+    if failure:
+        return failure
+    return 0 if record_holds(store, id, level, record) else EIO
+
+
+cdef int read_record(NodeStore* store, uint64_t id, uint32_t level, char* record) noexcept nogil:
+    """A node's record from either copy.  One that is bad is written anew from the other."""
+    cdef int failure = read_copy(store, 0, id, level, record)
+    if failure == 0:
+        return 0
+    if read_copy(store, 1, id, level, record):
+        return failure
+    rewrite_copy(store, 0, id, record)
+    return 0
+
+
+cdef int rewrite_copy(NodeStore* store, int which, uint64_t id, const char* record) noexcept nogil:
+    """Write one copy of a node anew.  Power may go meanwhile: the other copy is whole."""
+    cdef int failure = medium_write(store.files[which], record, NODE_RECORD_BYTES, id * NODE_RECORD_BYTES)
+    if failure:
+        medium_report(b"blockdev: %s: a copy of map node %lu is bad and cannot be written anew\n", failure, id, 0)
+        return failure
+    count_u64(&store.nodes_healed, 1)
+    return 0
+
+
+cdef int node_heal(NodeStore* store, uint64_t id, uint32_t level, uint32_t* healed) noexcept nogil:
+    """Verify both copies of a clean node, and write a bad one anew; EIO when both are.  For scrub.
+
+    healed: counts the copies written.  Caller is in a read section and reached the node by a durable map.
+    """
+    cdef char records[2 * NODE_RECORD_BYTES]
+    cdef pthread_mutex_t* lock = &store.fault_locks[id % FAULT_LOCKS]
+    cdef int first, second, failure = 0
+    pthread_mutex_lock(lock)
+    first = read_copy(store, 0, id, level, records)
+    second = read_copy(store, 1, id, level, records + NODE_RECORD_BYTES)
+    if first and second:
+        failure = first
+    elif first:
+        failure = rewrite_copy(store, 0, id, records + NODE_RECORD_BYTES)
+    elif second:
+        failure = rewrite_copy(store, 1, id, records)
+    pthread_mutex_unlock(lock)
+    healed[0] += (first != 0) != (second != 0) and not failure
+    return failure
+
+
+cdef MapNode* decode_node(const char* record) noexcept nogil:
+    """The node in a record that verifies."""
+    cdef const NodeHeader* header = <const NodeHeader*>record
+    cdef MapNode* node = node_new()
     if node != NULL:
         memcpy(node.entries, record + NODE_HEADER_BYTES, sizeof(node.entries))
-        node.id = id
+        node.id = header.id
         node.owner = header.owner
         node.generation = header.generation
-        node.level = level
+        node.level = header.level
         node.clean = 1
     return node
 
@@ -220,13 +277,16 @@ cdef int node_fault(NodeStore* store, uint64_t id, uint32_t level, MapNode** out
         pthread_mutex_unlock(lock)
         out[0] = node
         return 0 if node.level == level else EIO
-    failure = medium_read(store.file, record, NODE_RECORD_BYTES, id * NODE_RECORD_BYTES)
-    node = NULL if failure else decode_node(store, id, level, record)
-    if node == NULL:
+    failure = read_record(store, id, level, record)
+    if failure:
         pthread_mutex_unlock(lock)
         medium_report(b"blockdev: %s: map node %lu (level %lu) does not verify; run blockdevctl pool check\n",
-                      failure or EIO, id, level)
-        return failure or EIO
+                      failure, id, level)
+        return failure
+    node = decode_node(record)
+    if node == NULL:
+        pthread_mutex_unlock(lock)
+        return ENOMEM
     count_u64(&store.nodes_faulted, 1)
     pthread_mutex_lock(&store.lock)
     place = table_make_place(store, id)
@@ -350,22 +410,24 @@ cdef int by_id(const void* a, const void* b) noexcept nogil:
 cdef int write_sorted(NodeStore* store, MapNode** nodes, uint64_t count, char* buffer) noexcept nogil:
     """Write nodes in the order of their slots, neighbours together."""
     cdef uint64_t first = 0, n
-    cdef int failure
+    cdef int failure, which
     while first < count:
         n = 0
         while (first + n < count and n < WRITE_RUN_NODES
                and nodes[first + n].id == nodes[first].id + n):
             encode_node(store, nodes[first + n], buffer + n * NODE_RECORD_BYTES)
             n += 1
-        failure = medium_write(store.file, buffer, n * NODE_RECORD_BYTES, nodes[first].id * NODE_RECORD_BYTES)
-        if failure:
-            return failure
+        for which in range(2):
+            failure = medium_write(store.files[which], buffer, n * NODE_RECORD_BYTES,
+                                   nodes[first].id * NODE_RECORD_BYTES)
+            if failure:
+                return failure
         first += n
     return 0
 
 
 cdef int nodes_write(NodeStore* store, MapNode* frozen) noexcept nogil:
-    """Write frozen nodes to their slots.  The caller syncs the file."""
+    """Write frozen nodes to their slots in both files, and sync these."""
     cdef uint64_t count = 0
     cdef MapNode* node = frozen
     cdef MapNode** nodes
@@ -389,7 +451,9 @@ cdef int nodes_write(NodeStore* store, MapNode* frozen) noexcept nogil:
         failure = write_sorted(store, nodes, count, buffer)
     free(nodes)
     free(buffer)
-    return failure
+    if not failure:
+        failure = medium_sync(store.files[0])
+    return failure or medium_sync(store.files[1])
 
 
 cdef void nodes_thaw(NodeStore* store, MapNode* frozen) noexcept nogil:
@@ -422,7 +486,7 @@ cdef void verify_resident(NodeStore* store) noexcept nogil:
         if not node.clean:
             continue
         encode_node(store, node, record)
-        if medium_read(store.file, record + NODE_RECORD_BYTES, NODE_RECORD_BYTES, id * NODE_RECORD_BYTES):
+        if medium_read(store.files[0], record + NODE_RECORD_BYTES, NODE_RECORD_BYTES, id * NODE_RECORD_BYTES):
             continue            # a medium that fails is no bug of ours
         if memcmp(record, record + NODE_RECORD_BYTES, NODE_RECORD_BYTES) != 0:
             dprintf(2, b"blockdev: bug: clean map node %lu is not what its slot holds\n", <unsigned long>id)

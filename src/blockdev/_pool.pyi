@@ -11,6 +11,7 @@ from blockdev.pool import Pool
 from blockdev.types import Extent
 
 API_VERSION: int
+NODE_FILES: tuple[str, str]
 
 class RecordType(IntFlag):
     CREATE = 1

@@ -7,7 +7,7 @@ import os
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EIO, ENOMEM, ENOSPC, EPERM
+from libc.errno cimport EIO, ENOENT, ENOMEM, ENOSPC, EPERM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset, strncpy
@@ -28,7 +28,7 @@ from blockdev._log cimport (
     BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, log_append, log_close, log_create, log_destroy, log_flush,
     log_poison, log_position, segments_add, segments_create, segments_destroy,
 )
-from blockdev._medium cimport MEDIUM_WRITE, medium_close, medium_open, medium_sync
+from blockdev._medium cimport MEDIUM_CREATE, MEDIUM_WRITE, medium_close, medium_open
 from blockdev._nodes cimport (
     NODE_RECORD_BYTES, RetiredSlot, SlotVector, nodes_create, nodes_destroy, nodes_evict, nodes_finish, nodes_freeze,
     nodes_reclaim, nodes_release_slots, nodes_thaw, nodes_write, slots_push,
@@ -182,27 +182,40 @@ cdef int take_cut(PoolState* pool, Disk** disks, uint32_t count, Cut* cut) noexc
     return 0
 
 
+NODE_FILES = ("nodes", "nodes-mirror")       # in map/
+
+
+cdef int open_or_create(str path) except -1:
+    """Open one of the two node files.  One that was lost is begun anew: the other has what was in it."""
+    cdef int file = -1
+    cdef int failure = medium_open(path.encode(), MEDIUM_WRITE, &file)
+    if failure == ENOENT:
+        failure = medium_open(path.encode(), MEDIUM_CREATE, &file)
+    if failure:
+        raise errors.MediumError(f"{path} cannot be opened: {os.strerror(failure)}", failure)
+    return file
+
+
 cdef class Core:
     """The C state of one open pool.  Used by pool.py, which serialises all calls of its methods."""
 
     def __cinit__(self, str path, bytes uuid, uint32_t segment_slots, uint64_t generation, uint64_t next_node_id,
                   uint64_t dedup_bytes, uint64_t segments_open_max):
         cdef bytes segments_path = (path + "/segments").encode()
-        cdef bytes nodes_path = (path + "/map/nodes").encode()
         cdef const uint8_t* uuid_bytes = <const uint8_t*>PyBytes_AS_STRING(uuid)
         cdef int i, failure
         self.state = <PoolState*>calloc(1, sizeof(PoolState))
         if self.state == NULL:
             raise MemoryError()
-        self.state.node_file = -1
+        self.state.node_files[0] = self.state.node_files[1] = -1
         rwlock_init_writer_first(&self.state.cut_lock)
         for i in range(BLOCK_LOCKS):
             pthread_mutex_init(&self.state.block_locks[i], NULL)
-        failure = medium_open(nodes_path, MEDIUM_WRITE, &self.state.node_file)
-        if failure:
-            raise errors.MediumError(f"{path}/map/nodes cannot be opened", failure)
+        for i in range(2):
+            self.state.node_files[i] = open_or_create(f"{path}/map/{NODE_FILES[i]}")
         self.state.segments = segments_create(segments_path, uuid_bytes, segment_slots, segments_open_max)
-        self.state.nodes = nodes_create(self.state.node_file, uuid_bytes, generation, next_node_id)
+        self.state.nodes = nodes_create(
+            self.state.node_files[0], self.state.node_files[1], uuid_bytes, generation, next_node_id)
         if self.state.segments == NULL or self.state.nodes == NULL:
             raise MemoryError()
         if dedup_create(&self.state.dedup, dedup_bytes):
@@ -216,8 +229,9 @@ cdef class Core:
         nodes_destroy(self.state.nodes)
         segments_destroy(self.state.segments)
         dedup_destroy(self.state.dedup)
-        if self.state.node_file >= 0:
-            medium_close(self.state.node_file)
+        for i in range(2):
+            if self.state.node_files[i] >= 0:
+                medium_close(self.state.node_files[i])
         pthread_rwlock_destroy(&self.state.cut_lock)
         for i in range(BLOCK_LOCKS):
             pthread_mutex_destroy(&self.state.block_locks[i])
@@ -355,8 +369,6 @@ cdef class Core:
         with nogil:
             failure = nodes_write(self.state.nodes, self.state.frozen)
             if not failure:
-                failure = medium_sync(self.state.node_file)
-            if not failure:
                 failure = log_flush(self.state.log, lsn)
             if not failure and self.state.log.poisoned:
                 failure = EIO           # maps and log may disagree
@@ -411,7 +423,7 @@ cdef class Core:
         return {
             "segment_bytes": pool.segments.bytes_used,
             "segment_count": pool.segments.id_end - 1,
-            "map_bytes": pool.nodes.next_id * NODE_RECORD_BYTES,
+            "map_bytes": 2 * pool.nodes.next_id * NODE_RECORD_BYTES,
             "next_lsn": pool.log.next_lsn,
             "durable_lsn": pool.log.durable_lsn,
             "syncs": pool.log.syncs,
@@ -422,6 +434,7 @@ cdef class Core:
             "nodes_copied": pool.nodes.nodes_copied,
             "nodes_visited": pool.nodes.nodes_visited,
             "nodes_faulted": pool.nodes.nodes_faulted,
+            "nodes_healed": pool.nodes.nodes_healed,
             "nodes_evicted": pool.nodes.nodes_evicted,
             "dedup_entries": pool.dedup.entry_count,
             "blocks_read": pool.counters.blocks_read,

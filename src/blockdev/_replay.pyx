@@ -13,8 +13,9 @@ from blockdev import errors
 from blockdev._cow cimport map_punch, map_update
 from blockdev._dedup cimport Fingerprint, checksum64, dedup_insert, fingerprint_block
 from blockdev._log cimport (
-    ENTRY_DATA, ENTRY_HOLE, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry, BatchHeader, Segment, batch_verify,
-    entry_lsn_count, make_address, segment_pin, segment_seal, segment_unpin, segments_get, segments_remove,
+    ENTRY_DATA, ENTRY_HOLE, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry, BatchHeader, Segment, batch_find,
+    batch_recognise, batch_slots, entry_lsn_count, make_address, segment_pin, segment_seal, segment_unpin, segments_get,
+    segments_remove,
 )
 from blockdev._disk cimport Disk, PoolState
 from blockdev._medium cimport medium_read, medium_size, medium_sync, medium_truncate, medium_unlink, medium_write
@@ -34,7 +35,7 @@ cdef int run_push(Run* run, uint32_t segment_id, uint32_t index, const BatchHead
         run.room = run.room * 2 + 1024
     run.batches[run.count].segment_id = segment_id
     run.batches[run.count].index = index
-    run.batches[run.count].end_index = index + 1 + header.payload_count
+    run.batches[run.count].end_index = index + batch_slots(header)
     run.batches[run.count].first_lsn = header.first_lsn
     run.batches[run.count].lsn_count = header.lsn_count
     run.count += 1
@@ -47,14 +48,7 @@ cdef int read_header(PoolState* pool, Segment* segment, uint32_t index, char* sl
     """The verified batch header at `index`; ENOENT when there is none, another errno when that cannot be told."""
     cdef uint64_t size_bytes = 0
     cdef int failure = medium_size(segment.file, &size_bytes)
-    if failure:
-        return failure
-    if index >= pool.segments.segment_slots or (<uint64_t>index + 1) * SLOT_BYTES > size_bytes:
-        return ENOENT
-    failure = medium_read(segment.file, slot, SLOT_BYTES, <uint64_t>index * SLOT_BYTES)
-    if failure:
-        return failure
-    return ENOENT if batch_verify(pool.segments, segment, index, slot) else 0
+    return failure or batch_find(pool.segments, segment, index, size_bytes, slot)
 
 
 cdef int collect_segment(PoolState* pool, uint32_t id, uint32_t index, uint64_t* lsn, bint inside, Run* run) noexcept nogil:
@@ -80,7 +74,7 @@ cdef int collect_segment(PoolState* pool, uint32_t id, uint32_t index, uint64_t*
         if failure:
             break
         lsn[0] = header.first_lsn + header.lsn_count
-        index += 1 + header.payload_count
+        index += batch_slots(header)
     segment_unpin(pool.segments, segment)
     return 0 if failure == ENOENT else failure
 
@@ -102,7 +96,7 @@ cdef int payload_verifies(PoolState* pool, BatchPlace* place, bint* sound) noexc
     failure = read_header(pool, segment, place.index, slot)
     if not failure:
         failure = medium_size(segment.file, &size_bytes)
-    sound[0] = <uint64_t>place.end_index * SLOT_BYTES <= size_bytes
+    sound[0] = <uint64_t>(place.end_index - 1) * SLOT_BYTES <= size_bytes      # one copy of the header will do
     for i in range(header.entry_count if sound[0] and not failure else 0):
         if entries[i].kind == ENTRY_DATA:
             sound[0] = sound[0] and block_verifies(segment, index, &entries[i])
@@ -161,10 +155,9 @@ cdef int tells_of_durable(PoolState* pool, uint32_t id, uint32_t index, uint64_t
         return failure
     failure = medium_size(segment.file, &size_bytes)
     while (<uint64_t>index + 1) * SLOT_BYTES <= size_bytes and not found[0] and not failure:
-        failure = read_header(pool, segment, index, slot)
-        found[0] = failure == 0 and header.durable_lsn > lsn
-        if failure == ENOENT:
-            failure = 0
+        failure = medium_read(segment.file, slot, SLOT_BYTES, <uint64_t>index * SLOT_BYTES)
+        found[0] = (failure == 0 and batch_recognise(pool.segments, segment, index, slot) != 0
+                    and header.durable_lsn > lsn)
         index += 1
     segment_unpin(pool.segments, segment)
     return failure
@@ -194,16 +187,24 @@ cdef bint entry_fits(Disk* disk, const BatchEntry* entry) noexcept nogil:
 
 
 cdef int write_batch_again(PoolState* pool, BatchPlace* place) noexcept nogil:
+    """Write a batch over itself, with both copies of its header."""
+    cdef char header[SLOT_BYTES]
     cdef char slot[SLOT_BYTES]
     cdef Segment* segment = NULL
-    cdef uint64_t offset = <uint64_t>place.index * SLOT_BYTES
+    cdef uint64_t offset = <uint64_t>(place.index + 1) * SLOT_BYTES
+    cdef uint64_t end = <uint64_t>(place.end_index - 1) * SLOT_BYTES
     cdef int failure = segment_pin(pool.segments, place.segment_id, &segment)
     if failure:
         return failure
-    while offset < <uint64_t>place.end_index * SLOT_BYTES and not failure:
+    failure = read_header(pool, segment, place.index, header)
+    while offset < end and not failure:
         if medium_read(segment.file, slot, SLOT_BYTES, offset) == 0:
             failure = medium_write(segment.file, slot, SLOT_BYTES, offset)
         offset += SLOT_BYTES
+    if not failure:
+        failure = medium_write(segment.file, header, SLOT_BYTES, <uint64_t>place.index * SLOT_BYTES)
+    if not failure:
+        failure = medium_write(segment.file, header, SLOT_BYTES, end)
     segment_unpin(pool.segments, segment)
     return failure
 

@@ -10,5 +10,5 @@ NAME_BYTES_MAX = 255  # an object's name (export name), UTF-8
 TAG_BYTES_MAX = 1024  # an object's opaque tag
 SEGMENT_BYTES = 64 << 20
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHUNK_EXTENTS_MAX = 1 << 16  # extents in one answer of the engine socket

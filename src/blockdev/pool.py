@@ -577,7 +577,8 @@ def _write_new_pool(path: str, capacity_bytes: int, segment_slots: int) -> None:
             _medium.make_directory(directory)
         table = records.encode_table(Table(1, 0, 1, 1, 0, 1, 1, [], b"", b""))
         _medium.write_file(table_path(making, 1), [table], create=True, durable=True)
-        _medium.write_file(f"{making}/map/nodes", [], create=True, durable=True)
+        for name in _pool.NODE_FILES:
+            _medium.write_file(f"{making}/map/{name}", [], create=True, durable=True)
         checksum = xxhash.xxh3_64_intdigest(table)
         first = Superblock(
             uuid_module.uuid4().bytes, 0, 1, len(table), checksum, segment_slots, capacity_bytes, int(now_seconds())

@@ -50,7 +50,7 @@ class PoolFiles:
         assert struct.unpack_from("<Q", content, 8)[0] == xxhash.xxh3_64_intdigest(content[16:])
         names = ["version", "incompatible", "compatible", "block_bytes"]
         values = dict(zip(names, struct.unpack_from("<4I", content, 16), strict=True))
-        assert values == {"version": 1, "incompatible": 0, "compatible": 0, "block_bytes": 4096}
+        assert values == {"version": 2, "incompatible": 0, "compatible": 0, "block_bytes": 4096}
         values["uuid"] = content[32:48]
         for name, offset in {
             "sequence": 48,
@@ -90,9 +90,8 @@ class PoolFiles:
         assert place + head[9] * 8 + head[10] * 16 == len(content)
 
     def node(self, node_id: int, level: int) -> tuple[int, ...]:
-        with open(self.path / "map" / "nodes", "rb") as file:
-            file.seek(node_id * 4608)
-            record = file.read(4608)
+        record, copy = (self._record(name, node_id) for name in ("nodes", "nodes-mirror"))
+        assert record == copy
         assert len(record) == 4608
         magic, checksum, uuid, found_id, _owner, _generation, found_level = struct.unpack_from(
             "<8sQ16sQQQI", record
@@ -102,6 +101,11 @@ class PoolFiles:
         assert checksum == xxhash.xxh3_64_intdigest(record[16:])
         assert not any(record[60:512])
         return struct.unpack_from("<512Q", record, 512)
+
+    def _record(self, name: str, node_id: int) -> bytes:
+        with open(self.path / "map" / name, "rb") as file:
+            file.seek(node_id * 4608)
+            return file.read(4608)
 
     def addresses(self, thing: Object) -> dict[int, int]:
         """Block number -> block address of all that is mapped."""
@@ -184,7 +188,8 @@ class PoolFiles:
         assert used == place + 1 + payload
         assert not any(header[128 + 32 * entries :])
         assert struct.unpack_from("<I", header, 60)[0] == lsn_count
-        return used, lsn + lsn_count
+        assert raw[used * SLOT : (used + 1) * SLOT] == header
+        return used + 1, lsn + lsn_count
 
 
 def fingerprint(block: bytes) -> bytes:

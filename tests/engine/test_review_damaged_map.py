@@ -22,20 +22,25 @@ DAMAGED = 1  # the leaf
 
 @pytest.fixture
 def hurt(pool_path: str) -> Iterator[Any]:
-    """An open pool with a vdisk of three leaves of data; the middle leaf's node does not verify."""
+    """An open pool with a vdisk of three leaves of data; neither copy of the middle leaf's node verifies."""
     Pool.create(pool_path, 256 << 20, segment_bytes=4 << 20).close()
     pool = Pool.open(pool_path, background=False)
     pool.create_vdisk(LEAVES * LEAF, "a").write(0, distinct_blocks(0, LEAVES * 512))
     pool.close()
-    nodes = Path(pool_path, "map", "nodes")
+    damage_leaf(pool_path, "nodes")
+    damage_leaf(pool_path, "nodes-mirror")
+    pool = Pool.open(pool_path, background=False)
+    yield pool
+    pool.close()
+
+
+def damage_leaf(pool_path: str, name: str) -> None:
+    nodes = Path(pool_path, "map", name)
     content = bytearray(nodes.read_bytes())
     address = struct.unpack_from("<512Q", content, leaf_ids(content)[DAMAGED] * NODE + 512)[0]
     assert address
     content[leaf_ids(content)[DAMAGED] * NODE + 600] ^= 1
     nodes.write_bytes(content)
-    pool = Pool.open(pool_path, background=False)
-    yield pool
-    pool.close()
 
 
 def leaf_ids(nodes: bytes) -> list[int]:

@@ -248,12 +248,12 @@ def test_a_record_that_cannot_be_is_refused(
 )
 @pytest.mark.parametrize("level", [0, 1])
 def test_map_nodes_that_name_what_is_not_there(killed: str, level: int, value: int) -> None:
-    file = Path(killed, "map", "nodes")
-    nodes = bytearray(file.read_bytes())
+    nodes = bytearray(Path(killed, "map", "nodes").read_bytes())
     for at in range(0, len(nodes), 4608):
         if nodes[at : at + 8] == b"BDNODE1\0" and struct.unpack_from("<I", nodes, at + 56)[0] == level:
             for i in range(300):
                 struct.pack_into("<Q", nodes, at + 512 + 8 * i, (value + i) & HUGE)
             struct.pack_into("<Q", nodes, at + 8, xxhash.xxh3_64_intdigest(bytes(nodes[at + 16 : at + 4608])))
-    file.write_bytes(nodes)
+    for name in ("nodes", "nodes-mirror"):
+        Path(killed, "map", name).write_bytes(nodes)
     use(killed)
