@@ -36,9 +36,11 @@ def killed(pool_path: str) -> str:
     return copy
 
 
-def batch_slots(segment: Path) -> list[int]:
+def batch_slots(segment: Path) -> list[tuple[int, int]]:
+    """Of each batch, where both copies of its header are."""
     raw = segment.read_bytes()
-    return [at // BLOCK for at in range(0, len(raw), BLOCK) if raw[at : at + 8] == b"BLDBAT1\0"]
+    copies = [at // BLOCK for at in range(0, len(raw), BLOCK) if raw[at : at + 8] == b"BLDBAT1\0"]
+    return list(zip(copies[::2], copies[1::2], strict=True))
 
 
 def unreadable(vdisk: Any) -> list[int]:
@@ -55,10 +57,11 @@ def unreadable(vdisk: Any) -> list[int]:
 @pytest.mark.parametrize("batch", [0, 3, BATCHES - 1])
 def test_damaged_header_before_the_checkpoint_costs_its_own_batch_only(killed: str, batch: int) -> None:
     segment = Path(killed, "segments", "00000001.0")
-    slot = batch_slots(segment)[1 + batch]  # the first is of the record that makes the disk
+    slots = batch_slots(segment)[1 + batch]  # the first is of the record that makes the disk
     with open(segment, "r+b") as file:
-        file.seek(slot * BLOCK + 200)
-        file.write(b"\xff\xff")
+        for slot in slots:
+            file.seek(slot * BLOCK + 200)
+            file.write(b"\xff\xff")
     lost = list(range(batch * BATCH_BLOCKS, (batch + 1) * BATCH_BLOCKS))
     for _ in range(2):
         pool = Pool.open(killed, background=False)
@@ -70,7 +73,7 @@ def test_damaged_header_before_the_checkpoint_costs_its_own_batch_only(killed: s
 def test_a_segment_that_was_cut_is_whole_by_its_own_trailer(killed: str) -> None:
     segment = Path(killed, "segments", "00000001.0")
     with open(segment, "r+b") as file:  # the payload of the last batch is torn
-        file.seek((batch_slots(segment)[-1] + 3) * BLOCK)
+        file.seek((batch_slots(segment)[-1][0] + 3) * BLOCK)
         file.write(b"\xff\xff")
     pool = Pool.open(killed, background=False)
     assert pool.find("a").read(0, TOTAL * BLOCK) == distinct_blocks(0, TOTAL)

@@ -150,18 +150,30 @@ def change_entries(path: str, kind: int, change: Callable[[list[int]], None]) ->
     file = Path(path, "segments", "00000001.0")
     raw = bytearray(file.read_bytes())
     found = []
-    for at in range(0, len(raw), BLOCK):
-        if raw[at : at + 8] == b"BLDBAT1\0":
-            count = struct.unpack_from("<H", raw, at + 56)[0]
-            places = [at + 128 + 32 * i for i in range(count)]
-            found += [(at, place) for place in places if raw[place + 28] == kind]
+    for at in first_headers(raw):
+        count = struct.unpack_from("<H", raw, at + 56)[0]
+        places = [at + 128 + 32 * i for i in range(count)]
+        found += [(at, place) for place in places if raw[place + 28] == kind]
     at, place = found[-1]
     entry = list(struct.unpack_from("<QQQIB", raw, place))
     change(entry)
     struct.pack_into("<QQQIB", raw, place, *entry)
-    struct.pack_into("<Q", raw, at + 8, xxhash.xxh3_64_intdigest(bytes(raw[at + 16 : at + BLOCK])))
+    sign_batch(raw, at)
     file.write_bytes(raw)
     return len(found)
+
+
+def first_headers(raw: bytearray) -> list[int]:
+    """Where the first copy of each batch's header is."""
+    copies = [at for at in range(0, len(raw), BLOCK) if raw[at : at + 8] == b"BLDBAT1\0"]
+    return copies[::2]
+
+
+def sign_batch(raw: bytearray, at: int) -> None:
+    """Make a changed header verify, and the second copy the same."""
+    struct.pack_into("<Q", raw, at + 8, xxhash.xxh3_64_intdigest(bytes(raw[at + 16 : at + BLOCK])))
+    copy = at + (1 + struct.unpack_from("<H", raw, at + 58)[0]) * BLOCK
+    raw[copy : copy + BLOCK] = raw[at : at + BLOCK]
 
 
 @pytest.mark.parametrize("value", [0, 3, 1025, (1 << 32) + 1, 1 << 52, HUGE])
@@ -202,8 +214,8 @@ def change_record(path: str, record_type: int, at: int, layout: str, value: int)
     def change(entry: list[int]) -> None:
         entry[0] = xxhash.xxh3_64_intdigest(bytes(raw[place : place + entry[2]]))
 
-    for slot in reversed(range(0, len(raw), BLOCK)):
-        if raw[slot : slot + 8] == b"BLDBAT1\0" and raw[slot + 128 + 28] == 4:
+    for slot in reversed(first_headers(raw)):
+        if raw[slot + 128 + 28] == 4:
             place = slot + BLOCK
             if raw[place] == record_type:
                 break
@@ -213,7 +225,7 @@ def change_record(path: str, record_type: int, at: int, layout: str, value: int)
     entry = list(struct.unpack_from("<QQQIB", raw, slot + 128))
     change(entry)
     struct.pack_into("<QQQIB", raw, slot + 128, *entry)
-    struct.pack_into("<Q", raw, slot + 8, xxhash.xxh3_64_intdigest(bytes(raw[slot + 16 : slot + BLOCK])))
+    sign_batch(raw, slot)
     file.write_bytes(raw)
 
 
