@@ -65,7 +65,7 @@ def install(app: FastAPI) -> None:
 
 def _operating(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.BlockdevError)
-    status = STATUS.get(type(error), OTHER)
+    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), OTHER)
     if status >= 500:
         logger.warning("%s %s: %s", request.method, request.url.path, error.message)
     return answer(status, error.code, error.message)
