@@ -44,6 +44,7 @@ EXTENSIONS = [
     extension("_dedup"),
     extension("_nodes"),
     extension("_cow"),
+    extension("_segments"),
     extension("_log"),
     extension("_disk"),
     extension("_pool"),

@@ -8,8 +8,8 @@ from blockdev.types import Extent
 
 from blockdev._cow cimport LeafCopy, SeenNodes
 from blockdev._disk cimport PoolState, disk_next_leaf, fetch_run
-from blockdev._log cimport SLOT_BYTES, Segment, segment_pin, segment_unpin
 from blockdev._pool cimport Core, DiskObject
+from blockdev._segments cimport SLOT_BYTES, Segment, segment_pin, segment_unpin
 from blockdev._sync cimport load_u32
 
 

@@ -9,8 +9,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from blockdev._cow cimport LeafCopy, Map, SeenNodes, run_callback
 from blockdev._dedup cimport DedupIndex
-from blockdev._log cimport Log, SegmentStore
+from blockdev._log cimport Log
 from blockdev._nodes cimport MapNode, NodeStore
+from blockdev._segments cimport SegmentStore
 from blockdev._sync cimport pthread_mutex_t, pthread_rwlock_t
 
 cdef enum:

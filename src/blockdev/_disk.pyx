@@ -11,9 +11,9 @@ from blockdev._cow cimport (
 from blockdev._dedup cimport (
     Fingerprint, dedup_forget, dedup_insert, dedup_lookup, fingerprint_block, is_zero_block,
 )
-from blockdev._log cimport (
-    ENTRY_DATA, ENTRY_HOLE, ENTRY_REFERENCE, Segment, log_append, log_flush, log_poison, log_read_unwritten, segment_pin,
-    segment_read, segment_unpin,
+from blockdev._log cimport log_append, log_flush, log_poison, log_read_unwritten
+from blockdev._segments cimport (
+    ENTRY_DATA, ENTRY_HOLE, ENTRY_REFERENCE, Segment, segment_pin, segment_read, segment_unpin,
 )
 from blockdev._sync cimport (
     count_u64, load_u32, load_u64, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, pthread_rwlock_rdlock,

@@ -1,15 +1,15 @@
-"""Segments, batches and group commit.  See _log.pxd for the design and docs/format/pool.md for the bytes."""
+"""Appending and group commit.  See _log.pxd for the design and docs/format/pool.md for the bytes."""
 
-from libc.errno cimport EEXIST, EFBIG, EIO, ENOENT, ENOMEM, ENOSPC
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
+from libc.errno cimport EEXIST, EIO, ENOMEM, ENOSPC
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset, strdup
+from libc.string cimport memcpy, memset
 
-from blockdev._dedup cimport Fingerprint, checksum64
-from blockdev._medium cimport (
-    MEDIUM_CREATE, MEDIUM_WRITE, medium_close, medium_open, medium_read, medium_report, medium_size, medium_sync,
-    medium_sync_directory, medium_truncate, medium_unlink, medium_write,
+from blockdev._medium cimport medium_report, medium_sync, medium_sync_directory, medium_write
+from blockdev._segments cimport (
+    BATCH_ENTRIES_MAX, BATCH_SLOTS_MAX, ENTRY_DATA, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry,
+    BatchHeader, batch_sign, batch_slots, make_address, segment_allocate, segment_create, segment_seal, segment_unpin,
+    segments_evict, segments_keep_spare,
 )
 from blockdev._sync cimport (
     add_u32, add_u64, aligned_zeroed, count_u64, load_u32, load_u64, pthread_cond_broadcast, pthread_cond_destroy,
@@ -17,427 +17,6 @@ from blockdev._sync cimport (
     pthread_mutex_unlock, sched_yield, store_u32, store_u64,
 )
 
-cdef uint64_t SEGMENT_MAGIC = 0x31474553444C42      # "BLDSEG1" little-endian
-cdef uint64_t TRAILER_MAGIC = 0x31444E45444C42      # "BLDEND1"
-cdef uint64_t BATCH_MAGIC = 0x31544142444C42        # "BLDBAT1"
-
-cdef enum:
-    PATH_BYTES = 4096
-
-
-# --- segments --------------------------------------------------------------------------------------------------------
-
-cdef SegmentStore* segments_create(
-    const char* path, const uint8_t* uuid, uint32_t segment_slots, uint64_t open_max
-) noexcept nogil:
-    cdef SegmentStore* store = <SegmentStore*>calloc(1, sizeof(SegmentStore))
-    if store == NULL:
-        return NULL
-    store.table = <Segment**>calloc(SEGMENTS_MAX, sizeof(Segment*))
-    store.path = strdup(path)
-    if store.table == NULL or store.path == NULL:
-        free(store.table)
-        free(store.path)
-        free(store)
-        return NULL
-    memcpy(store.uuid, uuid, 16)
-    store.segment_slots = segment_slots
-    store.open_max = open_max
-    store.id_end = 1
-    pthread_mutex_init(&store.evict_lock, NULL)
-    return store
-
-
-cdef void segments_destroy(SegmentStore* store) noexcept nogil:
-    cdef uint32_t id
-    cdef Segment* segment
-    if store == NULL:
-        return
-    for id in range(store.id_end):
-        segment = store.table[id]
-        if segment != NULL:
-            free_segment(segment)
-    pthread_mutex_destroy(&store.evict_lock)
-    free(store.table)
-    free(store.path)
-    free(store)
-
-
-cdef void free_segment(Segment* segment) noexcept nogil:
-    if segment.file >= 0:
-        medium_close(segment.file)
-    free(segment.fingerprints)
-    pthread_mutex_destroy(&segment.lock)
-    free(segment)
-
-
-cdef Segment* new_segment(uint32_t id, uint32_t generation) noexcept nogil:
-    cdef Segment* segment = <Segment*>calloc(1, sizeof(Segment))
-    if segment != NULL:
-        segment.id = id
-        segment.generation = generation
-        segment.file = -1
-        pthread_mutex_init(&segment.lock, NULL)
-    return segment
-
-
-cdef bint may_add(SegmentStore* store, uint32_t id) noexcept nogil:
-    return id != 0 and id < SEGMENTS_MAX and store.table[id] == NULL
-
-
-cdef void add_segment(SegmentStore* store, Segment* segment) noexcept nogil:
-    """From here on other threads find it."""
-    store.table[segment.id] = segment
-    if segment.id >= load_u32(&store.id_end):
-        store_u32(&store.id_end, segment.id + 1)
-
-
-cdef int segments_add(SegmentStore* store, uint32_t id, uint32_t generation, uint64_t size_bytes) noexcept nogil:
-    """Make a segment file known that a listing of the directory found."""
-    cdef Segment* segment = new_segment(id, generation) if may_add(store, id) else NULL
-    if segment == NULL:
-        return EFBIG
-    add_segment(store, segment)
-    add_u64(&store.bytes_used, size_bytes)
-    return 0
-
-
-cdef void segments_remove(SegmentStore* store, Segment* segment) noexcept nogil:
-    """Forget a segment whose file is gone.  Nobody else may know it."""
-    if segment.file >= 0:
-        add_u64(&store.open_count, <uint64_t>-1)
-    store.table[segment.id] = NULL
-    free_segment(segment)
-
-
-cdef Segment* segments_get(SegmentStore* store, uint64_t id) noexcept nogil:
-    return store.table[id] if id < load_u32(&store.id_end) else NULL
-
-
-cdef void segment_path(SegmentStore* store, Segment* segment, char* path) noexcept nogil:
-    snprintf(path, PATH_BYTES, b"%s/%08x.%u", store.path, segment.id, segment.generation)
-
-
-cdef void fill_header(SegmentStore* store, Segment* segment, SegmentHeader* header, uint64_t magic) noexcept nogil:
-    memset(header, 0, sizeof(SegmentHeader))
-    header.magic = magic
-    memcpy(header.uuid, store.uuid, 16)
-    header.id = segment.id
-    header.generation = segment.generation
-    header.first_lsn = segment.first_lsn
-
-
-cdef void sign_header(SegmentHeader* header) noexcept nogil:
-    header.checksum = checksum64(&header.uuid, sizeof(SegmentHeader) - 16)
-
-
-cdef bint header_holds(SegmentStore* store, Segment* segment, SegmentHeader* header, uint64_t magic) noexcept nogil:
-    return (header.magic == magic and header.id == segment.id and header.generation == segment.generation
-            and memcmp(header.uuid, store.uuid, 16) == 0
-            and header.checksum == checksum64(&header.uuid, sizeof(SegmentHeader) - 16))
-
-
-cdef int write_new_file(SegmentStore* store, Segment* segment) noexcept nogil:
-    """The file of a new segment, with its header slot; a failure leaves none."""
-    cdef char path[PATH_BYTES]
-    cdef char slot[SLOT_BYTES]
-    cdef SegmentHeader* header = <SegmentHeader*>slot
-    cdef int failure
-    memset(slot, 0, SLOT_BYTES)
-    fill_header(store, segment, header, SEGMENT_MAGIC)
-    header.slot_count = store.segment_slots
-    sign_header(header)
-    segment_path(store, segment, path)
-    failure = medium_open(path, MEDIUM_CREATE, &segment.file)
-    if failure:
-        segment.file = -1
-        return failure
-    failure = medium_write(segment.file, slot, SLOT_BYTES, 0)
-    if failure:
-        medium_unlink(path)
-    return failure
-
-
-cdef int create_segment(SegmentStore* store, uint32_t id, uint64_t first_lsn, Segment** out) noexcept nogil:
-    """A new hot segment: its file with a header slot, open and pinned."""
-    cdef Segment* segment = new_segment(id, 0) if may_add(store, id) else NULL
-    cdef int failure = ENOMEM
-    if segment == NULL:
-        return ENOMEM
-    segment.first_lsn = first_lsn
-    segment.end_lsn = first_lsn
-    segment.slot_count = 1
-    segment.pins = 1
-    segment.fingerprints = <Fingerprint*>calloc(store.segment_slots, sizeof(Fingerprint))
-    if segment.fingerprints != NULL:
-        failure = write_new_file(store, segment)
-    if failure:
-        free_segment(segment)
-        return failure
-    add_u64(&store.open_count, 1)
-    add_u64(&store.bytes_used, SLOT_BYTES)
-    add_segment(store, segment)
-    out[0] = segment
-    return 0
-
-
-cdef int load_trailer(SegmentStore* store, Segment* segment, uint64_t size_bytes) noexcept nogil:
-    """Read slot count and fingerprints from the end of a sealed segment; ENOENT when it has no sound trailer."""
-    cdef char slot[SLOT_BYTES]
-    cdef SegmentHeader* trailer = <SegmentHeader*>slot
-    cdef uint64_t index_bytes
-    cdef Fingerprint* fingerprints
-    if size_bytes < 2 * SLOT_BYTES or size_bytes % SLOT_BYTES:
-        return ENOENT
-    if medium_read(segment.file, slot, SLOT_BYTES, size_bytes - SLOT_BYTES):
-        return ENOENT
-    if not header_holds(store, segment, trailer, TRAILER_MAGIC):
-        return ENOENT
-    index_bytes = (trailer.slot_count * sizeof(Fingerprint) + SLOT_BYTES - 1) // SLOT_BYTES * SLOT_BYTES
-    if trailer.slot_count * <uint64_t>SLOT_BYTES + index_bytes + SLOT_BYTES != size_bytes:
-        return ENOENT
-    fingerprints = <Fingerprint*>malloc(index_bytes)
-    if fingerprints == NULL:
-        return ENOMEM
-    if (medium_read(segment.file, fingerprints, index_bytes, trailer.slot_count * <uint64_t>SLOT_BYTES)
-            or checksum64(fingerprints, index_bytes) != trailer.index_checksum):
-        free(fingerprints)
-        return ENOENT
-    segment.fingerprints = fingerprints
-    segment.slot_count = trailer.slot_count
-    segment.first_lsn = trailer.first_lsn
-    segment.end_lsn = trailer.end_lsn
-    segment.sealed = 1
-    return 0
-
-
-cdef uint64_t entry_lsn_count(const BatchEntry* entry) noexcept nogil:
-    return entry.b if entry.kind == ENTRY_REFERENCE else 1
-
-
-cdef uint32_t batch_slots(const BatchHeader* header) noexcept nogil:
-    """Slots of a batch, with both copies of its header."""
-    return 2 + header.payload_count
-
-
-cdef int batch_verify(SegmentStore* store, Segment* segment, uint32_t index, const char* slot) noexcept nogil:
-    """0 when `slot` is the header of a batch of this segment at this index, with counts in bounds; EIO otherwise."""
-    cdef const BatchHeader* header = <const BatchHeader*>slot
-    cdef const BatchEntry* entries = <const BatchEntry*>(slot + sizeof(BatchHeader))
-    cdef uint32_t i, payload = 0
-    cdef uint64_t lsn_count = 0
-    if (header.magic != BATCH_MAGIC or header.segment_id != segment.id or header.index != index
-            or memcmp(header.uuid, store.uuid, 16) != 0
-            or header.checksum != checksum64(&header.uuid, SLOT_BYTES - 16)
-            or header.entry_count == 0 or header.entry_count > BATCH_ENTRIES_MAX
-            or header.payload_count > BATCH_ENTRIES_MAX
-            or index + <uint64_t>batch_slots(header) > store.segment_slots):
-        return EIO
-    for i in range(header.entry_count):
-        lsn_count += entry_lsn_count(&entries[i])
-        if entries[i].kind == ENTRY_DATA:
-            payload += 1
-        elif entries[i].kind == ENTRY_REFERENCE:
-            if (entries[i].b == 0 or entries[i].b > store.segment_slots
-                    or (entries[i].a & 0xFFFFFFFFULL) + entries[i].b > store.segment_slots):
-                return EIO
-        elif entries[i].kind == ENTRY_RECORD:
-            if entries[i].object > BATCH_ENTRIES_MAX or entries[i].block > <uint64_t>entries[i].object * SLOT_BYTES:
-                return EIO
-            payload += entries[i].object
-    return 0 if payload == header.payload_count and lsn_count == header.lsn_count else EIO
-
-
-cdef uint32_t batch_recognise(SegmentStore* store, Segment* segment, uint32_t place, const char* slot) noexcept nogil:
-    """The index of the batch that has a copy of its header at `place`, which holds `slot`; 0: it is no header."""
-    cdef const BatchHeader* header = <const BatchHeader*>slot
-    if header.index != place and header.index + <uint64_t>batch_slots(header) - 1 != place:
-        return 0
-    return 0 if batch_verify(store, segment, header.index, slot) else header.index
-
-
-cdef int batch_find(
-    SegmentStore* store, Segment* segment, uint32_t index, uint64_t size_bytes, char* slot
-) noexcept nogil:
-    """The verified header of the batch at `index`, from either copy; ENOENT: there is none; else it cannot be told.
-
-    size_bytes: of the file.  The second copy's place depends on the payload, so it is looked for wherever it may be.
-    """
-    cdef uint32_t place
-    cdef int failure, unread = 0
-    if index == 0 or index >= store.segment_slots:
-        return ENOENT
-    for place in range(index, index + BATCH_SLOTS_MAX):
-        if (<uint64_t>place + 1) * SLOT_BYTES > size_bytes:
-            break
-        failure = medium_read(segment.file, slot, SLOT_BYTES, <uint64_t>place * SLOT_BYTES)
-        if failure:
-            unread = failure
-        elif batch_recognise(store, segment, place, slot) == index:
-            return 0
-    return unread or ENOENT
-
-
-cdef void take_fingerprints(const char* slot, uint32_t index, Fingerprint* fingerprints) noexcept nogil:
-    """Note the fingerprints of one batch, whose header slot is at `index`."""
-    cdef const BatchHeader* header = <const BatchHeader*>slot
-    cdef const BatchEntry* entries = <const BatchEntry*>(slot + sizeof(BatchHeader))
-    cdef uint32_t i, place = index + 1
-    for i in range(header.entry_count):
-        if entries[i].kind == ENTRY_DATA:
-            fingerprints[place].low = entries[i].a
-            fingerprints[place].high = entries[i].b
-            place += 1
-        elif entries[i].kind == ENTRY_RECORD:
-            place += entries[i].object
-
-
-cdef int scan_batches(SegmentStore* store, Segment* segment, uint64_t size_bytes) noexcept nogil:
-    """Rebuild slot count and fingerprints from the batch headers of a segment without a trailer."""
-    cdef char slot[SLOT_BYTES]
-    cdef BatchHeader* header = <BatchHeader*>slot
-    cdef uint32_t index = 1, end = 1, found
-    cdef Fingerprint* fingerprints = <Fingerprint*>calloc(store.segment_slots, sizeof(Fingerprint))
-    if fingerprints == NULL:
-        return ENOMEM
-    segment.unread = 0
-    while (<uint64_t>index + 1) * SLOT_BYTES <= size_bytes and index < store.segment_slots:
-        if medium_read(segment.file, slot, SLOT_BYTES, <uint64_t>index * SLOT_BYTES):
-            segment.unread += 1
-            index += 1
-            continue
-        found = batch_recognise(store, segment, index, slot)
-        if found < end:
-            index += 1          # both copies of a header damaged cost that batch, not those behind it
-            continue
-        take_fingerprints(slot, found, fingerprints)
-        if end == 1:
-            segment.first_lsn = header.first_lsn
-        segment.end_lsn = header.first_lsn + header.lsn_count
-        index = end = found + batch_slots(header)
-    segment.fingerprints = fingerprints
-    segment.slot_count = end
-    return 0
-
-
-cdef int open_segment(SegmentStore* store, Segment* segment) noexcept nogil:
-    """Open the file and bring the fingerprints in.  Caller holds segment.lock."""
-    cdef char path[PATH_BYTES]
-    cdef uint64_t size_bytes = 0
-    cdef int failure
-    segment_path(store, segment, path)
-    failure = medium_open(path, MEDIUM_WRITE, &segment.file)
-    if failure:
-        segment.file = -1
-        return failure
-    failure = medium_size(segment.file, &size_bytes)
-    if not failure:
-        failure = load_trailer(store, segment, size_bytes)
-        if failure == ENOENT:
-            failure = scan_batches(store, segment, size_bytes)
-    if failure:
-        medium_close(segment.file)
-        segment.file = -1
-        return failure
-    add_u64(&store.open_count, 1)
-    return 0
-
-
-cdef void close_segment(SegmentStore* store, Segment* segment) noexcept nogil:
-    """Caller holds segment.lock; there are no pins."""
-    medium_close(segment.file)
-    segment.file = -1
-    free(segment.fingerprints)
-    segment.fingerprints = NULL
-    add_u64(&store.open_count, <uint64_t>-1)
-
-
-cdef void evict_segments(SegmentStore* store) noexcept nogil:
-    """Close segments nobody used lately, until fewer than open_max are open (or all were looked at twice)."""
-    cdef uint32_t scanned = 0, end = load_u32(&store.id_end)
-    cdef Segment* segment
-    pthread_mutex_lock(&store.evict_lock)
-    while load_u64(&store.open_count) >= store.open_max and scanned < 2 * end:
-        scanned += 1
-        store.clock_hand += 1
-        if store.clock_hand >= end:
-            store.clock_hand = 0
-        segment = store.table[store.clock_hand]
-        if segment == NULL:
-            continue
-        pthread_mutex_lock(&segment.lock)
-        if segment.file >= 0 and segment.pins == 0:
-            if segment.referenced:
-                segment.referenced = 0
-            else:
-                close_segment(store, segment)
-        pthread_mutex_unlock(&segment.lock)
-    pthread_mutex_unlock(&store.evict_lock)
-
-
-cdef int segment_pin(SegmentStore* store, uint64_t id, Segment** out) noexcept nogil:
-    """The segment, with file and fingerprints in memory until segment_unpin."""
-    cdef Segment* segment = segments_get(store, id)
-    cdef int failure = 0
-    if segment == NULL:
-        return EIO
-    if segment.file < 0 and load_u64(&store.open_count) >= store.open_max:
-        evict_segments(store)
-    pthread_mutex_lock(&segment.lock)
-    if segment.file < 0:
-        failure = open_segment(store, segment)
-    if not failure:
-        segment.pins += 1
-        segment.referenced = 1
-    pthread_mutex_unlock(&segment.lock)
-    out[0] = segment
-    return failure
-
-
-cdef void segment_unpin(SegmentStore* store, Segment* segment) noexcept nogil:
-    pthread_mutex_lock(&segment.lock)
-    segment.pins -= 1
-    pthread_mutex_unlock(&segment.lock)
-
-
-cdef int segment_read(Segment* segment, uint32_t index, uint32_t count, void* buffer) noexcept nogil:
-    """Read `count` slots of a pinned segment; EIO beyond its end."""
-    if <uint64_t>index + count > load_u32(&segment.slot_count):
-        return EIO
-    return medium_read(segment.file, buffer, <uint64_t>count * SLOT_BYTES, <uint64_t>index * SLOT_BYTES)
-
-
-cdef int segment_seal(SegmentStore* store, Segment* segment, bint truncate) noexcept nogil:
-    """Write fingerprints and trailer behind the last slot of a pinned segment; not synced.
-
-    truncate: the file may hold bytes of a torn batch behind its last slot (recovery).
-    """
-    cdef uint64_t index_bytes = (segment.slot_count * sizeof(Fingerprint) + SLOT_BYTES - 1) // SLOT_BYTES * SLOT_BYTES
-    cdef uint64_t end = <uint64_t>segment.slot_count * SLOT_BYTES
-    cdef char* buffer = <char*>calloc(1, index_bytes + SLOT_BYTES)
-    cdef SegmentHeader* trailer
-    cdef int failure = 0
-    if buffer == NULL:
-        return ENOMEM
-    trailer = <SegmentHeader*>(buffer + index_bytes)
-    memcpy(buffer, segment.fingerprints, segment.slot_count * sizeof(Fingerprint))
-    fill_header(store, segment, trailer, TRAILER_MAGIC)
-    trailer.slot_count = segment.slot_count
-    trailer.end_lsn = segment.end_lsn
-    trailer.index_checksum = checksum64(buffer, index_bytes)
-    sign_header(trailer)
-    if truncate:
-        failure = medium_truncate(segment.file, end)
-    if not failure:
-        failure = medium_write(segment.file, buffer, index_bytes + SLOT_BYTES, end)
-    if not failure:
-        segment.sealed = 1
-        add_u64(&store.bytes_used, index_bytes + SLOT_BYTES)
-    free(buffer)
-    return failure
-
-
-# --- log -------------------------------------------------------------------------------------------------------------
 
 cdef Log* log_create(SegmentStore* segments, uint32_t next_id, uint64_t next_lsn) noexcept nogil:
     cdef Log* log = <Log*>calloc(1, sizeof(Log))
@@ -499,16 +78,16 @@ cdef void close_batch(Log* log) noexcept nogil:
         log.open_number += 1
 
 
-cdef int roll_segment(Log* log) noexcept nogil:
+cdef int roll_segment(Log* log, EntryKind kind) noexcept nogil:
     """Go on in a new segment.  Caller holds log.lock; no batch is open."""
     cdef Segment* segment = NULL
     cdef int failure
     if log.unsynced_count == UNSYNCED_MAX:
         return ENOSPC
-    failure = create_segment(log.segments, log.next_id, log.next_lsn, &segment)
+    failure = segment_create(log.segments, log.next_id, log.next_lsn, kind != ENTRY_DATA, &segment)
     while failure == EEXIST:        # left by one that could be neither written nor removed
         log.next_id += 1
-        failure = create_segment(log.segments, log.next_id, log.next_lsn, &segment)
+        failure = segment_create(log.segments, log.next_id, log.next_lsn, kind != ENTRY_DATA, &segment)
     if failure:
         return failure
     log.next_id += 1
@@ -519,7 +98,18 @@ cdef int roll_segment(Log* log) noexcept nogil:
     return 0
 
 
-cdef int open_batch(Log* log, uint32_t payload_slots) noexcept nogil:
+cdef int make_room(Log* log, EntryKind kind, uint32_t payload_slots) noexcept nogil:
+    """Have a hot segment with room for a batch, in it and on the disk.  Caller holds log.lock; no batch is open."""
+    cdef int failure
+    if log.segment != NULL and log.segment.slot_count + 2 + payload_slots <= log.segments.segment_slots:
+        failure = segment_allocate(log.segments, log.segment,
+                                   min(log.segment.slot_count + BATCH_SLOTS_MAX, log.segments.segment_slots))
+        if failure != ENOSPC or kind == ENTRY_DATA:
+            return failure
+    return roll_segment(log, kind)
+
+
+cdef int open_batch(Log* log, EntryKind kind, uint32_t payload_slots) noexcept nogil:
     """Begin a batch with room for `payload_slots`.  Caller holds log.lock, which is released while the ring is full."""
     cdef Batch* batch
     cdef int failure
@@ -531,10 +121,9 @@ cdef int open_batch(Log* log, uint32_t payload_slots) noexcept nogil:
         return EIO
     if log.open:                    # someone else began it while we waited
         return 0
-    if log.segment == NULL or log.segment.slot_count + 2 + payload_slots > log.segments.segment_slots:
-        failure = roll_segment(log)
-        if failure:
-            return failure
+    failure = make_room(log, kind, payload_slots)
+    if failure:
+        return failure
     batch = &log.ring[log.open_number % BATCH_RING]
     batch.segment = log.segment
     batch.index = log.segment.slot_count
@@ -562,6 +151,8 @@ cdef int reserve(Log* log, EntryKind kind, uint32_t payload_slots, Batch** out, 
     if log.poisoned:
         return EIO
     if kind == ENTRY_DATA:
+        if log.segments.spare_file < 0 and segments_keep_spare(log.segments) == ENOSPC:
+            return ENOSPC               # what room there is, is for deletes
         limit = log.data_limit_bytes
     elif kind != ENTRY_RECORD:      # guests leave half of the reserve: a delete must always be possible
         limit -= (log.hard_limit_bytes - log.data_limit_bytes) // 2
@@ -575,7 +166,7 @@ cdef int reserve(Log* log, EntryKind kind, uint32_t payload_slots, Batch** out, 
         if log.open:
             close_batch(log)
             closed[0] = True
-        failure = open_batch(log, payload_slots)
+        failure = open_batch(log, kind, payload_slots)
         if failure:
             return failure
 
@@ -658,6 +249,15 @@ cdef int log_append(
     return log_drain(log) if closed else 0
 
 
+cdef int log_keep_spare(Log* log) noexcept nogil:
+    """Make the spare file again once there is room; ENOSPC while there is none."""
+    cdef int failure
+    pthread_mutex_lock(&log.lock)
+    failure = segments_keep_spare(log.segments)
+    pthread_mutex_unlock(&log.lock)
+    return failure
+
+
 cdef bint log_read_unwritten(Log* log, uint64_t address, void* block) noexcept nogil:
     """Copy a block out of a batch in memory; False when it is in its file by now."""
     cdef uint64_t number
@@ -686,8 +286,6 @@ cdef int write_batch(Log* log, Batch* batch) noexcept nogil:
         sched_yield()
     memset(header, 0, sizeof(BatchHeader))
     memset(batch.slots + used, 0, SLOT_BYTES - used)
-    header.magic = BATCH_MAGIC
-    memcpy(header.uuid, log.segments.uuid, 16)
     header.segment_id = batch.segment.id
     header.index = batch.index
     header.first_lsn = batch.first_lsn
@@ -695,7 +293,7 @@ cdef int write_batch(Log* log, Batch* batch) noexcept nogil:
     header.entry_count = batch.entry_count
     header.lsn_count = batch.lsn_count
     header.payload_count = batch.payload_count
-    header.checksum = checksum64(&header.uuid, SLOT_BYTES - 16)
+    batch_sign(log.segments, header)
     memcpy(batch.slots + (1 + <uint64_t>batch.payload_count) * SLOT_BYTES, header, SLOT_BYTES)
     failure = medium_write(batch.segment.file, batch.slots, <uint64_t>batch_slots(header) * SLOT_BYTES,
                            <uint64_t>batch.index * SLOT_BYTES)
@@ -743,7 +341,7 @@ cdef int sync_segments(Log* log, Segment** unsynced, uint32_t count, bint direct
     if directory:
         failure = medium_sync_directory(log.segments.path)
         if load_u64(&log.segments.open_count) >= log.segments.open_max:
-            evict_segments(log.segments)    # those that were begun here are open too
+            segments_evict(log.segments)    # those that were begun here are open too
     count_u64(&log.syncs, 1)
     return failure
 

@@ -47,6 +47,7 @@ cdef int medium_sync(int fd) noexcept nogil                     # fdatasync
 cdef int medium_sync_directory(const char* path) noexcept nogil
 cdef int medium_rename(const char* source, const char* destination) noexcept nogil
 cdef int medium_truncate(int fd, uint64_t size_bytes) noexcept nogil
+cdef int medium_allocate(int fd, uint64_t offset, uint64_t count) noexcept nogil    # ENOSPC, or 0: room is certain
 cdef int medium_unlink(const char* path) noexcept nogil
 cdef int medium_make_directory(const char* path) noexcept nogil
 cdef int medium_size(int fd, uint64_t* size_bytes) noexcept nogil

@@ -3,7 +3,7 @@
 import os
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EINTR, EIO, errno
+from libc.errno cimport EINTR, EIO, EOPNOTSUPP, errno
 from libc.stdint cimport uint64_t
 from posix.unistd cimport close, fdatasync, fsync, ftruncate, unlink
 from posix.fcntl cimport O_CLOEXEC, O_CREAT, O_DIRECTORY, O_EXCL, O_RDONLY, O_RDWR, open as posix_open
@@ -14,6 +14,11 @@ from blockdev import errors
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void* buffer, size_t count, long long offset)
     ssize_t pwrite(int fd, const void* buffer, size_t count, long long offset)
+
+cdef extern from "<fcntl.h>" nogil:
+    int fallocate(int fd, int mode, long long offset, long long count)
+    enum:
+        FALLOC_FL_KEEP_SIZE
 
 cdef extern from "<stdio.h>" nogil:
     int rename(const char* source, const char* destination)
@@ -38,7 +43,7 @@ def intercept(new_hook):
     """Torture builds: from now on ask `new_hook` before each call to the medium; None: nobody.
 
     It is called as new_hook(operation, fd, path, other, data, offset): operation "open", "create", "close", "read",
-    "write", "sync", "sync_directory", "rename" (other: destination), "truncate" (offset: size), "unlink",
+    "write", "sync", "sync_directory", "rename" (other: destination), "truncate" (offset: size), "allocate", "unlink",
     "make_directory"; what does not apply is None, -1 or 0.  After a successful open it is called once more with
     "opened", which has both fd and path.  It returns None to go on, or (errno, swallow, limit in bytes).  It is called
     with the GIL, from any thread.
@@ -200,6 +205,20 @@ cdef int medium_truncate(int fd, uint64_t size_bytes) noexcept nogil:
     if settled(b"truncate", fd, NULL, NULL, size_bytes, &failure):
         return failure
     return errno if ftruncate(fd, size_bytes) < 0 else 0
+
+
+cdef int medium_allocate(int fd, uint64_t offset, uint64_t count) noexcept nogil:
+    """Reserve room for a range that may lie behind the end of a file; its size stays.
+
+    0 too where the file system cannot promise that: then a write may still find it full.
+    """
+    cdef int failure = 0
+    if settled(b"allocate", fd, NULL, NULL, offset, &failure):
+        return failure
+    while fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, count) < 0:
+        if errno != EINTR:
+            return 0 if errno == EOPNOTSUPP else errno
+    return 0
 
 
 cdef int medium_unlink(const char* path) noexcept nogil:

@@ -1,8 +1,9 @@
 """The store of map nodes: their slots in the node file, the table of those in memory, and checkpoints of them.
 
 A node's id is its slot in the node file, and in the mirror, which holds every node once more: what does not verify in
-one is taken from the other and written back.  A slot that a durable checkpoint holds is never rewritten otherwise.  A node that is
-clean (its slot holds it) never changes again; nodes of the current generation may be changed in place by their owner.
+one is taken from the other and written back.  A slot that a durable checkpoint holds is never rewritten otherwise.  A
+node that is clean (its slot holds it) never changes again; nodes of the current generation may be changed in place by
+their owner.
 
 Readers take no lock: they enter a read section, load ids, get nodes.  Nodes that were unpublished are freed only after
 every read section that could see them has ended (nodes_reclaim).

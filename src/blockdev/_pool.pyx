@@ -25,13 +25,15 @@ from blockdev._disk cimport (
     disk_flush, disk_read, disk_write, disk_zero,
 )
 from blockdev._log cimport (
-    BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, log_append, log_close, log_create, log_destroy, log_flush,
-    log_poison, log_position, segments_add, segments_create, segments_destroy,
+    log_append, log_close, log_create, log_destroy, log_flush, log_keep_spare, log_poison, log_position,
 )
 from blockdev._medium cimport MEDIUM_CREATE, MEDIUM_WRITE, medium_close, medium_open
 from blockdev._nodes cimport (
     NODE_RECORD_BYTES, RetiredSlot, SlotVector, nodes_create, nodes_destroy, nodes_evict, nodes_finish, nodes_freeze,
     nodes_reclaim, nodes_release_slots, nodes_thaw, nodes_write, slots_push,
+)
+from blockdev._segments cimport (
+    BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, segments_add, segments_create, segments_destroy,
 )
 from blockdev._sync cimport (
     load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_rwlock_destroy, pthread_rwlock_rdlock,
@@ -182,6 +184,8 @@ cdef int take_cut(PoolState* pool, Disk** disks, uint32_t count, Cut* cut) noexc
     return 0
 
 
+FULL = ("the pool, or the file system it is on, is full: see blockdevctl pool status; delete something, raise the capacity "
+        "or make room on the file system")
 NODE_FILES = ("nodes", "nodes-mirror")       # in map/
 
 
@@ -203,7 +207,7 @@ cdef class Core:
                   uint64_t dedup_bytes, uint64_t segments_open_max):
         cdef bytes segments_path = (path + "/segments").encode()
         cdef const uint8_t* uuid_bytes = <const uint8_t*>PyBytes_AS_STRING(uuid)
-        cdef int i, failure
+        cdef int i
         self.state = <PoolState*>calloc(1, sizeof(PoolState))
         if self.state == NULL:
             raise MemoryError()
@@ -268,6 +272,13 @@ cdef class Core:
         if self.state.log == NULL:
             raise MemoryError()
 
+    def keep_spare(self):
+        """Have room reserved on the disk for what must go on when it is full; False while there is none."""
+        cdef int failure
+        with nogil:
+            failure = log_keep_spare(self.state.log)
+        return failure == 0
+
     def set_limits(self, uint64_t data_bytes, uint64_t all_bytes):
         """How far the segments may grow: by new data, and by anything at all."""
         self.state.log.data_limit_bytes = data_bytes
@@ -327,7 +338,7 @@ cdef class Core:
         if self.state.log != NULL and self.state.log.poisoned:
             raise errors.Poisoned("an earlier write to the pool failed; see the engine's log, and restart the engine")
         if failure == ENOSPC:
-            raise errors.PoolFull("the pool is full; delete something or raise its capacity")
+            raise errors.PoolFull(FULL)
         raise errors.MediumError(f"{what} failed with errno {failure}", failure)
 
     def checkpoint_cut(self, list disks):
@@ -538,7 +549,7 @@ cdef class DiskObject:
             return
         place = f"{verb} {self.name or self.disk.id} at {offset}+{length}"
         if failure == ENOSPC:
-            raise errors.PoolFull(f"{place}: the pool is full; delete something or raise its capacity")
+            raise errors.PoolFull(f"{place}: {FULL}")
         if failure == EPERM:
             raise errors.ReadOnly(f"{place}: a snapshot cannot be written; clone it")
         if failure == ESHUTDOWN:

@@ -12,14 +12,14 @@ from blockdev import errors
 
 from blockdev._cow cimport map_punch, map_update
 from blockdev._dedup cimport Fingerprint, checksum64, dedup_insert, fingerprint_block
-from blockdev._log cimport (
-    ENTRY_DATA, ENTRY_HOLE, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry, BatchHeader, Segment, batch_find,
-    batch_recognise, batch_slots, entry_lsn_count, make_address, segment_pin, segment_seal, segment_unpin, segments_get,
-    segments_remove,
-)
 from blockdev._disk cimport Disk, PoolState
 from blockdev._medium cimport medium_read, medium_size, medium_sync, medium_truncate, medium_unlink, medium_write
 from blockdev._pool cimport Core, DiskObject
+from blockdev._segments cimport (
+    ENTRY_DATA, ENTRY_HOLE, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry, BatchHeader, Segment, batch_find,
+    batch_recognise, batch_slots, entry_lsn_count, make_address, segment_pin, segment_seal, segment_unpin,
+    segments_get, segments_remove,
+)
 from blockdev._sync cimport store_u32
 
 

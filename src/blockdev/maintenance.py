@@ -59,6 +59,7 @@ class Maintenance:
         if stats["poisoned"]:
             return
         pool.tend_memory()
+        pool.keep_spare()
         if now - self._flushed >= FLUSH_SECONDS:
             self._flushed = now
             if stats["durable_lsn"] < stats["next_lsn"]:

@@ -12,10 +12,12 @@ checkpoints.  I/O on disks takes neither.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import shutil
+import sys
 import threading
 import uuid as uuid_module
 import weakref
@@ -46,6 +48,7 @@ from blockdev.errors import (
     MediumError,
     NotFound,
     Poisoned,
+    PoolFull,
 )
 from blockdev.maintenance import Maintenance
 from blockdev.records import KIND_SNAPSHOT, KIND_VDISK, Item, ObjectState, Table
@@ -93,7 +96,12 @@ class Pool:
     def _start(self, replayed: bool, background: bool) -> None:
         """Make the next start short, and begin maintenance."""
         if replayed:
-            self.checkpoint()
+            try:
+                self.checkpoint()
+            except (PoolFull, MediumError) as failure:
+                if failure.errno != errno.ENOSPC:
+                    raise
+                print(f"blockdev: {failure}", file=sys.stderr, flush=True)  # maintenance tries again
         if background:
             self._maintenance = Maintenance(self)
 
@@ -105,10 +113,7 @@ class Pool:
         `path`: the directory is made beside it and renamed.
         """
         path = os.path.abspath(os.fspath(path))
-        if capacity_bytes < CAPACITY_BYTES_MIN or capacity_bytes % SECTOR_BYTES:
-            raise InvalidArgument(
-                f"a pool cannot have {capacity_bytes} bytes: it needs at least {CAPACITY_BYTES_MIN}, a multiple of 512"
-            )
+        _check_capacity(capacity_bytes)
         if not SEGMENT_BYTES_MIN <= segment_bytes <= SEGMENT_BYTES_MAX or segment_bytes % BLOCK_BYTES:
             raise InvalidArgument("a segment must have 1 MiB to 256 MiB, a multiple of 4096 bytes")
         if os.path.lexists(path):
@@ -473,10 +478,13 @@ class Pool:
         """Sizes in bytes and counters since open; names end in their unit."""
         stats: dict = self._core.stats()
         data_limit, _all = self._limits()
+        below = os.statvfs(self.path)
+        room_bytes = below.f_bavail * below.f_frsize
         stats.update(
             capacity_bytes=self.capacity_bytes,
             used_bytes=stats["segment_bytes"] + stats["map_bytes"],
-            available_bytes=max(0, data_limit - stats["segment_bytes"]),
+            available_bytes=max(0, min(data_limit - stats["segment_bytes"], room_bytes)),
+            file_system_available_bytes=room_bytes,
             vdisk_count=sum(isinstance(o, VDisk) for o in list(self._objects.values())),
             snapshot_count=sum(isinstance(o, VDiskSnapshot) for o in list(self._objects.values())),
             checkpoints=self._checkpoint_count,
@@ -488,6 +496,10 @@ class Pool:
         """Free map nodes beyond the budget."""
         self._core.tend_memory(self._resident_nodes_max)
 
+    def keep_spare(self) -> None:
+        """Reserve room on the disk again for deletes and discards, once there is some."""
+        self._core.keep_spare()
+
     def nodes_dirty_max(self) -> int:
         """Dirty map nodes cannot be evicted: at this many a checkpoint is due."""
         return max(256, self._resident_nodes_max // 4)
@@ -498,6 +510,23 @@ class Pool:
 
     def _set_limits(self) -> None:
         self._core.set_limits(*self._limits())
+
+    def set_capacity(self, capacity_bytes: int) -> None:
+        """Change how much the pool may hold; durable on return.  InvalidArgument when it holds more already."""
+        _check_capacity(capacity_bytes)
+        with self._checkpoint_lock:
+            self._check_open()
+            used_bytes = self.stats()["used_bytes"]
+            if capacity_bytes < used_bytes:
+                raise InvalidArgument(
+                    f"the pool holds {used_bytes} bytes already: its capacity cannot be {capacity_bytes}"
+                )
+            changed = self._superblock._replace(
+                sequence=self._superblock.sequence + 1, capacity_bytes=capacity_bytes
+            )
+            superblock.write(self.path, changed)
+            self._superblock = changed
+            self._set_limits()
 
     def close(self) -> None:
         """End all I/O, make everything durable, leave a checkpoint and the dedup index.  Then another may open it."""
@@ -541,6 +570,13 @@ def _is_name(name: str) -> bool:
 def _check_once(things: Sequence[Thing], operation: str) -> None:
     if len({thing.id for thing in things}) != len(things):
         raise InvalidArgument(f"a disk or snapshot is named twice in one {operation}")
+
+
+def _check_capacity(capacity_bytes: int) -> None:
+    if capacity_bytes < CAPACITY_BYTES_MIN or capacity_bytes % SECTOR_BYTES or capacity_bytes >> 62:
+        raise InvalidArgument(
+            f"a pool cannot have {capacity_bytes} bytes: it needs at least {CAPACITY_BYTES_MIN}, a multiple of 512"
+        )
 
 
 def _check_size(size_bytes: int) -> None:

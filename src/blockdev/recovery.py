@@ -60,6 +60,7 @@ def recover(pool_path: str, map_cache_bytes: int, dedup_bytes: int) -> Recovered
     block = _make_newest(pool_path, block)
     core.set_segment_bytes(sum(size for _id, _generation, size in list_segments(segments_path)))
     core.start_log(max(next_segment_id, table.segment_id), next_lsn)
+    core.keep_spare()
     return Recovered(
         core,
         block,

@@ -35,7 +35,7 @@ def closed(pool_path: str) -> str:
 
 
 def find_in_segments(path: str, block: bytes) -> tuple[Path, int]:
-    for file in sorted((Path(path) / "segments").iterdir()):
+    for file in sorted((Path(path) / "segments").glob("*.0")):
         at = file.read_bytes().find(block)
         if at >= 0:
             return file, at
@@ -173,7 +173,7 @@ def test_garbage_after_the_end_of_the_log_is_ignored(pool_path: str) -> None:
     copy = f"{pool_path}-copy"
     shutil.copytree(pool_path, copy)
     pool.close()
-    last = max((Path(copy) / "segments").iterdir())
+    last = max((Path(copy) / "segments").glob("*.0"))
     with open(last, "ab") as file:
         file.write(block_data("noise", 1, 3 * BLOCK + 100))
     for content in (b"\x01" * BLOCK, b"\x02" * BLOCK):
@@ -199,7 +199,7 @@ def test_a_log_cut_short_recovers_to_an_earlier_state(pool_path: str, cut_bytes:
     copy = f"{pool_path}-copy"
     shutil.copytree(pool_path, copy)
     pool.close()
-    last = max((Path(copy) / "segments").iterdir())
+    last = max((Path(copy) / "segments").glob("*.0"))
     with open(last, "r+b") as file:
         file.truncate(max(last.stat().st_size - cut_bytes, 0))
     reopened = Pool.open(copy)
