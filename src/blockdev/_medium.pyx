@@ -252,7 +252,7 @@ cdef void medium_report(const char* format, int error, uint64_t a, uint64_t b) n
 
 def _check(int failure, str path):
     if failure:
-        raise errors.MediumError(f"{path}: {os.strerror(failure)}", failure)
+        raise errors.medium_failure(path, failure)
 
 
 def read_file(str path, uint64_t limit_bytes):

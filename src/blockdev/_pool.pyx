@@ -3,7 +3,6 @@
 Threads: Core's methods are called one at a time (pool.py holds its lock); a disk's methods from any thread at once.
 """
 
-import os
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -196,7 +195,7 @@ cdef int open_or_create(str path) except -1:
     if failure == ENOENT:
         failure = medium_open(path.encode(), MEDIUM_CREATE, &file)
     if failure:
-        raise errors.MediumError(f"{path} cannot be opened: {os.strerror(failure)}", failure)
+        raise errors.medium_failure(f"{path} cannot be opened", failure)
     return file
 
 
@@ -339,7 +338,7 @@ cdef class Core:
             raise errors.Poisoned("an earlier write to the pool failed; see the engine's log, and restart the engine")
         if failure == ENOSPC:
             raise errors.PoolFull(FULL)
-        raise errors.MediumError(f"{what} failed with errno {failure}", failure)
+        raise errors.medium_failure(f"{what} failed", failure)
 
     def checkpoint_cut(self, list disks):
         """The instant of a checkpoint: freezes all maps at one LSN.
@@ -558,7 +557,7 @@ cdef class DiskObject:
             raise errors.Poisoned(f"{place}: an earlier write to the pool failed; restart the engine")
         if failure == EIO:
             raise errors.Corrupt(f"{place}: bytes at rest do not verify; run blockdevctl pool check")
-        raise errors.MediumError(f"{place}: {os.strerror(failure)}", failure)
+        raise errors.medium_failure(place, failure)
 
     def _check_range(self, offset, length):
         if offset < 0 or length < 0 or offset % 512 or length % 512:

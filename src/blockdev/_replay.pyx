@@ -293,7 +293,7 @@ cdef class Replay:
         if not failure:
             failure = read_header(self.core.state, segment, place.index, slot)
         if failure:
-            raise errors.MediumError(f"segment {place.segment_id:08x} cannot be read", failure)
+            raise errors.medium_failure(f"segment {place.segment_id:08x} cannot be read", failure)
         try:
             for _i in range(header.entry_count):
                 if lsn + entry_lsn_count(entry) > self.checkpoint_lsn:
@@ -350,6 +350,7 @@ cdef class Replay:
         cdef uint32_t id, end_id, end_index
         cdef Segment* segment
         cdef uint64_t lsn
+        cdef int failure
         end_id, end_index, lsn = self.end()
         self.write_again()
         for id in range(self.first_segment, pool.segments.id_end):
@@ -361,8 +362,9 @@ cdef class Replay:
                 self.settle(id, end_index if id == end_id else 0, lsn)
             else:
                 path = f"{segments_path}/{segment.id:08x}.{segment.generation}"
-                if medium_unlink(path.encode()):
-                    raise errors.MediumError(f"{path} cannot be removed")
+                failure = medium_unlink(path.encode())
+                if failure:
+                    raise errors.medium_failure(f"{path} cannot be removed", failure)
                 segments_remove(pool.segments, segment)
         return pool.segments.id_end, lsn
 
@@ -379,7 +381,7 @@ cdef class Replay:
                 if not failure and self.run.batches[i].first_lsn + self.run.batches[i].lsn_count > self.run.durable_lsn:
                     failure = write_batch_again(pool, &self.run.batches[i])
         if failure:
-            raise errors.MediumError(f"the end of the log cannot be written: {os.strerror(failure)}", failure)
+            raise errors.medium_failure("the end of the log cannot be written", failure)
 
     cdef bint holds_run(self, uint32_t id):
         cdef uint64_t low = 0, high = self.run.count, middle
@@ -397,7 +399,7 @@ cdef class Replay:
         cdef uint32_t i
         cdef int failure = segment_pin(self.core.state.segments, id, &segment)
         if failure:
-            raise errors.MediumError(f"segment {id:08x} cannot be opened", failure)
+            raise errors.medium_failure(f"segment {id:08x} cannot be opened", failure)
         if end_index and end_index < segment.slot_count:
             # its trailer, if it has one, reached the disk before the batches it speaks of
             for i in range(end_index, segment.slot_count):
@@ -416,7 +418,7 @@ cdef class Replay:
             failure = medium_sync(segment.file)
         segment_unpin(self.core.state.segments, segment)
         if failure:
-            raise errors.MediumError(f"segment {id:08x} cannot be sealed", failure)
+            raise errors.medium_failure(f"segment {id:08x} cannot be sealed", failure)
 
     cdef bint reaches(self, Segment* segment, uint32_t index):
         """Whether a segment's file has all slots below `index`, more than are known to be in use."""

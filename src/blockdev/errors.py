@@ -6,6 +6,7 @@ The message says what is wrong, where, and what to do next; it is one line.  Bug
 from __future__ import annotations
 
 import errno
+import os
 
 
 class BlockdevError(Exception):
@@ -125,6 +126,15 @@ class MediumError(BlockdevError):
     def __init__(self, message: str, error_number: int = errno.EIO) -> None:
         super().__init__(message)
         self.errno = error_number
+
+
+def medium_failure(what: str, error_number: int) -> MediumError:
+    """The error for a failed call to the file system: what failed, why, and what to do."""
+    if error_number in (errno.ENOSPC, errno.EDQUOT):
+        advice = "make room on the file system below the pool and try again"
+    else:
+        advice = "see the kernel's log about that disk, then try again"
+    return MediumError(f"{what}: {os.strerror(error_number)}; {advice}", error_number)
 
 
 def _all_classes(base: type[BlockdevError]) -> list[type[BlockdevError]]:

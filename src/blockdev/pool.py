@@ -49,6 +49,7 @@ from blockdev.errors import (
     NotFound,
     Poisoned,
     PoolFull,
+    medium_failure,
 )
 from blockdev.maintenance import Maintenance
 from blockdev.records import KIND_SNAPSHOT, KIND_VDISK, Item, ObjectState, Table
@@ -534,6 +535,7 @@ class Pool:
             return
         if self._maintenance is not None:
             self._maintenance.stop()
+        poisoned = self._core.stats()["poisoned"]
         try:
             with self._lock:
                 self._core.close(list(self._objects.values()))
@@ -541,7 +543,8 @@ class Pool:
                 self._take_checkpoint()
             dedup_file.save(self.path, self._core)
         except Poisoned:
-            pass  # it said so when it happened; the log on disk is what counts
+            if not poisoned:  # else it said so when it happened; the log on disk is what counts
+                raise
         finally:
             self._abandon()
 
@@ -591,7 +594,7 @@ def _take_lock(path: str) -> int:
     try:
         lock_file = os.open(f"{path}/LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as failure:
-        raise MediumError(f"{path}/LOCK: {failure.strerror}", failure.errno or 0) from None
+        raise medium_failure(f"{path}/LOCK", failure.errno or 0) from None
     try:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -627,6 +630,6 @@ def _write_new_pool(path: str, capacity_bytes: int, segment_slots: int) -> None:
         _medium.rename_file(making, path)
         _medium.sync_directory(str(Path(path).parent))
     except OSError as failure:
-        raise MediumError(f"{path}: {failure.strerror}", failure.errno or 0) from None
+        raise medium_failure(path, failure.errno or 0) from None
     finally:
         shutil.rmtree(making, ignore_errors=True)

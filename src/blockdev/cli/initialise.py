@@ -12,7 +12,7 @@ from blockdev import Pool
 from blockdev.cli import values
 from blockdev.cli.output import show_size
 from blockdev.cli.session import Session, Verb, pass_session
-from blockdev.errors import AlreadyExists, InvalidArgument, MediumError
+from blockdev.errors import AlreadyExists, InvalidArgument, medium_failure
 from blockdev.home import Home
 
 FREE_SHARE = 0.9  # of the file system's free space, when no capacity is given
@@ -37,7 +37,7 @@ def init(session: Session, capacity: int | None) -> None:
         for directory in made:
             shutil.rmtree(directory, ignore_errors=True)
         if isinstance(error, OSError):
-            raise MediumError(f"{error.filename or home.path}: {error.strerror}", error.errno or 0) from None
+            raise medium_failure(error.filename or str(home.path), error.errno or 0) from None
         raise
     document = {"home": str(home.path), "capacity_bytes": capacity_bytes}
     session.say(
