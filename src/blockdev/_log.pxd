@@ -37,6 +37,7 @@ cdef struct Log:
     pthread_mutex_t lock            # guards what follows
     pthread_cond_t changed          # the end of a sync
     Batch ring[16]
+    char* ring_memory               # of all their slots, owned; fresh pages of the kernel, zero until they are used
     uint64_t open_number            # of the batch being filled; ring[open_number % BATCH_RING]
     uint64_t written_number         # batches below are written
     bint open                       # ring[open_number] has been begun

@@ -12,7 +12,7 @@ from blockdev._segments cimport (
     segments_evict, segments_keep_spare,
 )
 from blockdev._sync cimport (
-    add_u32, add_u64, aligned_zeroed, count_u64, load_u32, load_u64, pthread_cond_broadcast, pthread_cond_destroy,
+    add_u32, add_u64, count_u64, load_u32, load_u64, pthread_cond_broadcast, pthread_cond_destroy,
     pthread_cond_init, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock, sched_yield, store_u32, store_u64,
 )
@@ -20,6 +20,7 @@ from blockdev._sync cimport (
 
 cdef Log* log_create(SegmentStore* segments, uint32_t next_id, uint64_t next_lsn) noexcept nogil:
     cdef Log* log = <Log*>calloc(1, sizeof(Log))
+    cdef size_t aligned
     cdef int i
     if log == NULL:
         return NULL
@@ -33,20 +34,20 @@ cdef Log* log_create(SegmentStore* segments, uint32_t next_id, uint64_t next_lsn
     pthread_mutex_init(&log.write_lock, NULL)
     pthread_mutex_init(&log.lock, NULL)
     pthread_cond_init(&log.changed, NULL)
+    log.ring_memory = <char*>calloc(BATCH_RING * BATCH_SLOTS_MAX + 1, SLOT_BYTES)
+    if log.ring_memory == NULL:
+        log_destroy(log)
+        return NULL
+    aligned = (<size_t>log.ring_memory + SLOT_BYTES - 1) // SLOT_BYTES * SLOT_BYTES
     for i in range(BATCH_RING):
-        log.ring[i].slots = <char*>aligned_zeroed(SLOT_BYTES, BATCH_SLOTS_MAX * SLOT_BYTES)
-        if log.ring[i].slots == NULL:
-            log_destroy(log)
-            return NULL
+        log.ring[i].slots = <char*>aligned + i * BATCH_SLOTS_MAX * SLOT_BYTES
     return log
 
 
 cdef void log_destroy(Log* log) noexcept nogil:
-    cdef int i
     if log == NULL:
         return
-    for i in range(BATCH_RING):
-        free(log.ring[i].slots)
+    free(log.ring_memory)
     pthread_mutex_destroy(&log.write_lock)
     pthread_mutex_destroy(&log.lock)
     pthread_cond_destroy(&log.changed)

@@ -56,6 +56,7 @@ cdef struct NodeStore:
     MapNode*** chunks               # node table: id -> node in memory or NULL
     pthread_mutex_t lock            # guards what follows
     uint64_t next_id                # first id never used
+    uint64_t chunk_end              # no chunk of the table is at or after this
     SlotVector free_slots           # usable now
     SlotVector retired_slots        # usable once two newer checkpoints do not hold them
     MapNode* dirty                  # nodes of the current generation

@@ -75,7 +75,7 @@ cdef void nodes_destroy(NodeStore* store) noexcept nogil:
     cdef MapNode* node
     if store == NULL:
         return
-    for chunk in range(NODE_CHUNKS_MAX):
+    for chunk in range(store.chunk_end):
         if store.chunks[chunk] != NULL:
             for i in range(NODE_CHUNK):
                 free(store.chunks[chunk][i])
@@ -118,6 +118,7 @@ cdef MapNode** table_make_place(NodeStore* store, uint64_t id) noexcept nogil:
         if chunk == NULL:
             return NULL
         store_pointer(<void**>&store.chunks[id // NODE_CHUNK], chunk)
+        store.chunk_end = max(store.chunk_end, id // NODE_CHUNK + 1)
     return &store.chunks[id // NODE_CHUNK][id % NODE_CHUNK]
 
 
