@@ -34,6 +34,7 @@ ADDRESSES = {
     ("get", "/vms/{vm}/snapshots/{snapshot}/diff"),
     ("get", "/status"),
     ("get", "/attachments"),
+    ("patch", "/pool"),
     ("post", "/pool/check"),
     ("post", "/pool/scrub"),
     ("get", "/jobs"),

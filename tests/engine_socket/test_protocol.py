@@ -40,6 +40,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "relabel": {"changes": [[1, None, b""]], "force": True},
     "delete": {"ids": [1, 2], "force": False, "missing_ok": True},
     "resize": {"id": 1, "size_bytes": 512, "shrink": False},
+    "set_capacity": {"capacity_bytes": 1 << 40},
     "diff": {"older": None, "newer": 2},
     "extents": {"id": 1, "offset": 0, "length": 4096},
     "more": {"cursor": 1},

@@ -68,6 +68,10 @@ class Config(Body):
     config: str
 
 
+class PoolResize(Body):
+    capacity_bytes: SizeBytes
+
+
 class DiskResize(Body):
     size_bytes: SizeBytes
     force_shrink: bool = Field(False, description="allow a smaller size; what lies beyond it is lost")

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from blockdev.cli import values
 from blockdev.cli.output import print_fields, show_count, show_size
 from blockdev.cli.session import Noun, Session, pass_session
 from blockdev.errors import Corrupt
@@ -50,6 +51,15 @@ def _space(engine: dict[str, Any]) -> list[tuple[str, str]]:
     if stats["checksum_errors"]:
         fields.append(("DAMAGED", f"{show_count(stats['checksum_errors'], 'block')} did not verify: run pool scrub"))
     return fields
+
+
+@pool.command()
+@click.option("--capacity", type=values.SIZE_VALUE, required=True, help="How much the pool may hold from now on.")
+@pass_session
+def resize(session: Session, capacity: int) -> None:
+    """Change the pool's capacity while it is served."""
+    changed = session.client.patch("/pool", {"capacity_bytes": capacity})
+    session.say(changed, f"the pool may hold {show_size(changed['engine']['capacity_bytes'])} now")
 
 
 @pool.command()

@@ -217,6 +217,10 @@ class EngineClient:
         """InvalidArgument: smaller, without `shrink`; Busy: smaller, and attached."""
         self._ask("resize", id=id, size_bytes=size_bytes, shrink=shrink)
 
+    def set_capacity(self, capacity_bytes: int) -> None:
+        """How much the pool may hold.  InvalidArgument: it holds more already."""
+        self._ask("set_capacity", capacity_bytes=capacity_bytes)
+
     # connections
 
     def _findings(self, operation: str) -> list[str]:

@@ -94,6 +94,7 @@ class Operations:
             "relabel": self._relabel,
             "delete": self._delete,
             "resize": self._resize,
+            "set_capacity": self._set_capacity,
         }
 
     def perform(self, session: Session, request: Request) -> Answer:
@@ -243,6 +244,10 @@ class Operations:
                 )
             self._refuse_attached([vdisk], "detach them first: a guest would lose the end of a disk in use")
         vdisk.resize(size_bytes)
+        return {}
+
+    def _set_capacity(self, capacity_bytes: int) -> Answer:
+        self._pool.set_capacity(capacity_bytes)
         return {}
 
     def _vdisk(self, id: int) -> VDisk:

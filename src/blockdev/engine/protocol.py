@@ -191,6 +191,10 @@ def _is_offset(value: Any) -> bool:
     return is_size(value) and value % SECTOR_BYTES == 0
 
 
+def _is_capacity(value: Any) -> bool:
+    return _is_integer(value, 0, (1 << 63) - 1)
+
+
 _IDS = _list_of(is_id)
 _NAMES = _list_of(is_object_name)
 _TAGS = _list_of(is_tag)
@@ -211,6 +215,7 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "relabel": {"changes": _list_of(_row_of(is_id, is_object_name, is_tag)), "force": _is_flag},
     "delete": {"ids": _IDS, "force": _is_flag, "missing_ok": _is_flag},
     "resize": {"id": is_id, "size_bytes": is_size, "shrink": _is_flag},
+    "set_capacity": {"capacity_bytes": _is_capacity},
     "diff": {"older": _is_id_or_none, "newer": is_id},
     "extents": {"id": is_id, "offset": _is_offset, "length": _is_offset},
     "more": {"cursor": is_id},
@@ -220,7 +225,7 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "scrub": {},
 }
 # These change the pool: one at a time, and none from a session that another has taken the lead from.
-CHANGES = frozenset({"create", "snapshot", "clone", "restore", "relabel", "delete", "resize"})
+CHANGES = frozenset({"create", "snapshot", "clone", "restore", "relabel", "delete", "resize", "set_capacity"})
 
 
 def check_request(body: Mapping[str, Any]) -> Request:

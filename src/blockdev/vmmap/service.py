@@ -131,6 +131,12 @@ class VMs:
                 imports=[view_import(vm, row) for row, vm in imports],
             )
 
+    @_change
+    def set_pool_capacity(self, capacity_bytes: int) -> Status:
+        """How much the pool may hold; it goes on meanwhile.  InvalidArgument: it holds more already."""
+        self._engine.set_capacity(capacity_bytes)
+        return self.status()
+
     # VMs
 
     @_change

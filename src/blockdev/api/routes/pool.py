@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from blockdev.api.jobs import Job
 from blockdev.api.routes.jobs import view
-from blockdev.api.schemas import Attachment, AttachmentList, JobView
+from blockdev.api.schemas import Attachment, AttachmentList, JobView, PoolResize
 from blockdev.api.services import Wired
 from blockdev.vmmap.model import Status
 
@@ -26,6 +26,12 @@ def list_attachments(services: Wired) -> AttachmentList:
     """Every client connection to an export."""
     found = services.engine.attachments()
     return AttachmentList(attachments=[Attachment(export=name, client=client) for _, name, client in found])
+
+
+@router.patch("/pool")
+def resize_pool(body: PoolResize, services: Wired) -> Status:
+    """Change how much the pool may hold, while it is in use; not less than it holds."""
+    return services.vms.set_pool_capacity(body.capacity_bytes)
 
 
 @router.post("/pool/check", status_code=202)
