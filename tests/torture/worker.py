@@ -1,0 +1,58 @@
+"""A process that runs cases in a torture build: jobs come in on stdin, one JSON line each; a line goes out for each event.
+
+A case that hangs ends the process, with the stacks of all threads on stderr.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import sys
+import traceback
+from random import Random
+from typing import Any
+
+from blockdev import _medium
+from tests.torture.cases import Bench
+
+CASE_SECONDS_MAX = 60.0
+
+
+def say(**event: Any) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def run_job(bench: Bench, scenario: str, seed: int, first: int, end: int) -> None:
+    """Events: began (a state; -1 is the recording), then sound (with how many trees were opened) or failed (and why)."""
+    recording = None
+    for number in (-1, *range(first, end)):
+        say(event="began", state=number)
+        faulthandler.dump_traceback_later(CASE_SECONDS_MAX, exit=True)
+        told: list[str] = []
+        states = 0
+        try:
+            if recording is None:
+                recording = bench.record(scenario, seed)
+            else:
+                for _ in bench.run(recording, Random(f"{scenario} {seed} {number}"), told):
+                    states += 1
+        except Exception:
+            say(event="failed", state=number, why="\n".join([*told, traceback.format_exc()]))
+            if recording is None:
+                return
+            continue
+        say(event="sound", state=number, states=states)
+
+
+def main() -> None:
+    directory, bug = sys.argv[1:]
+    _medium.plant(_medium.PlantedBug[bug])
+    bench = Bench(directory)
+    for line in sys.stdin:
+        run_job(bench, **json.loads(line))
+        faulthandler.cancel_dump_traceback_later()
+        say(event="done")
+
+
+if __name__ == "__main__":
+    main()
