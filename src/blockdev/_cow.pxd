@@ -8,7 +8,7 @@ the store's current one.  Whoever changes anything else copies the node first, f
 Lookups take no lock (see _nodes.pxd).  Writers of one map exclude each other by map.lock.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from blockdev._nodes cimport NodeStore
 from blockdev._sync cimport pthread_mutex_t
@@ -21,15 +21,6 @@ cdef struct Map:
 
 # (first block, block count, is a hole, opaque) -> 0 to go on, errno to stop
 ctypedef int (*run_callback)(void* opaque, uint64_t block, uint64_t count, bint hole) noexcept nogil
-cdef struct SeenNodes:              # which nodes a walk has passed: a bit an id
-    uint8_t* bits
-    uint64_t id_count               # ids from here on are never marked
-
-cdef struct LeafCopy:
-    uint64_t id
-    uint64_t base                   # number of its first block
-    uint32_t level                  # of a node that could not be read; 0 for a leaf
-    uint64_t entries[512]
 
 cdef void map_init(Map* map, uint64_t root, uint32_t height, uint64_t owner) noexcept nogil
 cdef void map_destroy(Map* map) noexcept nogil
@@ -44,5 +35,3 @@ cdef int map_runs(
     NodeStore* store, Map* map, uint64_t first, uint64_t count, run_callback callback, void* opaque) noexcept nogil
 cdef int map_diff(
     NodeStore* store, Map* older, Map* newer, uint64_t block_count, run_callback callback, void* opaque) noexcept nogil
-cdef int map_next_leaf(
-    NodeStore* store, Map* map, uint64_t* block, uint64_t end, SeenNodes* seen, LeafCopy* leaf) noexcept nogil

@@ -1,6 +1,6 @@
 """Maps: lookup, update, holes, runs and differences.  See _cow.pxd for the design."""
 
-from libc.errno cimport EIO, ENOENT, ENOMEM
+from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -364,70 +364,5 @@ cdef int map_diff(
     b.id = load_u64(&newer.root)
     b.height = newer.height
     failure = diff_subtree(&walk, &a, &b, max(a.height, b.height) - 1, 0)
-    nodes_leave(store, token)
-    return failure
-
-
-# --- the walk of check and scrub -------------------------------------------------------------------------------------
-
-cdef bint is_seen(SeenNodes* seen, uint64_t id) noexcept nogil:
-    return id < seen.id_count and (seen.bits[id >> 3] & (1 << (id & 7))) != 0
-
-
-cdef void mark_seen(SeenNodes* seen, uint64_t id) noexcept nogil:
-    if id < seen.id_count:
-        seen.bits[id >> 3] |= 1 << (id & 7)
-
-
-cdef void pass_subtree(
-    SeenNodes* seen, uint64_t* path, uint32_t level, uint32_t height, uint64_t* block
-) noexcept nogil:
-    """Go behind the child of level `level` that holds `block`; mark the nodes above it that end there."""
-    cdef uint32_t above = level + 1
-    cdef uint64_t span = <uint64_t>1 << (NODE_FANOUT_SHIFT * above)
-    while above < height and slot_in(block[0], above) == NODE_FANOUT - 1:
-        mark_seen(seen, path[above])
-        above += 1
-    block[0] = (block[0] & ~(span - 1)) + span
-
-
-cdef int map_next_leaf(
-    NodeStore* store, Map* map, uint64_t* block, uint64_t end, SeenNodes* seen, LeafCopy* leaf
-) noexcept nogil:
-    """Copy the next leaf from `block` on, below `end`, that no walk with `seen` has passed; move `block` behind it.
-
-    ENOENT: there is none.  EIO: a node does not verify; leaf.id, level and base say which, and `block` is behind it.
-    One read section a call, so that a long walk holds nobody up.
-    """
-    cdef uint32_t token = nodes_enter(store)
-    cdef uint64_t path[NODE_HEIGHT_MAX]
-    cdef uint64_t id
-    cdef uint32_t level
-    cdef MapNode* node = NULL
-    cdef int failure = ENOENT
-    while failure == ENOENT and block[0] < end:
-        id = load_u64(&map.root)
-        level = map.height
-        while id and level:
-            level -= 1
-            path[level] = id
-            if is_seen(seen, id):
-                break
-            if node_get(store, id, level, &node):
-                failure = EIO
-                break
-            if level == 0:
-                failure = 0
-                break
-            id = load_u64(&node.entries[slot_in(block[0], level)])
-        leaf.id = id
-        leaf.level = level
-        leaf.base = block[0] & ~((<uint64_t>1 << (NODE_FANOUT_SHIFT * (level + 1))) - 1)
-        if failure == 0:
-            memcpy(leaf.entries, node.entries, sizeof(leaf.entries))
-        if failure != ENOENT:
-            mark_seen(seen, id)
-        # a hole is a missing child of the node at `level`; else the node at `level` itself is passed
-        pass_subtree(seen, path, level - 1 if id == 0 else level, map.height, block)
     nodes_leave(store, token)
     return failure

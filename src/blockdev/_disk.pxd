@@ -7,7 +7,7 @@ need the GIL.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from blockdev._cow cimport LeafCopy, Map, SeenNodes, run_callback
+from blockdev._cow cimport Map, run_callback
 from blockdev._dedup cimport DedupIndex
 from blockdev._log cimport Log
 from blockdev._nodes cimport MapNode, NodeStore
@@ -69,7 +69,6 @@ cdef int disk_clear_tail(Disk* disk) noexcept nogil
 cdef int disk_extents(
     Disk* disk, uint64_t count, uint64_t offset, extent_callback callback, void* opaque) noexcept nogil
 cdef int disk_diff(Disk* older, Disk* newer, run_callback callback, void* opaque) noexcept nogil
-cdef int disk_next_leaf(Disk* disk, uint64_t* block, SeenNodes* seen, LeafCopy* leaf) noexcept nogil
 cdef int disk_cache(Disk* disk, uint32_t count, uint64_t offset) noexcept nogil
 cdef uint64_t disk_size_bytes(Disk* disk) noexcept nogil
 cdef bint disk_is_snapshot(Disk* disk) noexcept nogil

@@ -1,12 +1,12 @@
 """The data path: what a read, write, flush and hole do.  See _disk.pxd for the contract."""
 
-from libc.errno cimport EINVAL, EIO, ENOENT, ENOMEM, EPERM
+from libc.errno cimport EINVAL, EIO, ENOMEM, EPERM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from blockdev._cow cimport (
-    LeafCopy, SeenNodes, map_diff, map_lookup, map_next_leaf, map_place, map_probe, map_punch, map_runs, run_callback,
+    map_diff, map_lookup, map_place, map_probe, map_punch, map_runs, run_callback,
 )
 from blockdev._dedup cimport (
     Fingerprint, dedup_forget, dedup_insert, dedup_lookup, fingerprint_block, is_zero_block,
@@ -452,18 +452,6 @@ cdef int disk_diff(Disk* older, Disk* newer, run_callback callback, void* opaque
     if older != NULL and older != newer:
         pthread_rwlock_unlock(&older.lock)
     pthread_rwlock_unlock(&newer.lock)
-    return failure
-
-
-cdef int disk_next_leaf(Disk* disk, uint64_t* block, SeenNodes* seen, LeafCopy* leaf) noexcept nogil:
-    """The next leaf from `block` on that was not seen; ENOENT past the end.  See map_next_leaf."""
-    cdef int failure = ENOENT
-    cdef uint64_t end
-    pthread_rwlock_rdlock(&disk.lock)
-    end = (disk.size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
-    if not disk.deleted:
-        failure = map_next_leaf(disk.pool.nodes, &disk.map, block, end, seen, leaf)
-    pthread_rwlock_unlock(&disk.lock)
     return failure
 
 

@@ -115,7 +115,7 @@ cdef inline int node_get(NodeStore* store, uint64_t id, uint32_t level, MapNode*
     return 0
 
 
-cdef int node_heal(NodeStore* store, uint64_t id, uint32_t level, uint32_t* healed) noexcept nogil
+cdef int node_heal(NodeStore* store, uint64_t id, uint32_t level, uint32_t* bad) noexcept nogil
 
 # checkpoint: freeze while the pool's cut_lock is held exclusively; write and finish at leisure
 cdef MapNode* nodes_freeze(NodeStore* store) noexcept nogil

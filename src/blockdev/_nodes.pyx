@@ -228,26 +228,47 @@ cdef int rewrite_copy(NodeStore* store, int which, uint64_t id, const char* reco
     return 0
 
 
-cdef int node_heal(NodeStore* store, uint64_t id, uint32_t level, uint32_t* healed) noexcept nogil:
-    """Verify both copies of a clean node, and write a bad one anew; EIO when both are.  For scrub.
+cdef int node_heal(NodeStore* store, uint64_t id, uint32_t level, uint32_t* bad) noexcept nogil:
+    """Verify both copies of a clean node, and write those that are bad anew.  For check and scrub.
 
-    healed: counts the copies written.  Caller is in a read section and reached the node by a durable map.
+    bad: how many do not verify, or are of an earlier life of the slot.  Returns why one could not be written anew.
+    Caller is in a read section and reached the node by a map.
     """
     cdef char records[2 * NODE_RECORD_BYTES]
+    cdef char* first = records
+    cdef char* second = records + NODE_RECORD_BYTES
     cdef pthread_mutex_t* lock = &store.fault_locks[id % FAULT_LOCKS]
-    cdef int first, second, failure = 0
+    cdef bint first_holds, second_holds
+    cdef int failure = 0
     pthread_mutex_lock(lock)
-    first = read_copy(store, 0, id, level, records)
-    second = read_copy(store, 1, id, level, records + NODE_RECORD_BYTES)
-    if first and second:
-        failure = first
-    elif first:
-        failure = rewrite_copy(store, 0, id, records + NODE_RECORD_BYTES)
-    elif second:
-        failure = rewrite_copy(store, 1, id, records)
+    first_holds = read_copy(store, 0, id, level, first) == 0
+    second_holds = read_copy(store, 1, id, level, second) == 0
+    if first_holds and second_holds and memcmp(first, second, NODE_RECORD_BYTES) != 0:
+        first_holds = (<NodeHeader*>first).generation > (<NodeHeader*>second).generation
+        second_holds = not first_holds
+    bad[0] = 2 - first_holds - second_holds
+    if not first_holds and not second_holds:
+        failure = write_from_memory(store, id, first)
+    elif not first_holds:
+        failure = rewrite_copy(store, 0, id, second)
+    elif not second_holds:
+        failure = rewrite_copy(store, 1, id, first)
     pthread_mutex_unlock(lock)
-    healed[0] += (first != 0) != (second != 0) and not failure
     return failure
+
+
+cdef int write_from_memory(NodeStore* store, uint64_t id, char* record) noexcept nogil:
+    """Write both copies of a clean node anew; EIO when it is not in memory.  Caller holds its fault lock."""
+    cdef MapNode** place = nodes_place(store, id)
+    cdef MapNode* node = NULL if place == NULL else <MapNode*>load_pointer(<void**>place)
+    cdef int failure
+    if node == NULL:
+        return EIO
+    encode_node(store, node, record)
+    failure = rewrite_copy(store, 0, id, record)
+    if not failure:
+        failure = medium_sync(store.files[0])
+    return failure or rewrite_copy(store, 1, id, record)
 
 
 cdef MapNode* decode_node(const char* record) noexcept nogil:

@@ -114,6 +114,12 @@ cdef void segment_unpin(SegmentStore* store, Segment* segment) noexcept nogil
 cdef int segment_read(Segment* segment, uint32_t index, uint32_t count, void* buffer) noexcept nogil
 cdef int segment_seal(SegmentStore* store, Segment* segment, bint truncate) noexcept nogil
 
+# for check and scrub: what describes a pinned segment on the disk
+cdef bint segment_header_holds(SegmentStore* store, Segment* segment) noexcept nogil
+cdef bint segment_index_holds(SegmentStore* store, Segment* segment) noexcept nogil
+cdef int segment_write_header(SegmentStore* store, Segment* segment) noexcept nogil
+cdef int segment_seal_again(SegmentStore* store, Segment* segment) noexcept nogil
+
 # batches
 cdef uint64_t entry_lsn_count(const BatchEntry* entry) noexcept nogil
 cdef uint32_t batch_slots(const BatchHeader* header) noexcept nogil

@@ -9,7 +9,7 @@ from libc.string cimport memcmp, memcpy, memset, strdup
 from blockdev._dedup cimport Fingerprint, checksum64
 from blockdev._medium cimport (
     MEDIUM_CREATE, MEDIUM_WRITE, medium_allocate, medium_close, medium_open, medium_read, medium_rename, medium_size,
-    medium_truncate, medium_unlink, medium_write,
+    medium_sync, medium_truncate, medium_unlink, medium_write,
 )
 from blockdev._sync cimport (
     add_u64, load_u32, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
@@ -215,7 +215,7 @@ cdef int take_spare(SegmentStore* store, Segment* segment) noexcept nogil:
     return failure
 
 
-cdef int write_header(SegmentStore* store, Segment* segment) noexcept nogil:
+cdef int segment_write_header(SegmentStore* store, Segment* segment) noexcept nogil:
     cdef char slot[SLOT_BYTES]
     cdef SegmentHeader* header = <SegmentHeader*>slot
     memset(slot, 0, SLOT_BYTES)
@@ -236,7 +236,7 @@ cdef int make_file(SegmentStore* store, Segment* segment, bint may_take_spare) n
         failure = take_spare(store, segment)
     if failure:
         return failure
-    failure = write_header(store, segment)
+    failure = segment_write_header(store, segment)
     if failure:
         segment_path(store, segment, path)
         medium_unlink(path)
@@ -531,3 +531,48 @@ cdef int segment_seal(SegmentStore* store, Segment* segment, bint truncate) noex
         add_u64(&store.bytes_used, index_bytes + SLOT_BYTES)
     free(buffer)
     return failure
+
+
+# --- check and scrub -------------------------------------------------------------------------------------------------
+
+cdef bint segment_header_holds(SegmentStore* store, Segment* segment) noexcept nogil:
+    """Whether the header slot verifies."""
+    cdef char slot[SLOT_BYTES]
+    return (medium_read(segment.file, slot, SLOT_BYTES, 0) == 0
+            and header_holds(store, segment, <SegmentHeader*>slot, SEGMENT_MAGIC))
+
+
+cdef bint segment_index_holds(SegmentStore* store, Segment* segment) noexcept nogil:
+    """Whether index and trailer on the disk say what is in memory."""
+    cdef char slot[SLOT_BYTES]
+    cdef SegmentHeader* trailer = <SegmentHeader*>slot
+    cdef uint64_t used = segment.slot_count * sizeof(Fingerprint)
+    cdef uint64_t index_bytes = (used + SLOT_BYTES - 1) // SLOT_BYTES * SLOT_BYTES
+    cdef uint64_t end = <uint64_t>segment.slot_count * SLOT_BYTES
+    cdef uint64_t size_bytes = 0
+    cdef char* index = <char*>malloc(index_bytes)
+    cdef bint sound
+    if index == NULL:
+        return True
+    sound = (medium_size(segment.file, &size_bytes) == 0 and size_bytes == end + index_bytes + SLOT_BYTES
+             and medium_read(segment.file, slot, SLOT_BYTES, end + index_bytes) == 0
+             and header_holds(store, segment, trailer, TRAILER_MAGIC)
+             and trailer.slot_count == segment.slot_count
+             and medium_read(segment.file, index, index_bytes, end) == 0
+             and checksum64(index, index_bytes) == trailer.index_checksum
+             and memcmp(index, segment.fingerprints, used) == 0)
+    free(index)
+    return sound
+
+
+cdef int segment_seal_again(SegmentStore* store, Segment* segment) noexcept nogil:
+    """Write index and trailer anew, durably, from what is in memory of a segment that the log has left."""
+    cdef uint64_t before = 0
+    cdef int failure = medium_size(segment.file, &before)
+    if not failure:
+        failure = segment_seal(store, segment, True)
+    if failure:
+        return failure
+    # the file was counted with what was behind its last slot
+    add_u64(&store.bytes_used, <uint64_t>segment.slot_count * SLOT_BYTES - before)
+    return medium_sync(segment.file)

@@ -28,7 +28,6 @@ from typing import NamedTuple, TypeAlias
 import xxhash
 
 from blockdev import _medium, _pool, dedup_file, records, superblock
-from blockdev._check import Checker
 from blockdev._pool import RecordType, VDisk, VDiskSnapshot
 from blockdev.clock import now_seconds
 from blockdev.constants import (
@@ -51,6 +50,7 @@ from blockdev.errors import (
     PoolFull,
     medium_failure,
 )
+from blockdev.inspection import Inspector
 from blockdev.maintenance import Maintenance
 from blockdev.records import KIND_SNAPSHOT, KIND_VDISK, Item, ObjectState, Table
 from blockdev.recovery import Recovered, recover
@@ -92,6 +92,7 @@ class Pool:
         self._log_bytes_at_checkpoint = self._core.stats()["segment_bytes"]
         self._checkpoint_count = 0
         self._maintenance: Maintenance | None = None
+        self.inspector = Inspector(self._core, path)
         self._set_limits()
 
     def _start(self, replayed: bool, background: bool) -> None:
@@ -183,7 +184,18 @@ class Pool:
             with contextlib.suppress(BlockdevError, OSError):  # its directory may be gone
                 self.close()
 
+    @property
+    def core(self) -> _pool.Core:
+        """What the engine's own parts work with."""
+        return self._core
+
     # --- objects ---
+
+    def things(self) -> list[Thing]:
+        """All vdisks and snapshots."""
+        with self._lock:
+            self._check_open()
+            return list(self._objects.values())
 
     def vdisks(self) -> list[VDisk]:
         with self._lock:
@@ -457,23 +469,12 @@ class Pool:
     # --- looking after it ---
 
     def check(self) -> list[str]:
-        """Verify all maps and that each address names a block.  One line a finding; empty: sound."""
-        return self._walk(read_blocks=False)
+        """Verify what describes data.  One line a finding; empty: sound.  A bad copy is written anew from a good one."""
+        return [finding.line() for finding in self.inspector.run("check").findings]
 
     def scrub(self) -> list[str]:
-        """Like check, and read and verify every block that a map reaches."""
-        return self._walk(read_blocks=True)
-
-    def _walk(self, read_blocks: bool) -> list[str]:
-        checker = Checker(self._core, read_blocks)
-        findings = []
-        with self._lock:
-            self._check_open()
-            things = list(self._objects.values())
-        for thing in things:
-            for extent, what in checker.walk(thing):
-                findings.append(f"{thing.name or thing.id}: bytes {extent.offset}+{extent.length}: {what}")
-        return findings
+        """Like check, and read and verify every block."""
+        return [finding.line() for finding in self.inspector.run("scrub").findings]
 
     def stats(self) -> dict:
         """Sizes in bytes and counters since open; names end in their unit."""
@@ -535,6 +536,7 @@ class Pool:
             return
         if self._maintenance is not None:
             self._maintenance.stop()
+        self.inspector.close()
         poisoned = self._core.stats()["poisoned"]
         try:
             with self._lock:

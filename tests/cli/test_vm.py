@@ -235,5 +235,7 @@ def test_pool_status_check_and_scrub(home: Home) -> None:
     assert status["engine_running"] and status["engine"]["plugin"] == "native" and status["missing"] == []
     assert "running" in home("pool", "status")
     for verb in ("check", "scrub"):
-        assert home.json("pool", verb) == {"findings": []}
+        found = home.json("pool", verb)
+        assert found["findings"] == found["healed"] == [] and found["read_bytes"] > 0
         assert "sound" in home("pool", verb)
+        assert home.json("pool", "status")["inspections"][f"last_{verb}"]["finding_count"] == 0

@@ -46,8 +46,10 @@ GOOD: dict[str, dict[str, Any]] = {
     "more": {"cursor": 1},
     "flush": {},
     "checkpoint": {},
-    "check": {},
-    "scrub": {},
+    "inspect": {"kind": "scrub", "rate_bytes": 1 << 20},
+    "inspection": {"run": 1, "wait_ms": 0},
+    "cancel_inspection": {"run": 1},
+    "findings": {},
 }
 
 

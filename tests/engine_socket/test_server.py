@@ -63,7 +63,11 @@ def test_operations_mirror_the_pool(client: EngineClient, pool: Pool) -> None:
     assert sorted(thing.name or "" for thing in client.objects()) == ["web/root", "web/root@a", "web/root@b"]
     client.flush()
     client.checkpoint()
-    assert client.check() == client.scrub() == []
+    for kind in ("check", "scrub"):
+        run = client.inspect(kind)
+        while (found := client.inspection(run, 1.0)).state == "running":
+            pass
+        assert found.state == "done" and found.findings == found.healed == []
 
 
 def test_status_says_who_serves_what(client: EngineClient, pool: Pool) -> None:
@@ -167,23 +171,21 @@ def test_a_long_operation_does_not_hold_up_others(
     client: EngineClient, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    check = pool.check
+    flush = pool.flush
 
-    def slow_check() -> list[str]:
+    def slow_flush() -> None:
         begun.set()
         assert go_on.wait(DEADLINE_S)
-        return check()
+        flush()
 
-    monkeypatch.setattr(pool, "check", slow_check)
-    findings: list[list[str]] = []
-    checking = threading.Thread(target=lambda: findings.append(client.check()))
-    checking.start()
+    monkeypatch.setattr(pool, "flush", slow_flush)
+    flushing = threading.Thread(target=client.flush)
+    flushing.start()
     assert begun.wait(DEADLINE_S)
     client.create([(512, "a/b", b"")])
     assert client.find("a/b").size_bytes == 512
     go_on.set()
-    checking.join(DEADLINE_S)
-    assert findings == [[]]
+    flushing.join(DEADLINE_S)
 
 
 def test_many_threads_share_one_client(client: EngineClient) -> None:
@@ -496,9 +498,9 @@ def test_too_many_connections_are_refused_not_queued(
 def test_a_bug_in_the_engine_is_told_and_the_engine_goes_on(
     client: EngineClient, pool: Pool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pool, "check", lambda: 1 // 0)
+    monkeypatch.setattr(pool, "flush", lambda: 1 // 0)
     with pytest.raises(BlockdevError, match="bug in the engine: ZeroDivisionError") as caught:
-        client.check()
+        client.flush()
     assert caught.value.code == "error"
     assert "Traceback" in capfd.readouterr().err
     assert client.status()["pid"] == os.getpid()

@@ -19,7 +19,8 @@ LEVELS = [
     {"_disk"},
     {"_pool", "records", "superblock"},
     {"_replay", "_check", "dedup_file"},
-    {"recovery", "maintenance"},
+    {"recovery", "maintenance", "findings"},
+    {"inspection"},
     {"pool"},
     {""},  # the package itself: it names Pool and checks the extensions' versions
     {"engine"},

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from blockdev.findings import InspectionKind
 from blockdev.types import ExtentState
 from blockdev.vmmap import model
 
@@ -116,8 +117,45 @@ class NewRestore(Body):
     force: bool = Field(False, description="cut attached clients off")
 
 
+class Inspection(Body):
+    rate_bytes: int | None = Field(None, gt=0, description="to read in a second, at the most; absent: no limit")
+
+
+class Inspected(BaseModel):
+    """The result of a check or a scrub."""
+
+    findings: list[model.Finding] = Field(description="what is wrong now; empty: sound")
+    more_findings: int = Field(description="how many more there are")
+    healed: list[str] = Field(description="copies that were bad and were written anew from the other one")
+    read_bytes: int
+
+
+class InspectionProgress(BaseModel):
+    kind: InspectionKind
+    started: str
+    done_bytes: int
+    total_bytes: int
+
+
+class InspectionRan(BaseModel):
+    finished: str
+    read_bytes: int
+    finding_count: int
+    healed_count: int
+
+
+class PoolFindings(BaseModel):
+    """What the last check and the last scrub found and is still there."""
+
+    running: InspectionProgress | None = Field(description="a check or scrub that goes on now")
+    last_check: InspectionRan | None
+    last_scrub: InspectionRan | None
+    findings: list[model.Finding]
+    more_findings: int
+
+
 class JobView(BaseModel):
-    """A long operation.  `result` depends on its kind: a VM, a Disk, an Exported, or findings."""
+    """A long operation.  `result` depends on its kind: a VM, a Disk, an Exported, or an Inspected."""
 
     id: str
     kind: Literal["create", "import", "export", "check", "scrub"]
@@ -174,3 +212,19 @@ class Attachment(BaseModel):
 
 class AttachmentList(BaseModel):
     attachments: list[Attachment]
+
+
+class StatusView(BaseModel):
+    """The control plane and, when it answers, the engine."""
+
+    engine_running: bool
+    engine_error: str | None = Field(description="why not")
+    engine: dict[str, Any] = Field(description="version, pid, plugin, pool figures; {} when it is not running")
+    agreed: bool = Field(description="whether catalog and engine agree since either was started")
+    vm_count: int
+    disk_count: int
+    snapshot_count: int
+    missing: list[str] = Field(description="exports that the catalog knows and the pool lacks")
+    foreign: list[str] = Field(description="pool objects whose names are not of VMs; left alone")
+    imports: list[model.Import]
+    inspections: PoolFindings | None = Field(description="null while the engine is away")

@@ -24,6 +24,16 @@ def show_size(size_bytes: int) -> str:
     return f"{value:.1f}".removesuffix(".0") + f" {BINARY_UNITS[unit]}"
 
 
+def show_duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, 5 h 7 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def show_time(seconds: float | None) -> str:
     return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 

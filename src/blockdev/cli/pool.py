@@ -11,6 +11,8 @@ from blockdev.cli.output import print_fields, show_count, show_size
 from blockdev.cli.session import Noun, Session, pass_session
 from blockdev.errors import Corrupt
 
+STATUS_FINDINGS_MAX = 20
+
 
 @click.group(cls=Noun)
 def pool() -> None:
@@ -39,7 +41,43 @@ def _tell_status(session: Session, found: dict[str, Any]) -> None:
     fields += [("missing", export) for export in found["missing"]]
     fields += [("not ours", name) for name in found["foreign"]]
     fields += [("importing", f"{i['vm']}/{i['disk']}") for i in found["imports"]]
+    if found["inspections"] is not None:
+        fields += _inspections(found["inspections"])
     print_fields(fields)
+
+
+def _inspections(known: dict[str, Any]) -> list[tuple[str, str]]:
+    """When the pool was looked at, and what is wrong."""
+    fields = [(f"last {kind}", _when(known[f"last_{kind}"])) for kind in ("check", "scrub")]
+    running = known["running"]
+    if running is not None:
+        done, total = running["done_bytes"], max(running["total_bytes"], 1)
+        fields.append((running["kind"], f"running, {done / total:.0%} ({show_size(done)} of {show_size(total)})"))
+    fields += [("DAMAGED", tell_finding(finding)) for finding in known["findings"][:STATUS_FINDINGS_MAX]]
+    more = known["more_findings"] + len(known["findings"][STATUS_FINDINGS_MAX:])
+    if more:
+        fields.append(("DAMAGED", f"and {more} more: pool status --json names what is known"))
+    return fields
+
+
+def _when(ran: dict[str, Any] | None) -> str:
+    if ran is None:
+        return "never"
+    found = f"found {show_count(ran['finding_count'], 'fault')}" if ran["finding_count"] else "sound"
+    healed = f", {ran['healed_count']} bad copies written anew" if ran["healed_count"] else ""
+    return f"{ran['finished']}, {show_size(ran['read_bytes'])}, {found}{healed}"
+
+
+def tell_finding(finding: dict[str, Any]) -> str:
+    """VM web, disk root, snapshot monday, bytes 4096 to 8191: what is wrong."""
+    if finding["vm"] is None:
+        place = finding["object"]
+    else:
+        snapshot = f", snapshot {finding['snapshot']}" if finding["snapshot"] else ""
+        place = f"VM {finding['vm']}, disk {finding['disk']}{snapshot}"
+    if finding["length"]:
+        place += f", bytes {finding['offset']} to {finding['offset'] + finding['length'] - 1}"
+    return f"{place}: {finding['what']}" if place else finding["what"]
 
 
 def _space(engine: dict[str, Any]) -> list[tuple[str, str]]:
@@ -62,29 +100,48 @@ def resize(session: Session, capacity: int) -> None:
     session.say(changed, f"the pool may hold {show_size(changed['engine']['capacity_bytes'])} now")
 
 
-@pool.command()
-@pass_session
-def check(session: Session) -> None:
-    """Verify the pool's structure."""
-    _find(session, "check")
+rate_option = click.option(
+    "--rate", type=values.SIZE_VALUE, metavar="SIZE", help="Read at most so much in a second, like 100M (default: no limit)."
+)
 
 
 @pool.command()
+@rate_option
 @pass_session
-def scrub(session: Session) -> None:
-    """Read and verify all data of the pool."""
-    _find(session, "scrub")
+def check(session: Session, rate: int | None) -> None:
+    """Verify what describes data: superblocks, maps, batch headers, indexes."""
+    _inspect(session, "check", rate)
 
 
-def _find(session: Session, kind: str) -> None:
-    found = session.follow(session.client.post(f"/pool/{kind}"), f"{kind} of the pool")
-    session.show(found, lambda: _tell_findings(kind, found["findings"]))
-    if found["findings"]:
-        raise Corrupt(f"the {kind} of the pool found {show_count(len(found['findings']), 'fault')}")
+@pool.command()
+@rate_option
+@pass_session
+def scrub(session: Session, rate: int | None) -> None:
+    """Check, and read and verify all data of the pool.
+
+    Guests go on meanwhile; Ctrl-C ends it without harm.  What it finds is shown by pool status until it is gone.
+    """
+    _inspect(session, "scrub", rate)
 
 
-def _tell_findings(kind: str, findings: list[str]) -> None:
-    for finding in findings:
-        click.echo(finding)
-    if not findings:
-        click.echo(f"{kind}: the pool is sound")
+def _inspect(session: Session, kind: str, rate_bytes: int | None) -> None:
+    job = session.client.post(f"/pool/{kind}", {"rate_bytes": rate_bytes})
+    _tell_inspected(session, kind, session.follow(job, f"{kind} of the pool"))
+
+
+def _tell_inspected(session: Session, kind: str, found: dict[str, Any]) -> None:
+    session.show(found, lambda: _tell_findings(kind, found))
+    count = len(found["findings"]) + found["more_findings"]
+    if count:
+        raise Corrupt(f"the {kind} of the pool found {show_count(count, 'fault')}")
+
+
+def _tell_findings(kind: str, found: dict[str, Any]) -> None:
+    for line in found["healed"]:
+        click.echo(f"healed: {line}")
+    for finding in found["findings"]:
+        click.echo(tell_finding(finding))
+    if found["more_findings"]:
+        click.echo(f"and {found['more_findings']} more")
+    if not found["findings"]:
+        click.echo(f"{kind}: the pool is sound, {show_size(found['read_bytes'])} read")

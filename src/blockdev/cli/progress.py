@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import click
 
 from blockdev.cli.client import Client
-from blockdev.cli.output import show_size
+from blockdev.cli.output import show_duration, show_size
 from blockdev.clock import monotonic_seconds
 from blockdev.errors import from_code
 
@@ -31,17 +31,26 @@ class Silence:
 class Lines:
     """A line now and then."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, now: Callable[[], float] = monotonic_seconds) -> None:
         self._title = title
-        self._next = monotonic_seconds() + LINE_SECONDS
+        self._now = now
+        self._began = now()
+        self._next = self._began + LINE_SECONDS
 
     def show(self, job: dict[str, Any]) -> None:
-        if job["state"] != "done" and (job["state"] in FINISHED or monotonic_seconds() < self._next):
+        if job["state"] != "done" and (job["state"] in FINISHED or self._now() < self._next):
             return
-        self._next = monotonic_seconds() + LINE_SECONDS
-        total = job["total_bytes"]
-        of = f" ({show_size(job['done_bytes'])} of {show_size(total)})" if total else ""
-        click.echo(f"{self._title}: {job['fraction']:.0%}{of}", err=True)
+        self._next = self._now() + LINE_SECONDS
+        click.echo(f"{self._title}: {job['fraction']:.0%}{self._measured(job)}", err=True)
+
+    def _measured(self, job: dict[str, Any]) -> str:
+        done, total = job["done_bytes"], job["total_bytes"]
+        if not total:
+            return ""
+        rate = done / max(self._now() - self._began, 0.001)
+        text = f"{show_size(done)} of {show_size(total)}, {show_size(int(rate))}/s"
+        left = f", {show_duration((total - done) / rate)} left" if done and job["state"] != "done" else ""
+        return f" ({text}{left})"
 
 
 @contextmanager

@@ -16,14 +16,15 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
 from blockdev.engine import protocol
-from blockdev.engine.protocol import HEADER_BYTES, EngineObject, Header, Kind, ProtocolError
+from blockdev.engine.protocol import HEADER_BYTES, EngineInspection, EngineObject, Header, Kind, ProtocolError
 from blockdev.errors import BlockdevError, Unavailable
+from blockdev.findings import InspectionKind
 from blockdev.types import Extent
 
 CONNECT_SECONDS_MAX = 5.0
 HELLO_SECONDS_MAX = 10.0
 IDLE_MAX = 8
-UNTIMED = frozenset({"check", "scrub", "flush", "checkpoint"})
+UNTIMED = frozenset({"flush", "checkpoint"})
 READ_SECONDS_MAX = 10.0  # for answers that need no long work
 
 T = TypeVar("T")
@@ -168,13 +169,25 @@ class EngineClient:
         rows = self._ask_pages("extents", "extents", id=id, offset=offset, length=length)
         return [protocol.check_extent(row) for row in rows]
 
-    def check(self) -> list[str]:
-        """What is wrong with the pool's structure; long."""
-        return self._findings("check")
+    def inspect(self, kind: InspectionKind, rate_bytes: int | None = None) -> int:
+        """Begin a check or scrub, or join the one that runs; returns its number.  Busy: one of the other kind runs."""
+        run: int = protocol.check_field(self._ask("inspect", kind=kind, rate_bytes=rate_bytes), "run", int)
+        return run
 
-    def scrub(self) -> list[str]:
-        """What is wrong with the pool's data; reads all of it."""
-        return self._findings("scrub")
+    def inspection(self, run: int, wait_s: float = 0.0) -> EngineInspection:
+        """How it stands; the answer comes at its end, or after `wait_s` (at most a second)."""
+        wait_ms = min(int(wait_s * 1000), protocol.WAIT_MS_MAX)
+        return protocol.check_inspection(self._ask("inspection", run=run, wait_ms=wait_ms))
+
+    def cancel_inspection(self, run: int) -> None:
+        """Let it end soon; it changed nothing."""
+        self._ask("cancel_inspection", run=run)
+
+    def findings(self) -> dict[str, Any]:
+        """running, check, scrub, findings (EngineFinding each), dropped: see docs/format/engine-socket.md."""
+        answer = self._ask("findings")
+        rows = protocol.check_field(answer, "findings", list)
+        return {**answer, "findings": [protocol.check_finding(row) for row in rows]}
 
     def flush(self) -> None:
         self._ask("flush")
@@ -222,9 +235,6 @@ class EngineClient:
         self._ask("set_capacity", capacity_bytes=capacity_bytes)
 
     # connections
-
-    def _findings(self, operation: str) -> list[str]:
-        return [str(finding) for finding in protocol.check_field(self._ask(operation), "findings", list)]
 
     def _make(
         self, operation: str, labels: list[tuple[str | None, bytes]], **arguments: Any

@@ -2,7 +2,7 @@
 
 Invariants: changes run one at a time; a change from a session that another has taken the lead from is refused; an
 object with attached clients is not renamed, deleted, restored or shrunk unless the request says force.
-Locks: `_change_lock` before any lock of the pool; long operations (check, scrub, diff) do not take it.
+Locks: `_change_lock` before any lock of the pool; long operations (diff, inspections) do not take it.
 Durable: a change, before it is answered.
 """
 
@@ -20,6 +20,8 @@ from blockdev.engine import protocol
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.protocol import OBJECTS_PAGE_MAX, ProtocolError, Request
 from blockdev.errors import Busy, InvalidArgument, NotFound
+from blockdev.findings import Finding, InspectionKind
+from blockdev.inspection import Outcome
 
 NAMED_IN_MESSAGE_MAX = 5
 Answer = dict[str, Any]
@@ -85,8 +87,10 @@ class Operations:
             "find": self._find,
             "flush": self._flush,
             "checkpoint": self._checkpoint,
-            "check": self._check,
-            "scrub": self._scrub,
+            "inspect": self._inspect,
+            "inspection": self._inspection,
+            "cancel_inspection": self._cancel_inspection,
+            "findings": self._findings,
             "create": self._create,
             "snapshot": self._snapshot,
             "clone": self._clone,
@@ -191,11 +195,28 @@ class Operations:
         self._pool.checkpoint()
         return {}
 
-    def _check(self) -> Answer:
-        return {"findings": list(self._pool.check())}
+    def _inspect(self, kind: InspectionKind, rate_bytes: int | None) -> Answer:
+        """Begin a check or scrub, which goes on whether or not the client stays; or join the one that runs."""
+        return {"run": self._pool.inspector.start(kind, rate_bytes)}
 
-    def _scrub(self) -> Answer:
-        return {"findings": list(self._pool.scrub())}
+    def _inspection(self, run: int, wait_ms: int) -> Answer:
+        return _inspection_fields(self._pool.inspector.outcome(run, wait_ms / 1000))
+
+    def _cancel_inspection(self, run: int) -> Answer:
+        self._pool.inspector.cancel(run)
+        return {}
+
+    def _findings(self) -> Answer:
+        """What the last check and scrub found and is still there, and how far the one is that runs."""
+        known = self._pool.inspector.known()
+        progress = self._pool.inspector.progress()
+        return {
+            "running": progress and progress._asdict(),
+            "check": known.check and known.check._asdict(),
+            "scrub": known.scrub and known.scrub._asdict(),
+            "findings": _finding_rows(known.findings),
+            "dropped": known.dropped,
+        }
 
     # changes, each under _change_lock
 
@@ -322,3 +343,19 @@ def _made(thing: Any) -> list[Any]:
 
 def _extent_rows(extents: Iterable[Any]) -> list[list[Any]]:
     return [[offset, length, state == "data"] for offset, length, state in extents]
+
+
+def _finding_rows(findings: Iterable[Finding]) -> list[list[Any]]:
+    return [[f.object_id, f.name, f.offset, f.length, f.what] for f in findings]
+
+
+def _inspection_fields(outcome: Outcome) -> Answer:
+    report, error = outcome.report, outcome.error
+    return {
+        **outcome.progress._asdict(),
+        "state": outcome.state,
+        "findings": _finding_rows(report.findings) if report else [],
+        "dropped": report.dropped if report else 0,
+        "healed": list(report.healed) if report else [],
+        "error": {"code": error.code, "message": error.message} if error else None,
+    }

@@ -9,12 +9,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgpack
 
 from blockdev.constants import NAME_BYTES_MAX, SECTOR_BYTES, TAG_BYTES_MAX, VDISK_BYTES_MAX
 from blockdev.errors import BlockdevError, InvalidArgument, from_code
+from blockdev.findings import InspectionKind
 from blockdev.types import Extent
 
 MAGIC = b"BDEN"
@@ -26,6 +27,7 @@ ITEMS_MAX = 65536  # ids, names or specs in one request
 OBJECTS_PAGE_MAX = 8192  # objects in one answer: at their longest names and tags they still fit a frame
 MESSAGE_CHARACTERS_MAX = 8192
 SESSION_BYTES = 16
+WAIT_MS_MAX = 1000  # that the answer to `inspection` may take
 CLIENT_CHARACTERS_MAX = 200
 
 
@@ -58,6 +60,31 @@ class EngineObject(NamedTuple):
     tag: bytes
     size_bytes: int
     lsn: int | None  # of the snapshot; None: this is a vdisk
+
+
+class EngineFinding(NamedTuple):
+    """Something that is wrong, as the engine socket tells of it."""
+
+    object_id: int  # 0: of the pool itself
+    name: str  # of the object
+    offset: int  # bytes of the object
+    length: int  # 0: all of it, or of the pool itself
+    what: str
+
+
+class EngineInspection(NamedTuple):
+    """How a check or a scrub stands."""
+
+    run: int
+    kind: InspectionKind
+    state: Literal["running", "done", "cancelled", "failed"]
+    started: float  # seconds since 1970
+    done_bytes: int
+    total_bytes: int
+    findings: list[EngineFinding]  # when it is done
+    dropped: int  # findings that are not named
+    healed: list[str]
+    error: BlockdevError | None  # when it failed
 
 
 class Request(NamedTuple):
@@ -195,6 +222,18 @@ def _is_capacity(value: Any) -> bool:
     return _is_integer(value, 0, (1 << 63) - 1)
 
 
+def _is_inspection_kind(value: Any) -> bool:
+    return type(value) is str and value in get_args(InspectionKind)
+
+
+def _is_rate_or_none(value: Any) -> bool:
+    return value is None or _is_integer(value, 1, (1 << 63) - 1)
+
+
+def _is_wait(value: Any) -> bool:
+    return _is_integer(value, 0, WAIT_MS_MAX)
+
+
 _IDS = _list_of(is_id)
 _NAMES = _list_of(is_object_name)
 _TAGS = _list_of(is_tag)
@@ -221,8 +260,10 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "more": {"cursor": is_id},
     "flush": {},
     "checkpoint": {},
-    "check": {},
-    "scrub": {},
+    "inspect": {"kind": _is_inspection_kind, "rate_bytes": _is_rate_or_none},
+    "inspection": {"run": is_id, "wait_ms": _is_wait},
+    "cancel_inspection": {"run": is_id},
+    "findings": {},
 }
 # These change the pool: one at a time, and none from a session that another has taken the lead from.
 CHANGES = frozenset({"create", "snapshot", "clone", "restore", "relabel", "delete", "resize", "set_capacity"})
@@ -272,3 +313,35 @@ def check_field(body: Mapping[str, Any], field: str, kind: type) -> Any:
     if type(value) is not kind:
         raise ProtocolError(f"an answer of the engine without a good {field!r}")
     return value
+
+
+def check_finding(row: Any) -> EngineFinding:
+    """The finding that a row of an answer tells of."""
+    if not (
+        type(row) is list
+        and len(row) == len(EngineFinding._fields)
+        and [type(field) for field in row] == [int, str, int, int, str]
+        and min(row[0], row[2], row[3]) >= 0
+    ):
+        raise ProtocolError("the engine told of a finding that is none")
+    return EngineFinding(*row)
+
+
+def check_inspection(body: Mapping[str, Any]) -> EngineInspection:
+    """The inspection that an answer tells of."""
+    kind, state = check_field(body, "kind", str), check_field(body, "state", str)
+    if not _is_inspection_kind(kind) or state not in ("running", "done", "cancelled", "failed"):
+        raise ProtocolError("the engine told of an inspection that is none")
+    healed = check_field(body, "healed", list)
+    return EngineInspection(
+        run=check_field(body, "run", int),
+        kind=kind,
+        state=state,
+        started=check_field(body, "started", float),
+        done_bytes=check_field(body, "done_bytes", int),
+        total_bytes=check_field(body, "total_bytes", int),
+        findings=[check_finding(row) for row in check_field(body, "findings", list)],
+        dropped=check_field(body, "dropped", int),
+        healed=[str(line) for line in healed],
+        error=check_error(check_field(body, "error", dict)) if state == "failed" else None,
+    )

@@ -134,6 +134,19 @@ class Import(_Value):
 
 
 @dataclass(frozen=True)
+class Finding(_Value):
+    """Something that is wrong with the pool: bytes that cannot be read, or something of the pool itself."""
+
+    vm: str | None  # None: of the pool itself, or of an object that is not of a VM
+    disk: str | None
+    snapshot: str | None  # None: the disk as it is now
+    object: str | None  # the export, VM/DISK or VM/DISK@SNAPSHOT; None: of the pool itself
+    offset: int  # of the first byte in the disk
+    length: int  # 0: all of it, or of the pool itself
+    what: str
+
+
+@dataclass(frozen=True)
 class Status(_Value):
     """The control plane and, when it answers, the engine."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from blockdev.engine.protocol import EngineFinding
 from blockdev.vmmap.catalog import Catalog, DiskRow, ImportRow, SnapshotDiskRow, SnapshotRow, VMRow
-from blockdev.vmmap.model import VM, Disk, Import, Snapshot, SnapshotDisk
-from blockdev.vmmap.names import object_name
+from blockdev.vmmap.model import VM, Disk, Finding, Import, Snapshot, SnapshotDisk
+from blockdev.vmmap.names import object_name, parse_object_name
 
 Clients = dict[int, list[str]]  # object id -> who is attached
 
@@ -25,6 +26,19 @@ def view_disk(vm: VMRow, disk: DiskRow, clients: Clients | None = None) -> Disk:
 
 def view_vm(catalog: Catalog, vm: VMRow, clients: Clients | None = None) -> VM:
     return _vm(vm, catalog.disks(vm.id), catalog.snapshot_count(vm.id), clients)
+
+
+def view_finding(finding: EngineFinding) -> Finding:
+    name = parse_object_name(finding.name)
+    return Finding(
+        vm=name.vm if name else None,
+        disk=name.disk if name else None,
+        snapshot=name.snapshot if name else None,
+        object=(finding.name or f"object {finding.object_id}") if finding.object_id else None,
+        offset=finding.offset,
+        length=finding.length,
+        what=finding.what,
+    )
 
 
 def view_all_vms(catalog: Catalog) -> list[VM]:

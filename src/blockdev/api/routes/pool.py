@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body
 
-from blockdev.api.jobs import Job
+from blockdev.api import inspections
 from blockdev.api.routes.jobs import view
-from blockdev.api.schemas import Attachment, AttachmentList, JobView, PoolResize
-from blockdev.api.services import Wired
+from blockdev.api.schemas import Attachment, AttachmentList, Inspection, JobView, PoolResize, StatusView
+from blockdev.api.services import Services, Wired
 from blockdev.vmmap.model import Status
 
 router = APIRouter(tags=["pool"])
+Asked = Annotated[Inspection | None, Body()]
 
 
 @router.get("/status")
-def show_status(services: Wired) -> Status:
-    """The control plane and the engine; answers also while the engine is away."""
-    return services.vms.status()
+def show_status(services: Wired) -> StatusView:
+    """The control plane, the engine, and what is known to be wrong; answers also while the engine is away."""
+    return _view_status(services, services.vms.status())
 
 
 @router.get("/attachments")
@@ -29,23 +30,23 @@ def list_attachments(services: Wired) -> AttachmentList:
 
 
 @router.patch("/pool")
-def resize_pool(body: PoolResize, services: Wired) -> Status:
+def resize_pool(body: PoolResize, services: Wired) -> StatusView:
     """Change how much the pool may hold, while it is in use; not less than it holds."""
-    return services.vms.set_pool_capacity(body.capacity_bytes)
+    return _view_status(services, services.vms.set_pool_capacity(body.capacity_bytes))
 
 
 @router.post("/pool/check", status_code=202)
-def check_pool(services: Wired) -> JobView:
-    """Verify the pool's structure; the job's result is {"findings": [...]}, empty when it is sound."""
-    return view(_start(services, "check", services.engine.check))
+def check_pool(services: Wired, body: Asked = None) -> JobView:
+    """Verify what describes data; the job's result is an Inspected.  One that runs already is joined."""
+    return view(inspections.start(services, "check", body.rate_bytes if body else None))
 
 
 @router.post("/pool/scrub", status_code=202)
-def scrub_pool(services: Wired) -> JobView:
-    """Read and verify all data of the pool; the job's result is {"findings": [...]}, empty when it is sound."""
-    return view(_start(services, "scrub", services.engine.scrub))
+def scrub_pool(services: Wired, body: Asked = None) -> JobView:
+    """Check, and read and verify all data; the job's result is an Inspected.  One that runs already is joined."""
+    return view(inspections.start(services, "scrub", body.rate_bytes if body else None))
 
 
-def _start(services: Wired, kind: str, find: Callable[[], list[str]]) -> Job:
-    services.engine.hello()  # answers Unavailable at once, instead of by a job
-    return services.jobs.start(kind, "pool", lambda job: {"findings": find()})
+def _view_status(services: Services, status: Status) -> StatusView:
+    known = inspections.known(services) if status.engine_running else None
+    return StatusView(**vars(status), inspections=known)

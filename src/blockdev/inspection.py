@@ -1,0 +1,479 @@
+"""Check and scrub of a pool in use: one inspection at a time, paced, cancellable, its findings kept until they are gone.
+
+A check verifies what describes data: superblocks, checkpoint tables, maps and their nodes, batch headers, indexes.  A
+scrub takes a checkpoint first, so that all of that is on disk, and also reads every block.  Both write a copy that does
+not verify anew from one that does; else they change nothing.
+
+Threads: Inspector's methods may be called from any; nothing blocks under `_lock`.  An inspection runs in the thread that
+calls `run`, or in one of its own after `start`; it holds no lock of the pool for longer than a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import xxhash
+
+from blockdev import _check, _medium, findings, records, superblock
+from blockdev._check import READ_SLOTS, Checker, Reason
+from blockdev.clock import monotonic_seconds, now_seconds
+from blockdev.constants import BLOCK_BYTES
+from blockdev.errors import BlockdevError, Busy, Gone, NotFound
+from blockdev.findings import DISK_FINDINGS_MAX, FINDINGS_MAX, Finding, InspectionKind, Known, Ran
+
+if TYPE_CHECKING:
+    from blockdev._pool import Core, VDisk, VDiskSnapshot
+    from blockdev.pool import Pool
+
+WALK_STEPS = 64  # leaves of a map between two looks at the clock
+NODE_BYTES = 2 * 4608  # both copies
+CHECK_SHARE = 32  # a check reads about this part of a segment
+LOOKS = 3  # at a superblock that a checkpoint may be writing
+
+
+class Cancelled(Exception):
+    """The inspection was told to end."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The pool that is inspected."""
+
+    path: str
+    core: Core
+    things: Callable[[], list[VDisk | VDiskSnapshot]]
+    tend_memory: Callable[[], None]
+    checkpoint: Callable[[], None] | None  # None: nothing may be written
+
+
+class Progress(NamedTuple):
+    """How far an inspection is."""
+
+    run: int  # counted from the start of the engine
+    kind: InspectionKind
+    started: float  # seconds since 1970
+    done_bytes: int
+    total_bytes: int
+
+
+class Report(NamedTuple):
+    """What an inspection that came to its end found."""
+
+    kind: InspectionKind
+    findings: tuple[Finding, ...]
+    dropped: int  # findings that are not named
+    healed: tuple[str, ...]
+    done_bytes: int
+
+
+class Pace:
+    """Counts bytes, waits so that they stay below a rate, and notices that the inspection is to end."""
+
+    def __init__(
+        self,
+        rate_bytes: int | None,
+        wait: Callable[[float], bool],
+        now: Callable[[], float] = monotonic_seconds,
+    ) -> None:
+        """rate_bytes: a second, None: no limit; wait(seconds): True when the inspection is to end."""
+        self.done_bytes = 0
+        self._rate_bytes = rate_bytes
+        self._wait = wait
+        self._now = now
+        self._started = now()
+
+    def spend(self, byte_count: int) -> None:
+        """Cancelled."""
+        self.done_bytes += byte_count
+        ahead_s = 0.0
+        if self._rate_bytes:
+            ahead_s = self.done_bytes / self._rate_bytes - (self._now() - self._started)
+        if self._wait(max(ahead_s, 0.0)):
+            raise Cancelled
+
+
+class Inspection:
+    """One check or scrub, from `run` to its report."""
+
+    def __init__(self, subject: Subject, kind: InspectionKind, pace: Pace) -> None:
+        self.subject = subject
+        self.kind = kind
+        self.total_bytes = 0
+        self._pace = pace
+        self._checker: Checker | None = None
+        self._findings: list[Finding] = []
+        self._healed: list[str] = []
+        self._dropped = 0
+
+    @property
+    def done_bytes(self) -> int:
+        return min(self._pace.done_bytes, self.total_bytes)
+
+    def damage_count(self) -> int:
+        """Found so far, before it is known whom it hits."""
+        return self._checker.damage_count if self._checker else 0
+
+    def run(self) -> Report:
+        """Cancelled; Gone when the pool is closed meanwhile."""
+        if self.kind == "scrub":
+            self._take_checkpoint()
+        checker = self._checker = Checker(self.subject.core, self.subject.checkpoint is not None)
+        self.total_bytes = checker.nodes_expected * NODE_BYTES + self._share(self.subject.core.stats()["segment_bytes"])
+        self._inspect_superblocks()
+        for thing in self.subject.things():
+            self._walk(checker, thing)
+        for id in checker.segment_ids():
+            self._inspect_segment(checker, id)
+        if checker.damage_count:
+            self._attribute(checker)
+        self._take_faults(checker)
+        self.total_bytes = self._pace.done_bytes
+        named, dropped = findings.bounded(self._findings, self._dropped)
+        return Report(self.kind, named, dropped, tuple(self._healed), self.total_bytes)
+
+    def _share(self, segment_bytes: int) -> int:
+        return segment_bytes if self.kind == "scrub" else segment_bytes // CHECK_SHARE
+
+    def _take_checkpoint(self) -> None:
+        """What the maps hold is on disk then, and what the log before it holds is of no consequence."""
+        if self.subject.checkpoint is not None:
+            with contextlib.suppress(BlockdevError):  # poisoned, or full: it is verified as it is
+                self.subject.checkpoint()
+
+    # superblocks and tables
+
+    def _inspect_superblocks(self) -> None:
+        damage = superblock_damage(self.subject.path)
+        if damage and self.subject.checkpoint is not None:
+            self._take_checkpoint()  # each writes one superblock and its table
+            self._take_checkpoint()
+            left = superblock_damage(self.subject.path)
+            self._healed += [f"{what}: written anew" for what in damage if what not in left]
+            damage = left
+        self._findings += [Finding("pool", "", what) for what in damage]
+
+    # maps
+
+    def _walk(self, checker: Checker, thing: VDisk | VDiskSnapshot) -> None:
+        block: int | None = 0
+        while block is not None:
+            before = checker.nodes
+            block = checker.walk(thing, block, WALK_STEPS)
+            self._pace.spend((checker.nodes - before) * NODE_BYTES)
+            self.subject.tend_memory()
+        if not _check.has_fitting_map(thing):
+            what = "its map does not fit its size"
+            self._findings.append(Finding("map", "", what, False, thing.id, thing.name or ""))
+
+    # segments
+
+    def _inspect_segment(self, checker: Checker, id: int) -> None:
+        slot_count = checker.check_segment(id)
+        if self.kind == "check":
+            self._pace.spend(self._share(slot_count * BLOCK_BYTES))
+            return
+        for first in range(0, slot_count, READ_SLOTS):
+            count = min(READ_SLOTS, slot_count - first)
+            checker.check_slots(id, first, count)
+            self._pace.spend(count * BLOCK_BYTES)
+
+    def _take_faults(self, checker: Checker) -> None:
+        faults, dropped = checker.faults()
+        if any(healed for _reason, healed, *_place in faults):
+            checker.sync()
+        self._dropped += dropped
+        for reason, healed, where, place, count in faults:
+            found = findings.of_fault(reason.name, healed, where, place, count)
+            if healed:
+                self._healed.append(found.what)
+            else:
+                self._findings.append(found)
+
+    # whom it hits
+
+    def _attribute(self, checker: Checker) -> None:
+        checker.begin_attribution()
+        for thing in self.subject.things():
+            runs, blocks = self._reached_by(checker, thing)
+            self._findings += [run for run in runs if len(self._findings) < FINDINGS_MAX]
+            left = blocks - sum(len(findings.blocks_of(run)) for run in runs)
+            if left > 0:
+                what = f"{left * BLOCK_BYTES} more bytes cannot be read"
+                self._findings.append(Finding("rest", "", what, self.kind == "scrub", thing.id, thing.name or ""))
+
+    def _reached_by(self, checker: Checker, thing: VDisk | VDiskSnapshot) -> tuple[list[Finding], int]:
+        """The first findings of one disk, and how many of its blocks are damaged in all."""
+        runs: list[Run] = []
+        block: int | None = 0
+        total = 0
+        while block is not None:
+            detail = len(runs) < DISK_FINDINGS_MAX and len(self._findings) + len(runs) < FINDINGS_MAX
+            block, count, hits = checker.attribute(thing, block, detail, WALK_STEPS)
+            total += count
+            for hit in hits:
+                _join(runs, Run(*hit))
+            self._pace.spend(0)
+            self.subject.tend_memory()
+        return [_finding(thing, run) for run in runs[:DISK_FINDINGS_MAX]], total
+
+
+class Run(NamedTuple):
+    """Blocks of one disk that are damaged in the same way: neighbours there and in their segment."""
+
+    block: int
+    block_count: int
+    address: int  # of the first; of a node: its id
+    reason: Reason
+    level: int  # of a node
+
+
+def _join(runs: list[Run], new: Run) -> None:
+    last = runs[-1] if runs else None
+    if (
+        last is not None
+        and new.reason is last.reason is not Reason.BAD_NODE
+        and new.block == last.block + last.block_count
+        and new.address == last.address + last.block_count
+    ):
+        runs[-1] = last._replace(block_count=last.block_count + new.block_count)
+    else:
+        runs.append(new)
+
+
+def _finding(thing: VDisk | VDiskSnapshot, run: Run) -> Finding:
+    offset = run.block * BLOCK_BYTES
+    length = min(run.block_count * BLOCK_BYTES, thing.size_bytes - offset)
+    place = (thing.id, thing.name or "", offset, length, run.address, run.level)
+    if run.reason is Reason.BAD_NODE:
+        return Finding("node", run.reason.name, f"map node {run.address} does not verify in either copy", False, *place)
+    content = run.reason in (Reason.BAD_BLOCK, Reason.UNREADABLE_BLOCK)
+    what = findings.of_block(run.reason.name, run.address, run.block_count)
+    return Finding("block", run.reason.name, what, content, *place)
+
+
+def superblock_damage(path: str) -> list[str]:
+    """What is wrong with superblocks and checkpoint tables.  A checkpoint may be writing them: only what stays counts."""
+    found = _look_at_superblocks(path)
+    for _again in range(LOOKS - 1):
+        if found:
+            later = _look_at_superblocks(path)
+            found = [what for what in found if what in later]
+    return found
+
+
+def _look_at_superblocks(path: str) -> list[str]:
+    found = []
+    for which in (0, 1):
+        name = os.path.basename(superblock.path_of(path, which))
+        try:
+            block = superblock.decode(
+                _medium.read_file(superblock.path_of(path, which), superblock.SUPERBLOCK_BYTES)
+            )
+        except (BlockdevError, OSError):
+            found.append(f"{name} does not verify")
+            continue
+        if block.sequence % 2 != which:
+            found.append(f"{name} has sequence {block.sequence}, which belongs into the other")
+        if not _table_verifies(path, block):
+            found.append(f"checkpoint-{block.checkpoint_number}, which {name} names, does not verify")
+    return found
+
+
+def _table_verifies(path: str, block: superblock.Superblock) -> bool:
+    try:
+        content = _medium.read_file(f"{path}/map/checkpoint-{block.checkpoint_number}", block.checkpoint_bytes)
+        records.decode_table(content)
+    except (BlockdevError, OSError):
+        return False
+    return (
+        len(content) == block.checkpoint_bytes
+        and xxhash.xxh3_64_intdigest(content) == block.checkpoint_checksum
+    )
+
+
+State = Literal["running", "done", "cancelled", "failed"]
+
+
+class Outcome(NamedTuple):
+    """How the latest inspection stands."""
+
+    progress: Progress
+    state: State
+    report: Report | None = None
+    error: BlockdevError | None = None
+
+
+class Inspector:
+    """The inspections of one pool, and what they found."""
+
+    def __init__(self, core: Core, path: str) -> None:
+        """path: of the pool."""
+        self._core = core
+        self._path = path
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._cancelled = threading.Event()
+        self._inspection: Inspection | None = None  # that runs
+        self._outcome: Outcome | None = None  # of the latest, when it is over
+        self._run = 0
+        self._started = 0.0
+        self._closed = False
+        self._known_lock = threading.Lock()  # guards what follows; taken without `_lock`
+        self._known: Known | None = None
+
+    # one inspection
+
+    def run(self, kind: InspectionKind) -> Report:
+        """Inspect in this thread, after the one that may be running.  Gone when the pool is closed."""
+        with self._lock:
+            while self._inspection is not None:
+                self._changed.wait()
+            inspection = self._begin(kind, None)
+        outcome = self._finish(inspection)
+        if outcome.report is None:
+            raise outcome.error or Gone("the pool was closed during the inspection")
+        return outcome.report
+
+    def start(self, kind: InspectionKind, rate_bytes: int | None) -> int:
+        """Inspect in a thread, or join the inspection of this kind that runs.  Returns its number.
+
+        rate_bytes: how much to read in a second, at the most.  Busy: one of the other kind runs.
+        """
+        with self._lock:
+            running = self._inspection
+            if running is not None and running.kind == kind:
+                return self._run
+            if running is not None:
+                raise Busy(f"a {running.kind} of the pool is running: wait for it, or cancel it")
+            inspection = self._begin(kind, rate_bytes)
+            number = self._run
+        threading.Thread(target=self._finish, args=(inspection,), name=f"blockdev-{kind}", daemon=True).start()
+        return number
+
+    def outcome(self, run: int, wait_s: float) -> Outcome:
+        """How inspection `run` stands; waits so long for its end.  NotFound when there was another one since."""
+        with self._lock:
+            if run == self._run and self._inspection is not None:
+                self._changed.wait(wait_s)
+            if run != self._run:
+                raise NotFound("that inspection is over, and another one was begun since")
+            if self._inspection is not None:
+                return Outcome(self._progress(self._inspection), "running")
+            if self._outcome is None:
+                raise NotFound("there was no inspection since the engine was started")
+            return self._outcome
+
+    def progress(self) -> Progress | None:
+        """Of the inspection that runs."""
+        with self._lock:
+            return self._progress(self._inspection) if self._inspection is not None else None
+
+    def cancel(self, run: int) -> None:
+        """Let inspection `run` end at its next step; one that is over stays as it is."""
+        with self._lock:
+            if run == self._run:
+                self._cancelled.set()
+
+    def close(self) -> None:
+        """Begin no more, and wait until the one that runs has ended."""
+        with self._lock:
+            self._closed = True
+            self._cancelled.set()
+            while self._inspection is not None:
+                self._changed.wait()
+
+    def _begin(self, kind: InspectionKind, rate_bytes: int | None) -> Inspection:
+        """Caller holds the lock."""
+        pool = self._core.pool()
+        if self._closed or self._core.closed or pool is None:
+            raise Gone("the pool is closed")
+        self._cancelled.clear()
+        self._run += 1
+        self._started = now_seconds()
+        self._inspection = Inspection(subject_of(pool), kind, Pace(rate_bytes, self._cancelled.wait))
+        return self._inspection
+
+    def _progress(self, inspection: Inspection) -> Progress:
+        return Progress(self._run, inspection.kind, self._started, inspection.done_bytes, inspection.total_bytes)
+
+    def _finish(self, inspection: Inspection) -> Outcome:
+        """Run it, keep what it found, and say so."""
+        state: State = "failed"
+        report, error = None, None
+        try:
+            report = self._keep(inspection.run())
+            state = "done"
+        except Cancelled:
+            state = "cancelled"
+        except BlockdevError as failure:
+            error = failure
+        except Exception as failure:  # a bug, or no memory: whoever waits must be told
+            traceback.print_exc()
+            error = BlockdevError(f"the {inspection.kind} failed: {type(failure).__name__}: {failure}")
+        with self._lock:
+            self._outcome = Outcome(self._progress(inspection), state, report, error)
+            self._inspection = None
+            self._changed.notify_all()
+            return self._outcome
+
+    # what is known
+
+    def known(self) -> Known:
+        """What the last check and the last scrub found and is still there."""
+        pool = self._core.pool()
+        with self._known_lock:
+            known = self._load()
+            if pool is None or self._core.closed or not known.findings:
+                return known
+            left = findings.still_there(known.findings, _by_id(pool))
+            if left != known.findings:
+                self._store(known._replace(findings=left))
+            return self._load()
+
+    def _keep(self, report: Report) -> Report:
+        """Put what an inspection found in the place of what was known.
+
+        A check does not read all blocks, but it looks again at those that a scrub found damaged.
+        """
+        pool = self._core.pool()
+        if pool is None or self._core.closed:
+            return report
+        with self._known_lock:
+            known = self._load()
+            if report.kind == "check":
+                by_scrub = tuple(finding for finding in known.findings if finding.by_scrub)
+                left = findings.still_damaged(findings.still_there(by_scrub, _by_id(pool)), _by_id(pool))
+                named, dropped = findings.bounded((*report.findings, *left), report.dropped)
+                report = report._replace(findings=named, dropped=dropped)
+            ran = Ran(now_seconds(), report.done_bytes, len(report.findings) + report.dropped, len(report.healed))
+            known = known._replace(findings=report.findings, dropped=report.dropped)
+            self._store(known._replace(check=ran) if report.kind == "check" else known._replace(scrub=ran))
+        return report
+
+    def _load(self) -> Known:
+        if self._known is None:
+            self._known = findings.load(self._path)
+        return self._known
+
+    def _store(self, known: Known) -> None:
+        self._known = known
+        try:
+            findings.save(self._path, known)
+        except (BlockdevError, OSError) as failure:  # a full disk must not hide what was found
+            print(f"blockdev: what was found cannot be kept: {failure}", file=sys.stderr, flush=True)
+
+
+def subject_of(pool: Pool) -> Subject:
+    """A pool that is open and may be written."""
+    return Subject(pool.path, pool.core, pool.things, pool.tend_memory, pool.checkpoint)
+
+
+def _by_id(pool: Pool) -> dict[int, VDisk | VDiskSnapshot]:
+    return {thing.id: thing for thing in pool.things()}
