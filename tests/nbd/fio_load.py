@@ -1,12 +1,14 @@
-"""fio that writes until its server dies, and then tells what of it must be there.
+"""fio that writes until its server dies or is full, and then tells what of it must be there.
 
-The flushing jobs write one block at a time and flush after every WRITES_PER_FLUSH of them, each block once, in an order that
+FioLoad: the flushing jobs write one block at a time and flush after every WRITES_PER_FLUSH of them, each block once, in an order that
 their seed gives: so the number of flushes that were answered says which blocks must verify.  The deep jobs keep a deep
 queue busy beside them and verify what they wrote while they write on.
+FioFill: each job writes one block at a time until that is refused, so the number that was taken says which must verify.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 from pathlib import Path
@@ -19,6 +21,8 @@ DEEP_JOBS, DEEP_BYTES = 2, 64 * MEBIBYTE
 CONNECTIONS = FLUSHING_JOBS + DEEP_JOBS
 DISK_BYTES = FLUSHING_JOBS * FLUSHING_BYTES + DEEP_JOBS * DEEP_BYTES
 WRITES_PER_FLUSH = 4
+FILL_JOBS, FILL_BYTES, FILL_BLOCK = 8, 64 * MEBIBYTE, 65536
+FILL_DISK_BYTES = FILL_JOBS * FILL_BYTES
 BLOCK = 4096
 FLUSH_LOST = (
     22  # the write after the last flush found the connection dead: fio counts a flush that failed, too
@@ -32,16 +36,7 @@ class FioLoad:
         self._seed = seed
         self._output = directory / "fio.json"
         self._said = directory / "fio-deep.txt"
-        self._common = [
-            "fio",
-            "--ioengine=nbd",
-            f"--uri={uri}",
-            "--thread=1",
-            "--rw=randwrite",
-            "--verify=crc32c",
-            "--verify_state_save=0",
-            "--output-format=json",
-        ]
+        self._common = common_words(uri)
         self._flushed = [0] * FLUSHING_JOBS  # writes
         self._processes: list[
             subprocess.Popen[bytes]
@@ -100,18 +95,75 @@ class FioLoad:
         ]
         for job, count in enumerate(self._flushed):
             words += self._flushing_job(job)
-            # a job's number is part of its seed, so one that flushed nothing needs a stand-in
-            words += (
-                [f"--io_size={count * BLOCK}"]
-                if count
-                else ["--rw=read", "--verify=0", "--verify_only=0", "--io_size=4k"]
-            )
+            words += verify_words(count, BLOCK)
         self._output.unlink()
         done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
         said = f"it had flushed {self._flushed} writes; {' '.join(words)}: {done.stdout}{done.stderr}"
         assert done.returncode == 0, f"fio does not find what it flushed: {said}"
         read = [job["read"]["total_ios"] for job in read_jobs(self._output)]
         assert read == [max(count, 1) for count in self._flushed], said
+
+
+class FioFill:
+    """FILL_JOBS connections to a disk of FILL_DISK_BYTES that is larger than what is free."""
+
+    def __init__(self, uri: str, seed: int, directory: Path) -> None:
+        self._words = common_words(uri)
+        self._seed = seed
+        self._output = directory / "fio-fill.json"
+        self._taken = [0] * FILL_JOBS
+
+    def fill(self) -> int:
+        """Until every job was refused; returns the bytes that were taken.  Any other end is a failure."""
+        jobs, said = self._run([["--do_verify=0", "--iodepth=1"]] * FILL_JOBS)
+        assert [job["error"] for job in jobs] == [errno.ENOSPC] * FILL_JOBS, said
+        self._taken = [job["write"]["clat_ns"]["N"] for job in jobs]
+        return sum(self._taken) * FILL_BLOCK
+
+    def verify(self) -> None:
+        """All that was taken is read."""
+        each = ["--verify_only=1", "--verify_fatal=1", "--iodepth=4"]
+        jobs, said = self._run([[*each, *verify_words(count, FILL_BLOCK)] for count in self._taken])
+        assert not any(job["error"] for job in jobs), said
+        assert [job["read"]["total_ios"] for job in jobs] == [max(count, 1) for count in self._taken], said
+
+    def write_on(self, blocks: int) -> None:
+        """Each job writes so many other blocks, without any error, and flushes; they are what verify() looks at then."""
+        self._seed += FILL_JOBS
+        each = ["--do_verify=0", "--iodepth=4", "--end_fsync=1", f"--io_size={blocks * FILL_BLOCK}"]
+        jobs, said = self._run([each] * FILL_JOBS)
+        assert not any(job["error"] for job in jobs), said
+        self._taken = [job["write"]["total_ios"] for job in jobs]
+        assert self._taken == [blocks] * FILL_JOBS, said
+
+    def _run(self, options: list[list[str]]) -> tuple[list[dict[str, Any]], str]:
+        words = [*self._words, f"--output={self._output}", f"--bs={FILL_BLOCK}"]
+        for job, each in enumerate(options):
+            words += [f"--name=fill{job}", f"--offset={job * FILL_BYTES}", f"--size={FILL_BYTES}"]
+            words += [f"--randseed={self._seed + job}", *each]
+        self._output.unlink(missing_ok=True)
+        done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+        return read_jobs(self._output), f"{' '.join(words)}: {done.stderr}"
+
+
+def common_words(uri: str) -> list[str]:
+    return [
+        "fio",
+        "--ioengine=nbd",
+        f"--uri={uri}",
+        "--thread=1",
+        "--rw=randwrite",
+        "--verify=crc32c",
+        "--verify_state_save=0",
+        "--output-format=json",
+    ]
+
+
+def verify_words(count: int, block_bytes: int) -> list[str]:
+    """So that a verifying job expects `count` blocks.  For 0 it reads one instead: a job's place is part of its seed."""
+    if count:
+        return [f"--io_size={count * block_bytes}"]
+    return ["--rw=read", "--verify=0", "--verify_only=0", f"--io_size={block_bytes}"]
 
 
 def flushed_writes(job: dict[str, Any]) -> int:

@@ -22,6 +22,7 @@ from tests.nbd.ledger import Ledger, Write, moment, stamp_value, value_bytes, va
 DEPTH = 8
 WRITE_SECTORS = (1, 1, 3, 7, 8, 8, 8, 8, 9, 16, 40, 120, 256)
 KINDS = {"write": 60, "repeat": 6, "zero": 4, "trim": 4, "read": 20, "flush": 6}
+KINDS_WHEN_FULL = {"write": 3, "read": 92, "flush": 5}  # like a guest that waits for space and still reads
 CHANGES_WITHOUT_DATA = ("zero", "trim")
 REPEATS_FROM = 64  # how far back a write may be that is sent once more, for dedup to find
 FUA_SHARE = 0.03
@@ -29,7 +30,8 @@ LOST = errno.ENOTCONN  # what libnbd answers to requests whose connection died
 
 
 class Lane:
-    """What it was told: `errors` by errno; `done`, by kind, the requests that succeeded."""
+    """What it was told: `errors` by errno; `done`, by kind, the requests that succeeded; writes `refused` for want of space
+    since the last one that was not."""
 
     def __init__(self, uri: str, ledger: Ledger, number: int, first: int, count: int, seed: int) -> None:
         """`number` is the writer in its stamps; its range is `count` sectors from `first` on."""
@@ -37,6 +39,7 @@ class Lane:
         self.first, self.count = first, count
         self.errors: Counter[int] = Counter()
         self.done: Counter[str] = Counter()
+        self.refused = 0
         self._random = random.Random(f"{seed}/{number}")
         self._expected = ledger.base[first : first + count].copy()
         self._known = np.ones(count, dtype=bool)  # False: it may hold something else
@@ -73,7 +76,8 @@ class Lane:
             raise self._failure
 
     def _send(self) -> None:
-        (kind,) = self._random.choices(list(KINDS), list(KINDS.values()))
+        shares = KINDS_WHEN_FULL if self.refused else KINDS
+        (kind,) = self._random.choices(list(shares), list(shares.values()))
         if kind == "flush":
             self._flush()
         elif kind == "repeat" and self._written:
@@ -103,7 +107,9 @@ class Lane:
 
         def finished(error: int) -> None:
             self._known[mine] = error == 0
+            self.refused += error == errno.ENOSPC
             if error == 0:
+                self.refused = 0 if kind == "write" else self.refused
                 self._expected[mine] = value
                 write.replied, write.durable = moment(), fua
 

@@ -332,12 +332,12 @@ def test_a_catalog_on_a_full_disk_loses_nothing(
 
     filling = VMs(catalog, client, clock=Clock(), at_step=fill)
     with pytest.raises(MediumError, match="cannot be written"):
-        filling.create_vm("new", [("root", 512)], config="x" * 100_000)
+        filling.create_vm("new", [("root", 512)], config="x" * 500_000)
     assert "new" not in shapes(filling)
     assert not filling.status().agreed
     database.execute(f"PRAGMA max_page_count = {usual}")
     filling.set_description("web", "x")
-    assert filling.get_config("new") == "x" * 100_000
+    assert filling.get_config("new") == "x" * 500_000
     check_agreed(filling, catalog, client)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
+from blockdev.vmmap.catalog_room import hold, keep_free_pages
 from blockdev.vmmap.catalog_schema import database_error, open_database
 
 Row = TypeVar("Row")
@@ -87,6 +88,7 @@ class Catalog:
     def close(self) -> None:
         with self._lock:
             self._database.close()
+            hold(self.path)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -99,6 +101,7 @@ class Catalog:
                 self._database.execute("BEGIN IMMEDIATE")
                 yield
                 self._database.execute("COMMIT")
+                keep_free_pages(self._database, self.path)
             except sqlite3.Error as error:
                 raise database_error(error, self.path) from error
             finally:

@@ -9,6 +9,7 @@ import os
 import sqlite3
 
 from blockdev.errors import BlockdevError, Busy, Corrupt, MediumError, UnknownFormat
+from blockdev.vmmap.catalog_room import keep_free_pages, lengthen_log, let_go
 
 APPLICATION_ID = 0x42444341  # "BDCA"
 SCHEMA_VERSION = 1
@@ -98,6 +99,7 @@ def open_database(path: str) -> sqlite3.Connection:
     """
     try:
         made = not os.path.exists(path)
+        let_go(path)
         database = sqlite3.connect(
             path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
         )
@@ -111,6 +113,8 @@ def open_database(path: str) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA foreign_keys = ON")
         _make_tables(database)
+        lengthen_log(path)
+        keep_free_pages(database, path)
     except sqlite3.Error as error:
         database.close()
         raise database_error(error, path) from error
