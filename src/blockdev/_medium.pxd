@@ -30,9 +30,18 @@ cpdef enum PlantedBug:                  # each breaks one promise; tests/torture
     BUG_TORN_PAYLOAD_TAKEN = 6          # recovery believes a header without looking at its payload
     BUG_TAIL_NOT_CUT = 7                # recovery leaves torn batches behind the end
     BUG_ENTRY_BEFORE_CUT_LOST = 8       # a checkpoint's LSN is one too high
-    BUG_SYNC_FAILURE_IGNORED = 9        # a failed fdatasync counts as done
+    BUG_SYNC_FAILURE_IGNORED = 9        # a failed fdatasync is tried again, and the second one counts
     BUG_TABLE_NOT_SYNCED = 10           # the superblock names a table that is not durable
     BUG_LOG_BEHIND_CHECKPOINT = 11      # a checkpoint does not wait for the log up to its cut
+    BUG_NEWEST_SEGMENT_ONLY = 12        # a flush after a roll syncs only the segment that is being appended to
+    BUG_RECORD_NOT_FLUSHED = 13         # a snapshot or clone is replied to before its record is durable
+    BUG_FUA_IGNORED = 14                # a write is replied to without its flush
+    BUG_WRITTEN_COUNTS_AS_DURABLE = 15  # a batch tells that all before it is durable, when it is written only
+    BUG_GAP_PASSED_OVER = 16            # recovery goes on behind a batch that is missing
+    BUG_SEALED_NODE_CHANGED = 17        # a node that a checkpoint holds is changed in place
+    BUG_NODES_FORGOTTEN = 18            # a checkpoint that failed takes its nodes for written
+    BUG_REPLAYED_NOT_SYNCED = 19        # recovery takes what it read for durable: it was in the page cache only
+    BUG_NOT_WRITTEN_AGAIN = 20          # recovery syncs, but does not write, what a failed sync may have lost
 
 cdef enum:
     MEDIUM_READ = 0          # open for reading

@@ -62,6 +62,11 @@ def plant(bug):
     planted_bug = bug
 
 
+def is_planted(bug):
+    """planted() for the code that is written in Python."""
+    return planted(bug)
+
+
 cdef bint medium_planted(PlantedBug bug) noexcept nogil:
     return planted_bug == bug
 
