@@ -152,7 +152,8 @@ cdef int reserve(Log* log, EntryKind kind, uint32_t payload_slots, Batch** out, 
     if log.poisoned:
         return EIO
     if kind == ENTRY_DATA:
-        if log.segments.spare_file < 0 and segments_keep_spare(log.segments) == ENOSPC:
+        if (log.segments.spare_slots < log.segments.spare_slots_wanted
+                and segments_keep_spare(log.segments) == ENOSPC):
             return ENOSPC               # what room there is, is for deletes
         limit = log.data_limit_bytes
     elif kind != ENTRY_RECORD:      # guests leave half of the reserve: a delete must always be possible
@@ -424,4 +425,6 @@ cdef int log_close(Log* log) noexcept nogil:
         failure = segment_seal(log.segments, log.segment, False)
         if not failure:
             failure = medium_sync(log.segment.file)
+        if not failure:
+            log_keep_spare(log)         # of what the seal gave back
     return failure

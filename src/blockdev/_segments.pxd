@@ -24,6 +24,7 @@ cdef enum:
     BATCH_SLOTS_MAX = 126           # with both copies of the header
     SEGMENTS_MAX = 1 << 22
     ALLOCATE_SLOTS = 4096           # room on the disk is reserved in steps of 16 MiB
+    SPARE_SLOTS_MIN = 512           # a spare of less is of no use
 
 cpdef enum EntryKind:
     ENTRY_DATA = 1                  # a, b: fingerprint; one payload slot
@@ -87,6 +88,8 @@ cdef struct SegmentStore:           # the local directory of segments; the narro
     uint32_t id_end                 # ids in use are below; atomic
     uint64_t bytes_used             # in all segment files; atomic
     int spare_file                  # a file with room on the disk, to be the next segment when there is no other; -1: none
+    uint32_t spare_slots            # how much room it has
+    uint32_t spare_slots_wanted     # with less than this, what is left is not for guests' data
     uint64_t open_count             # atomic
     uint64_t open_max
     uint32_t clock_hand

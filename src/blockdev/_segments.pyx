@@ -41,6 +41,7 @@ cdef SegmentStore* segments_create(
     store.segment_slots = segment_slots
     store.open_max = open_max
     store.spare_file = -1
+    store.spare_slots_wanted = min(<uint32_t>ALLOCATE_SLOTS, slots_with_trailer(segment_slots))
     store.id_end = 1
     pthread_mutex_init(&store.evict_lock, NULL)
     return store
@@ -55,8 +56,7 @@ cdef void segments_destroy(SegmentStore* store) noexcept nogil:
         segment = store.table[id]
         if segment != NULL:
             free_segment(segment)
-    if store.spare_file >= 0:
-        medium_close(store.spare_file)
+    close_spare(store)
     pthread_mutex_destroy(&store.evict_lock)
     free(store.table)
     free(store.path)
@@ -157,30 +157,57 @@ cdef int segment_allocate(SegmentStore* store, Segment* segment, uint32_t slot_c
 
 
 cdef int segments_keep_spare(SegmentStore* store) noexcept nogil:
-    """Have a spare file, empty, with room on the disk; ENOSPC when there is none."""
-    cdef char path[PATH_BYTES]
-    cdef int file = -1
-    cdef int failure
-    if store.spare_file >= 0:
+    """Have a spare file, empty, with room on the disk; ENOSPC when there is less room than wanted, or none."""
+    cdef int failure = 0
+    if store.spare_slots == store.spare_slots_wanted:
         return 0
+    if store.spare_file < 0:
+        failure = open_spare(store)
+    return failure or allocate_spare(store)
+
+
+cdef int open_spare(SegmentStore* store) noexcept nogil:
+    cdef char path[PATH_BYTES]
+    cdef uint64_t size_bytes = 0
+    cdef int failure
     snprintf(path, PATH_BYTES, b"%s/spare", store.path)
-    failure = medium_open(path, MEDIUM_CREATE, &file)
+    failure = medium_open(path, MEDIUM_CREATE, &store.spare_file)
     if failure == EEXIST:           # of the engine before
-        failure = medium_open(path, MEDIUM_WRITE, &file)
+        failure = medium_open(path, MEDIUM_WRITE, &store.spare_file)
         if not failure:
-            failure = medium_truncate(file, 0)
-    if not failure:
-        failure = medium_allocate(file, 0, <uint64_t>spare_slots(store) * SLOT_BYTES)
-    if failure and file >= 0:
-        medium_close(file)
-        medium_unlink(path)
-    if not failure:
-        store.spare_file = file
+            failure = medium_size(store.spare_file, &size_bytes)
+        if not failure and size_bytes:
+            # it was a segment whose name did not become durable: what is in it must not be found in the next one
+            failure = medium_truncate(store.spare_file, 0)
+    if failure:
+        close_spare(store)
     return failure
 
 
-cdef uint32_t spare_slots(SegmentStore* store) noexcept nogil:
-    return min(<uint32_t>ALLOCATE_SLOTS, slots_with_trailer(store.segment_slots))
+cdef void close_spare(SegmentStore* store) noexcept nogil:
+    if store.spare_file >= 0:
+        medium_close(store.spare_file)
+    store.spare_file = -1
+    store.spare_slots = 0
+
+
+cdef int allocate_spare(SegmentStore* store) noexcept nogil:
+    """Reserve room for the spare file, less when there is not more; without any it is removed."""
+    cdef char path[PATH_BYTES]
+    cdef uint32_t slots = store.spare_slots_wanted
+    cdef int failure = medium_allocate(store.spare_file, 0, <uint64_t>slots * SLOT_BYTES)
+    if failure == ENOSPC and store.spare_slots:
+        return ENOSPC
+    while failure == ENOSPC and slots // 2 >= SPARE_SLOTS_MIN:
+        slots //= 2
+        failure = medium_allocate(store.spare_file, 0, <uint64_t>slots * SLOT_BYTES)
+    if failure:
+        close_spare(store)
+        snprintf(path, PATH_BYTES, b"%s/spare", store.path)
+        medium_unlink(path)
+        return failure
+    store.spare_slots = slots
+    return ENOSPC if slots < store.spare_slots_wanted else 0
 
 
 cdef int create_file(SegmentStore* store, Segment* segment) noexcept nogil:
@@ -210,8 +237,9 @@ cdef int take_spare(SegmentStore* store, Segment* segment) noexcept nogil:
     failure = medium_rename(source, path)
     if not failure:
         segment.file = store.spare_file
-        segment.allocated_slots = spare_slots(store)
+        segment.allocated_slots = store.spare_slots
         store.spare_file = -1
+        store.spare_slots = 0
     return failure
 
 
