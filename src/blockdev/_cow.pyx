@@ -4,6 +4,7 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from blockdev._medium cimport BUG_SEALED_NODE_CHANGED, planted
 from blockdev._nodes cimport (
     NODE_FANOUT, NODE_FANOUT_SHIFT, NODE_HEIGHT_MAX, MapNode, NodeStore, node_add, node_get, node_new, node_supersede,
     nodes_enter, nodes_leave,
@@ -118,7 +119,7 @@ cdef int make_writable(NodeStore* store, Map* map, uint64_t* place, uint32_t lev
         failure = node_get(store, id, level, &old)
         if failure:
             return failure
-        if old.owner == map.owner and old.generation == load_u64(&store.generation):
+        if old.owner == map.owner and (old.generation == load_u64(&store.generation) or planted(BUG_SEALED_NODE_CHANGED)):
             out[0] = old
             return 0
     node = node_new()

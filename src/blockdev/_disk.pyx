@@ -15,6 +15,7 @@ from blockdev._log cimport log_append, log_flush, log_poison, log_read_unwritten
 from blockdev._segments cimport (
     ENTRY_DATA, ENTRY_HOLE, ENTRY_REFERENCE, Segment, segment_pin, segment_read, segment_unpin,
 )
+from blockdev._medium cimport BUG_FUA_IGNORED, planted
 from blockdev._sync cimport (
     count_u64, load_u32, load_u64, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, pthread_rwlock_rdlock,
     pthread_rwlock_unlock, pthread_rwlock_wrlock, store_u64,
@@ -301,7 +302,7 @@ cdef int disk_write(Disk* disk, const void* buffer, uint32_t count, uint64_t off
         offset += part
         count -= part
     pthread_rwlock_unlock(&disk.lock)
-    if fua and not failure:
+    if fua and not failure and not planted(BUG_FUA_IGNORED):
         failure = disk_flush(disk)
     return failure
 

@@ -6,7 +6,9 @@ from libc.stdlib cimport abort, calloc, free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from blockdev._dedup cimport checksum64
-from blockdev._medium cimport medium_read, medium_report, medium_sync, medium_write
+from blockdev._medium cimport (
+    BUG_NODES_NOT_SYNCED, BUG_SLOTS_REUSED_EARLY, medium_read, medium_report, medium_sync, medium_write, planted,
+)
 from blockdev._sync cimport (
     add_u64, aligned_zeroed, count_u64, load_pointer, load_u64, pthread_mutex_destroy, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, store_pointer, store_u64, thread_stripe,
@@ -473,6 +475,8 @@ cdef int nodes_write(NodeStore* store, MapNode* frozen) noexcept nogil:
         failure = write_sorted(store, nodes, count, buffer)
     free(nodes)
     free(buffer)
+    if planted(BUG_NODES_NOT_SYNCED):
+        return failure
     if not failure:
         failure = medium_sync(store.files[0])
     return failure or medium_sync(store.files[1])
@@ -547,7 +551,7 @@ cdef void nodes_release_slots(NodeStore* store, uint64_t generation) noexcept no
     pthread_mutex_lock(&store.lock)
     for i in range(store.retired_slots.count):
         slot = store.retired_slots.items[i]
-        if slot.generation > generation or slots_push(&store.free_slots, slot.id, 0):
+        if slot.generation > generation + planted(BUG_SLOTS_REUSED_EARLY) or slots_push(&store.free_slots, slot.id, 0):
             store.retired_slots.items[kept] = slot
             kept += 1
             continue

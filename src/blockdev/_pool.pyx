@@ -26,7 +26,9 @@ from blockdev._disk cimport (
 from blockdev._log cimport (
     log_append, log_close, log_create, log_destroy, log_flush, log_keep_spare, log_poison, log_position,
 )
-from blockdev._medium cimport MEDIUM_CREATE, MEDIUM_WRITE, medium_close, medium_open
+from blockdev._medium cimport (
+    BUG_LOG_BEHIND_CHECKPOINT, BUG_NODES_FORGOTTEN, MEDIUM_CREATE, MEDIUM_WRITE, medium_close, medium_open, planted,
+)
 from blockdev._nodes cimport (
     NODE_RECORD_BYTES, RetiredSlot, SlotVector, nodes_create, nodes_destroy, nodes_evict, nodes_finish, nodes_freeze,
     nodes_reclaim, nodes_release_slots, nodes_thaw, nodes_write, slots_push,
@@ -378,7 +380,7 @@ cdef class Core:
         cdef int failure
         with nogil:
             failure = nodes_write(self.state.nodes, self.state.frozen)
-            if not failure:
+            if not failure and not planted(BUG_LOG_BEHIND_CHECKPOINT):
                 failure = log_flush(self.state.log, lsn)
             if not failure and self.state.log.poisoned:
                 failure = EIO           # maps and log may disagree
@@ -390,6 +392,8 @@ cdef class Core:
             if done:
                 nodes_finish(self.state.nodes, self.state.frozen)
                 nodes_release_slots(self.state.nodes, release_generation)
+            elif planted(BUG_NODES_FORGOTTEN):
+                nodes_finish(self.state.nodes, self.state.frozen)
             else:
                 nodes_thaw(self.state.nodes, self.state.frozen)
             self.state.frozen = NULL

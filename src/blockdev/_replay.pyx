@@ -13,7 +13,10 @@ from blockdev import errors
 from blockdev._cow cimport map_punch, map_update
 from blockdev._dedup cimport Fingerprint, checksum64, dedup_insert, fingerprint_block
 from blockdev._disk cimport Disk, PoolState
-from blockdev._medium cimport medium_read, medium_size, medium_sync, medium_truncate, medium_unlink, medium_write
+from blockdev._medium cimport (
+    BUG_GAP_PASSED_OVER, BUG_NOT_WRITTEN_AGAIN, BUG_REPLAYED_NOT_SYNCED, BUG_TAIL_NOT_CUT, BUG_TORN_PAYLOAD_TAKEN,
+    medium_read, medium_size, medium_sync, medium_truncate, medium_unlink, medium_write, planted,
+)
 from blockdev._pool cimport Core, DiskObject
 from blockdev._segments cimport (
     ENTRY_DATA, ENTRY_HOLE, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry, BatchHeader, Segment, batch_find,
@@ -66,7 +69,7 @@ cdef int collect_segment(PoolState* pool, uint32_t id, uint32_t index, uint64_t*
         failure = read_header(pool, segment, index, slot)
         if failure:
             break
-        if header.first_lsn != lsn[0]:
+        if header.first_lsn != lsn[0] and not (planted(BUG_GAP_PASSED_OVER) and header.first_lsn > lsn[0]):
             if not (inside and header.first_lsn < lsn[0] <= header.first_lsn + header.lsn_count):
                 break
         inside = False
@@ -133,7 +136,7 @@ cdef int cut_torn_tail(PoolState* pool, Run* run) noexcept nogil:
     cdef uint64_t i
     cdef bint sound = True
     cdef int failure = 0
-    for i in range(run.count):
+    for i in range(0 if planted(BUG_TORN_PAYLOAD_TAKEN) else run.count):
         if run.batches[i].first_lsn + run.batches[i].lsn_count > run.durable_lsn:
             failure = payload_verifies(pool, &run.batches[i], &sound)
             if failure:
@@ -377,7 +380,7 @@ cdef class Replay:
         cdef uint64_t i
         cdef int failure = 0
         with nogil:
-            for i in range(self.run.count):
+            for i in range(0 if planted(BUG_NOT_WRITTEN_AGAIN) else self.run.count):
                 if not failure and self.run.batches[i].first_lsn + self.run.batches[i].lsn_count > self.run.durable_lsn:
                     failure = write_batch_again(pool, &self.run.batches[i])
         if failure:
@@ -412,9 +415,9 @@ cdef class Replay:
         if not segment.sealed and segment.unread:
             # without a trailer the next one to open it looks for batches again
             failure = medium_truncate(segment.file, <uint64_t>segment.slot_count * SLOT_BYTES)
-        elif not segment.sealed:
+        elif not segment.sealed and not planted(BUG_TAIL_NOT_CUT):
             failure = segment_seal(self.core.state.segments, segment, True)
-        if not failure:
+        if not failure and not planted(BUG_REPLAYED_NOT_SYNCED):
             failure = medium_sync(segment.file)
         segment_unpin(self.core.state.segments, segment)
         if failure:

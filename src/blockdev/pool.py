@@ -28,6 +28,7 @@ from typing import NamedTuple, TypeAlias
 import xxhash
 
 from blockdev import _medium, _pool, dedup_file, records, superblock
+from blockdev._medium import PlantedBug, is_planted
 from blockdev._pool import RecordType, VDisk, VDiskSnapshot
 from blockdev.clock import now_seconds
 from blockdev.constants import (
@@ -346,7 +347,8 @@ class Pool:
                 self._objects[new.id] = new
                 if new.name is not None:
                     self._names[new.name] = new.id
-        self._core.flush()
+        if not is_planted(PlantedBug.BUG_RECORD_NOT_FLUSHED):
+            self._core.flush()
         return made
 
     def _commit(self, record_type: int, items: list[Item], actions: list[tuple]) -> int:
@@ -447,11 +449,13 @@ class Pool:
         return Cut(table, generation)
 
     def _write_table(self, table: Table) -> Superblock:
-        content = records.encode_table(table)
+        lsn = table.lsn + is_planted(PlantedBug.BUG_ENTRY_BEFORE_CUT_LOST)
+        content = records.encode_table(table._replace(lsn=lsn))
         path = table_path(self.path, table.number)
         if os.path.exists(path):  # left by a checkpoint that did not come to its superblock
             _medium.unlink_file(path)
-        _medium.write_file(path, [content], create=True, durable=True)
+        durable = not is_planted(PlantedBug.BUG_TABLE_NOT_SYNCED)
+        _medium.write_file(path, [content], create=True, durable=durable)
         _medium.sync_directory(f"{self.path}/map")
         return self._superblock._replace(
             sequence=self._superblock.sequence + 1,

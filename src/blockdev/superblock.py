@@ -13,6 +13,7 @@ from typing import NamedTuple
 import xxhash
 
 from blockdev import _medium
+from blockdev._medium import PlantedBug, is_planted
 from blockdev.constants import BLOCK_BYTES, FORMAT_VERSION
 from blockdev.errors import Corrupt, MediumError, UnknownFormat
 
@@ -114,7 +115,7 @@ def read_both(pool_path: str) -> list[Superblock]:
 
 def write(pool_path: str, block: Superblock) -> None:
     """Write over the older superblock, or make it anew if it was lost; durable on return."""
-    path = path_of(pool_path, block.sequence % 2)
+    path = path_of(pool_path, 0 if is_planted(PlantedBug.BUG_ONE_SUPERBLOCK) else block.sequence % 2)
     lost = not os.path.exists(path)
     _medium.write_file(path, [encode(block)], create=lost, durable=True)
     if lost:
