@@ -5,7 +5,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from blockdev._medium cimport medium_report, medium_sync, medium_sync_directory, medium_write
+from blockdev._medium cimport (
+    BUG_FLUSH_WITHOUT_SYNC, BUG_NEWEST_SEGMENT_ONLY, BUG_NO_DIRECTORY_SYNC, BUG_SYNC_FAILURE_IGNORED,
+    BUG_WRITTEN_COUNTS_AS_DURABLE, medium_report, medium_sync, medium_sync_directory, medium_write, planted,
+)
 from blockdev._segments cimport (
     BATCH_ENTRIES_MAX, BATCH_SLOTS_MAX, ENTRY_DATA, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry,
     BatchHeader, batch_sign, batch_slots, make_address, segment_allocate, segment_create, segment_seal, segment_unpin,
@@ -291,7 +294,7 @@ cdef int write_batch(Log* log, Batch* batch) noexcept nogil:
     header.segment_id = batch.segment.id
     header.index = batch.index
     header.first_lsn = batch.first_lsn
-    header.durable_lsn = load_u64(&log.durable_lsn)
+    header.durable_lsn = batch.first_lsn if planted(BUG_WRITTEN_COUNTS_AS_DURABLE) else load_u64(&log.durable_lsn)
     header.entry_count = batch.entry_count
     header.lsn_count = batch.lsn_count
     header.payload_count = batch.payload_count
@@ -336,11 +339,11 @@ cdef int sync_segments(Log* log, Segment** unsynced, uint32_t count, bint direct
     for i in range(count):
         if i + 1 < count and not unsynced[i].sealed:
             failure = segment_seal(log.segments, unsynced[i], False)
-        if not failure:
+        if not failure and not (planted(BUG_NEWEST_SEGMENT_ONLY) and i + 1 < count):
             failure = medium_sync(unsynced[i].file)
         if failure:
             return failure
-    if directory:
+    if directory and not planted(BUG_NO_DIRECTORY_SYNC):
         failure = medium_sync_directory(log.segments.path)
         if load_u64(&log.segments.open_count) >= log.segments.open_max:
             segments_evict(log.segments)    # those that were begun here are open too
@@ -365,7 +368,7 @@ cdef int sync_now(Log* log) noexcept nogil:
     memcpy(unsynced, log.unsynced, count * sizeof(Segment*))
     pthread_mutex_unlock(&log.lock)
     failure = log_drain(log)
-    if not failure:
+    if not failure and not planted(BUG_FLUSH_WITHOUT_SYNC):
         failure = sync_segments(log, unsynced, count, directory)
     pthread_mutex_lock(&log.lock)
     if not failure:
@@ -392,7 +395,7 @@ cdef int log_flush(Log* log, uint64_t target_lsn) noexcept nogil:
         log.syncing = True
         failure = sync_now(log)
         log.syncing = False
-        if failure:
+        if failure and not planted(BUG_SYNC_FAILURE_IGNORED):
             poison(log, failure)
         pthread_cond_broadcast(&log.changed)
     failure = 0 if log.durable_lsn >= target_lsn else EIO
