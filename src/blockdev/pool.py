@@ -99,12 +99,7 @@ class Pool:
     def _start(self, replayed: bool, background: bool) -> None:
         """Make the next start short, and begin maintenance."""
         if replayed:
-            try:
-                self.checkpoint()
-            except (PoolFull, MediumError) as failure:
-                if failure.errno != errno.ENOSPC:
-                    raise
-                print(f"blockdev: {failure}", file=sys.stderr, flush=True)  # maintenance tries again
+            self._checkpoint_if_room()
         if background:
             self._maintenance = Maintenance(self)
 
@@ -405,6 +400,16 @@ class Pool:
             self._check_open()  # by now another engine may have it
             self._take_checkpoint()
 
+    def _checkpoint_if_room(self) -> None:
+        """Take a checkpoint that only makes a start short: a full file system may refuse it."""
+        try:
+            with self._checkpoint_lock:
+                self._take_checkpoint()
+        except (PoolFull, MediumError) as failure:
+            if failure.errno != errno.ENOSPC:
+                raise
+            print(f"blockdev: no checkpoint: {failure}", file=sys.stderr, flush=True)
+
     def _take_checkpoint(self) -> None:
         """Caller holds _checkpoint_lock."""
         done = False
@@ -545,8 +550,7 @@ class Pool:
         try:
             with self._lock:
                 self._core.close(list(self._objects.values()))
-            with self._checkpoint_lock:
-                self._take_checkpoint()
+            self._checkpoint_if_room()
             dedup_file.save(self.path, self._core)
         except Poisoned:
             if not poisoned:  # else it said so when it happened; the log on disk is what counts
