@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.cli.served import Home
 from tests.nbd.served_engine import ServedEngine
 from tests.nbd.vm_load import Round, World
@@ -54,9 +56,7 @@ def kill_one_home(chosen: random.Random, kills: int, directory: Path) -> Counter
         while world.counts["kills"] < kills:
             engine.keep_serve_patient(2)
             kill_and_verify(engine, world, chosen, directory)
-        control = world.control()
-        assert control.scrub() == []
-        control.close()
+        world.inspect("scrub")
         world.close()
         home.stop()
         return world.counts
@@ -64,6 +64,7 @@ def kill_one_home(chosen: random.Random, kills: int, directory: Path) -> Counter
         home.close()
 
 
+@pytest.mark.timeout(300 + 30 * KILLS)
 def test_nothing_flushed_is_lost_when_a_served_engine_is_killed_under_load(seed: int, tmp_path: Path) -> None:
     chosen = random.Random(seed)
     counts: Counter[str] = Counter()
