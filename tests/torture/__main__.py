@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -39,6 +40,7 @@ def jobs(asked: argparse.Namespace) -> Iterator[Job]:
 
 def main() -> int:
     asked = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end like Ctrl-C does: the workers too
     totals = runner.run(
         jobs(asked), bug=asked.bug, worker_count=asked.jobs, told=partial(print, flush=True)
     )

@@ -1,7 +1,7 @@
 """A case: a recording of a scenario, a power cut somewhere in it, and what the pool then makes of what is left.
 
 A case is numbered by (scenario, seed, state): scenario and seed give the recording, `state` all that is chosen after it.
-The next start, and the work that follows it, is recorded like the scenario, and often cut as well, up to DEPTH_MAX deep.
+The next start, and the work that follows it, is recorded like the scenario, and often cut as well, up to three deep.
 Runs in a torture build only.
 """
 
@@ -12,11 +12,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
-
-import xxhash
+from typing import NamedTuple
 
 from blockdev import Pool, _medium, superblock
 from blockdev.errors import Corrupt
+from blockdev.superblock import Superblock
 from tests.torture.actions import ALL, mix
 from tests.torture.file_system import (
     FileSystem,
@@ -33,35 +33,51 @@ from tests.torture.power_cut import POLICIES, surviving_tree
 from tests.torture.scenarios import FROM_NOTHING, SCENARIOS
 from tests.torture.world import CAPACITY_BYTES, SEGMENT_BYTES, History, Legal, World
 
-DEPTHS = (1, 1, 1, 2, 2, 3)  # starts of a case, each but the last cut short
-LOST_COPY_CHANCE = 0.15  # that a medium also loses what the pool has twice
+DEPTHS = (1, 1, 2, 2, 3)  # starts of a case, each but the last cut short
+LOST_COPY_CHANCE = 0.25  # that a medium also loses what the pool has twice
+SUPERBLOCKS = ("pool/superblock-0", "pool/superblock-1")
+
+
+class Cut(NamedTuple):
+    """A tree that a power cut may leave, and what a pool in it may hold."""
+
+    tree: Tree
+    legal: Legal
+    whole: bool
+    told: str
 
 
 class Recording:
     """The operations of some work on a tree, and what was asked and acknowledged while they were made."""
 
-    def __init__(self, tree: Tree, operations: list[Operation], history: History) -> None:
+    def __init__(self, tree: Tree, operations: list[Operation], history: History, whole: bool) -> None:
         self.tree = tree
         self.operations = operations
         self.history = history
+        self.whole = whole  # the tree has both copies of what the pool has twice
 
-    def cut(self, chosen: Random) -> tuple[Tree, Legal, str]:
-        """A tree that a power cut may leave, what may be in it, and how it came about."""
+    def cut(self, chosen: Random) -> Cut:
         place = self._place(chosen)
         name = chosen.choice(list(POLICIES))
         system = FileSystem(self.tree)
         system.apply(self.operations[:place])
         tree = surviving_tree(system, POLICIES[name], chosen)
         told = f"cut after {self._told(place)}, of the rest survives: {name}"
-        if chosen.random() < LOST_COPY_CHANCE:
-            told += _lose_a_copy(tree, chosen)
-        return tree, self.history.legal_at(place), told
+        whole = self.whole and _has_settled(system)
+        if whole and chosen.random() < LOST_COPY_CHANCE:
+            lost = _lose_a_copy(tree, chosen)
+            told += f", and {lost} is lost"
+            whole = False
+        return Cut(tree, self.history.legal_at(place), whole, told)
 
     def _place(self, chosen: Random) -> int:
-        """Half of the cuts fall just before or after something other than a write: most operations are writes."""
+        """Anywhere; or just before or after something other than a write, which most are; or where something was acknowledged."""
+        way = chosen.random()
         rare = [place for place, operation in enumerate(self.operations) if not isinstance(operation, Write)]
-        if rare and chosen.random() < 0.5:
+        if rare and way < 0.35:
             return chosen.choice(rare) + chosen.randrange(2)
+        if self.history.acknowledged and way < 0.65:
+            return min(chosen.choice(self.history.acknowledged) + chosen.randrange(2), len(self.operations))
         return chosen.randrange(len(self.operations) + 1)
 
     def _told(self, place: int) -> str:
@@ -77,27 +93,33 @@ def _told(operation: Operation) -> str:
     return repr(operation)
 
 
-def _lose_a_copy(tree: Tree, chosen: Random) -> str:
-    """Lose a superblock, or the table that it names, where the other one makes up for it."""
-    numbers = [_checkpoint(tree, which) for which in (0, 1)]
-    if None in numbers:
-        return ""
-    lost = f"pool/superblock-{chosen.randrange(2)}"
-    if numbers[0] != numbers[1] and chosen.random() < 0.3:
-        lost = f"pool/map/checkpoint-{chosen.choice(numbers)}"
-    tree[lost] = bytes(len(tree[lost] or b""))
-    return f", and {lost} is lost"
-
-
-def _checkpoint(tree: Tree, which: int) -> int | None:
-    """The checkpoint that a superblock names, if both are sound."""
+def _decoded(block: bytes | None) -> Superblock | None:
     try:
-        block = superblock.decode(tree.get(f"pool/superblock-{which}") or b"")
+        return superblock.decode(block or b"")
     except Corrupt:
         return None
-    table = tree.get(f"pool/map/checkpoint-{block.checkpoint_number}") or b""
-    sound = xxhash.xxh3_64_intdigest(table) == block.checkpoint_checksum
-    return block.checkpoint_number if sound else None
+
+
+def _table_of(block: Superblock) -> str:
+    return f"pool/map/checkpoint-{block.checkpoint_number}"
+
+
+def _has_settled(system: FileSystem) -> bool:
+    """Whether a power cut touches neither superblocks nor their tables: there is a pool, and none of them is being written."""
+    blocks = [_decoded(system.settled(path)) for path in SUPERBLOCKS]
+    return all(block is not None and system.settled(_table_of(block)) is not None for block in blocks)
+
+
+def _lose_a_copy(tree: Tree, chosen: Random) -> str:
+    """A medium loses a superblock, mostly the newer one, or the table that it names: the other one makes up for it."""
+    blocks = {path: block for path in SUPERBLOCKS if (block := _decoded(tree[path])) is not None}
+    older, newer = sorted(blocks, key=lambda path: blocks[path].sequence)
+    ways = [newer, newer, newer, older]
+    if blocks[older].checkpoint_number != blocks[newer].checkpoint_number:
+        ways += [_table_of(blocks[newer]), _table_of(blocks[older])]
+    lost = chosen.choice(ways)
+    tree[lost] = bytes(len(tree.get(lost) or b""))
+    return lost
 
 
 class Bench:
@@ -146,17 +168,17 @@ class Bench:
             operations = list(world.operations)
             if world.pool is not None:
                 world.check()
-        return Recording(tree, operations, world.history)
+        return Recording(tree, operations, world.history, whole=not empty)
 
     def run(self, recording: Recording, chosen: Random, told: list[str]) -> Iterator[None]:
         """One case; yields after each state that was found sound.  `told`: how it went, for the message."""
         for _ in range(chosen.choice(DEPTHS)):
-            tree, legal, how = recording.cut(chosen)
-            told.append(how)
-            with self._world(tree, legal) as world:
+            cut = recording.cut(chosen)
+            told.append(cut.told)
+            with self._world(cut.tree, cut.legal) as world:
                 world.start()
                 _go_on(world, chosen)
-            recording = Recording(tree, world.operations, world.history)
+            recording = Recording(cut.tree, world.operations, world.history, cut.whole)
             yield
 
 

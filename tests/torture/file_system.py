@@ -185,6 +185,19 @@ class FileSystem:
     def directories(self) -> dict[int, Directory]:
         return {number: node for number, node in self.nodes.items() if isinstance(node, Directory)}
 
+    def settled(self, path: str) -> bytes | None:
+        """The content of a file, empty if there is none; None if a power cut now could change it."""
+        number = ROOT
+        for name in path.split("/"):
+            directory = self.directory(number)
+            if any(name in change for change in directory.pending.values()):
+                return None
+            if name not in directory.durable:
+                return b""
+            number = directory.durable[name]
+        file = self.file(number)
+        return None if file.pending else bytes(file.durable)
+
     def apply(self, operations: Iterable[Operation]) -> None:
         for operation in operations:
             place = self.operation_count

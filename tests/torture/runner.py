@@ -131,6 +131,7 @@ class Campaign:
         self.totals = Totals()
         self._begun = self._progress_told = monotonic()
         self._jobs = iter(jobs)
+        self._workers: set[Worker] = set()
         self._bug = bug
         self._only_one_failure = only_one_failure
         self._told = told
@@ -138,10 +139,20 @@ class Campaign:
 
     def run(self, worker_count: int) -> Totals:
         with ThreadPoolExecutor(worker_count) as threads:
-            for led in [threads.submit(self._lead) for _ in range(worker_count)]:
-                led.result()
+            try:
+                for led in [threads.submit(self._lead) for _ in range(worker_count)]:
+                    led.result()
+            except BaseException:  # do not wait for the rest of the jobs
+                self._stop()
+                raise
         self.totals.seconds = monotonic() - self._begun
         return self.totals
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._jobs = iter(())
+            for worker in self._workers:
+                worker.process.kill()
 
     def _next(self) -> Job | None:
         with self._lock:
@@ -159,18 +170,29 @@ class Campaign:
     def _lead(self) -> None:
         job = self._next()
         while job is not None:
-            worker = Worker(self._bug)
+            worker = self._hire()
             try:
-                while job is not None:
+                died_at = None
+                while job is not None and died_at is None:
                     worker.give(job)
                     died_at = self._follow(worker, job)
-                    if died_at is not None:
-                        rest = replace(job, first=died_at + 1)
-                        job = rest if 0 <= died_at < job.end - 1 else self._next()
-                        break
-                    job = self._next()
+                    if died_at is not None and 0 <= died_at < job.end - 1:
+                        job = replace(job, first=died_at + 1)
+                    else:
+                        job = self._next()
             finally:
-                worker.close()
+                self._dismiss(worker)
+
+    def _hire(self) -> Worker:
+        worker = Worker(self._bug)
+        with self._lock:
+            self._workers.add(worker)
+        return worker
+
+    def _dismiss(self, worker: Worker) -> None:
+        with self._lock:
+            self._workers.remove(worker)
+        worker.close()
 
     def _follow(self, worker: Worker, job: Job) -> int | None:
         """Until the job is done; the state at which the worker died, if it did."""

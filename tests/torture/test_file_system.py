@@ -128,6 +128,17 @@ def test_a_directory_is_lost_with_what_is_in_it() -> None:
     assert len(found) == 2 and {} in found and {"d": None, "d/g": b""} in found
 
 
+def test_a_file_is_settled_when_no_change_of_it_is_pending() -> None:
+    system = FileSystem({"d": None, "d/f": OLD})
+    assert system.settled("d/f") == OLD and system.settled("d/g") == b""
+    system.apply([Write(2, 0, NEW), Create(1, "g", 3, False)])
+    assert system.settled("d/f") is None and system.settled("d/g") is None
+    system.apply([Sync(2), Rename(1, "g", "h", 3)])
+    assert system.settled("d/f") == NEW and system.settled("d/h") is None
+    system.apply([SyncDirectory(1)])
+    assert system.settled("d/g") == b"" and system.settled("d/h") == b""
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_leaves_what_is_durable(name: str) -> None:
     system = FileSystem({"d": None, "d/f": OLD, "e": NEW})

@@ -22,12 +22,17 @@ def say(**event: Any) -> None:
     print(json.dumps(event), flush=True)
 
 
+def watch() -> None:
+    """End the process if this is not called again in time."""
+    faulthandler.dump_traceback_later(CASE_SECONDS_MAX, exit=True)
+
+
 def run_job(bench: Bench, scenario: str, seed: int, first: int, end: int) -> None:
     """Events: began (a state; -1 is the recording), then sound (with how many trees were opened) or failed (and why)."""
     recording = None
     for number in (-1, *range(first, end)):
         say(event="began", state=number)
-        faulthandler.dump_traceback_later(CASE_SECONDS_MAX, exit=True)
+        watch()
         told: list[str] = []
         states = 0
         try:
@@ -46,8 +51,10 @@ def run_job(bench: Bench, scenario: str, seed: int, first: int, end: int) -> Non
 
 def main() -> None:
     directory, bug = sys.argv[1:]
+    watch()
     _medium.plant(_medium.PlantedBug[bug])
     bench = Bench(directory)
+    faulthandler.cancel_dump_traceback_later()
     for line in sys.stdin:
         run_job(bench, **json.loads(line))
         faulthandler.cancel_dump_traceback_later()

@@ -49,7 +49,7 @@ class History:
         self.begun_at: int | None = None
         self.steps: list[Step] = []
         self._asked: list[int] = []  # of each step: operations when it was asked
-        self._durable_at: list[int] = []  # operations at each acknowledgement, and the steps that it covers
+        self.acknowledged: list[int] = []  # operations when something was, and the steps that were durable then
         self._durable: list[int] = []
         self._states: dict[int, State] = {}  # by number of steps done
 
@@ -63,14 +63,14 @@ class History:
         self._asked.append(asked)
 
     def all_durable(self, operations: int) -> None:
-        self._durable_at.append(operations)
+        self.acknowledged.append(operations)
         self._durable.append(len(self.steps))
 
     def legal_at(self, operations: int) -> Legal:
         """What a power cut after so many operations may leave."""
         if self.begun_at is None or operations < self.begun_at:
             return self.before
-        covered = bisect_right(self._durable_at, operations)
+        covered = bisect_right(self.acknowledged, operations)
         durable = self._durable[covered - 1] if covered else 0
         return Legal(self._state(durable), self.steps[durable : bisect_left(self._asked, operations)])
 
