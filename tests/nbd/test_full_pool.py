@@ -222,3 +222,38 @@ def test_full_file_system_goes_on_when_a_foreign_file_is_deleted(
                 take_all_room(foreign)
 
         fill_and_go_on(home, seed, tmp_path, fill, foreign.unlink)
+
+
+def test_full_file_system_is_started_on(seed: int) -> None:
+    """Stopped and killed when nothing is left, engine and control plane come back to read, discard and delete."""
+    with mounted("ext4", FILE_SYSTEM_BYTES) as directory, served("4G", directory) as home:
+        load, foreign = FullLoad(home, seed), directory / "foreign"
+        load.start()
+        load.wait_for_progress("write", "read", "flush")
+        take_all_room(foreign)
+        load.wait_until_full()
+        load.crew.stop()
+        before = load.read()
+        home.stop()
+        take_all_room(foreign)
+        home.serve()
+        take_all_room(foreign)
+        assert np.array_equal(load.read(), before)
+        assert not took(load.connect("load/root"), os.urandom(MEBIBYTE))
+        load.check_after_kill()
+        load.check_deletes()
+        foreign.unlink()
+        handle = load.connect("load/root")
+        until(lambda: took(handle, os.urandom(MEBIBYTE)), "space")
+        handle.flush()
+        home("pool", "scrub")
+
+
+def took(handle: nbd.NBD, data: bytes) -> bool:
+    """Whether a write was taken, or refused for want of space."""
+    try:
+        handle.pwrite(data, 0)
+    except nbd.Error as error:
+        assert error.errnum == errno.ENOSPC
+        return False
+    return True
