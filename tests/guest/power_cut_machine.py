@@ -167,7 +167,7 @@ def boot(disk: VolatileDisk, planted_bug: int | None = None) -> Iterator[ServerM
     command = ["sh", str(HERE / "power_cut_guest.sh"), str(PYTHON), disk.file_system]
     if planted_bug is not None:
         torture = ROOT / "build" / "torture" / "blockdev"
-        command += [str(ROOT / "src" / "blockdev"), str(torture), str(planted_bug)]
+        command += [str(ROOT / "src" / "blockdev"), str(torture), str(int(planted_bug))]
     with Guest(command, machine) as guest:
         yield ServerMachine(guest, *ports)
 

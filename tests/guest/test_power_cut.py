@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from blockdev._medium import PlantedBug
 from tests.guest.power_cut_load import DISK_BYTES, DISKS, VM, Load, Oracle
 from tests.guest.power_cut_machine import ServerMachine, VolatileDisk, boot
 from tests.lab.guest import LabError
@@ -30,7 +31,6 @@ SHARE_CUT_IN_FLUSH = 0.7  # of the cuts: the disk's cache is never empty then
 STEPS = (20, 1000)  # of the load, before the cut
 LOAD_LIMIT_S = 100
 START_LIMIT_S = 100  # of the engine; under TCG, loading its code takes most of it
-FLUSH_WITHOUT_SYNC = 1  # PlantedBug of src/blockdev/_medium.pxd
 SECONDS_PER_CUT = 150
 
 
@@ -131,7 +131,7 @@ def test_what_was_acknowledged_survives_power_cuts(bench: Bench, cuts: int) -> N
 
 BROKEN = {"a disk that swallows flushes": {"deaf": True}}
 if AT_LENGTH:
-    BROKEN["an engine that does not sync"] = {"planted_bug": FLUSH_WITHOUT_SYNC}
+    BROKEN["an engine that does not sync"] = {"planted_bug": PlantedBug.BUG_FLUSH_WITHOUT_SYNC}
 
 
 @pytest.mark.parametrize("bench", ["ext4"], indirect=True)
