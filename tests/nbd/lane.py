@@ -23,6 +23,7 @@ DEPTH = 8
 WRITE_SECTORS = (1, 1, 3, 7, 8, 8, 8, 8, 9, 16, 40, 120, 256)
 KINDS = {"write": 60, "repeat": 6, "zero": 4, "trim": 4, "read": 20, "flush": 6}
 KINDS_WHEN_FULL = {"write": 3, "read": 92, "flush": 5}  # like a guest that waits for space and still reads
+PAUSE_SECONDS_WHEN_FULL = 0.005
 CHANGES_WITHOUT_DATA = ("zero", "trim")
 REPEATS_FROM = 64  # how far back a write may be that is sent once more, for dedup to find
 FUA_SHARE = 0.03
@@ -60,6 +61,8 @@ class Lane:
                 while self._handle.aio_in_flight() < DEPTH:
                     self._send()
                 self._poll()
+                if self.refused:  # others need the processor more
+                    stopped.wait(PAUSE_SECONDS_WHEN_FULL)
             while self._handle.aio_in_flight():
                 self._poll()
             self._handle.shutdown()

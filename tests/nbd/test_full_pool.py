@@ -29,6 +29,7 @@ DISK_SECTORS = LANES * LANE_SECTORS
 REFUSED_ENOUGH = 20  # writes in a row, of each lane: it is full
 PROGRESS = 20  # requests of a kind, of each lane: it goes on
 FIO_BLOCKS = 16
+PAUSE_SECONDS = 0.05  # of the snapshot's reader
 WRITER_BEFORE = 99  # of what the disk holds at first
 FILE_SYSTEM_BYTES, FOREIGN_BYTES = 448 * MEBIBYTE, 128 * MEBIBYTE
 
@@ -85,6 +86,7 @@ class FullLoad:
     def _read_snapshot(self) -> None:
         assert np.array_equal(self.read("load/root@kept"), self.frozen)
         self.snapshot_reads += 1
+        self.crew.stopped.wait(PAUSE_SECONDS)
 
     def wait(self, found: Callable[[], bool], what: str) -> None:
         until(lambda: self.crew.failures or found(), what)
