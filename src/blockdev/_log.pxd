@@ -19,6 +19,8 @@ from blockdev._sync cimport pthread_cond_t, pthread_mutex_t
 cdef enum:
     BATCH_RING = 16                 # batches in memory: one open, the others being written
     UNSYNCED_MAX = 4096             # segments rolled since the last flush
+    COMMIT_SLOTS = 64               # a sync of no more than these is a small one ...
+    COMMITS_MIN = 4                 # ... and after so many of them in a row the hot segment is filled ahead
 
 cdef struct Batch:
     char* slots                     # header, payload, header: BATCH_SLOTS_MAX * SLOT_BYTES, aligned
@@ -46,6 +48,8 @@ cdef struct Log:
     uint64_t next_lsn               # of the next entry; atomic
     uint64_t durable_lsn            # atomic
     bint syncing
+    uint64_t slots_at_sync          # in use in all segments when it began
+    uint32_t commits                # small syncs in a row; atomic
     bint directory_dirty            # a segment was created since the directory was synced
     Segment* unsynced[4096]
     uint32_t unsynced_count

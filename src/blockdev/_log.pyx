@@ -11,7 +11,7 @@ from blockdev._medium cimport (
 )
 from blockdev._segments cimport (
     BATCH_ENTRIES_MAX, BATCH_SLOTS_MAX, ENTRY_DATA, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry,
-    BatchHeader, batch_sign, batch_slots, make_address, segment_allocate, segment_create, segment_seal, segment_unpin,
+    BatchHeader, batch_sign, batch_slots, make_address, segment_allocate, segment_create, segment_fill_ahead, segment_seal, segment_unpin,
     segments_evict, segments_keep_spare,
 )
 from blockdev._sync cimport (
@@ -286,6 +286,7 @@ cdef int write_batch(Log* log, Batch* batch) noexcept nogil:
     """Sign a closed batch and write it.  Caller holds write_lock."""
     cdef BatchHeader* header = <BatchHeader*>batch.slots
     cdef uint64_t used = sizeof(BatchHeader) + batch.entry_count * sizeof(BatchEntry)
+    cdef uint32_t end
     cdef int failure
     while load_u32(&batch.filling):
         sched_yield()
@@ -302,9 +303,12 @@ cdef int write_batch(Log* log, Batch* batch) noexcept nogil:
     memcpy(batch.slots + (1 + <uint64_t>batch.payload_count) * SLOT_BYTES, header, SLOT_BYTES)
     failure = medium_write(batch.segment.file, batch.slots, <uint64_t>batch_slots(header) * SLOT_BYTES,
                            <uint64_t>batch.index * SLOT_BYTES)
+    end = batch.index + batch_slots(header)
+    if not failure and end > batch.segment.filled_slots and load_u32(&log.commits) >= COMMITS_MIN:
+        failure = segment_fill_ahead(batch.segment, end)
     if not failure:
         count_u64(&log.batches, 1)
-        store_u64(&log.first_unwritten, make_address(batch.segment.id, batch.index + batch_slots(header)))
+        store_u64(&log.first_unwritten, make_address(batch.segment.id, end))
     return failure
 
 
@@ -351,6 +355,16 @@ cdef int sync_segments(Log* log, Segment** unsynced, uint32_t count, bint direct
     return failure
 
 
+cdef void note_commit(Log* log) noexcept nogil:
+    """Count small syncs in a row.  Caller holds log.lock."""
+    cdef uint64_t slots = load_u64(&log.segments.bytes_used) // SLOT_BYTES
+    if slots - log.slots_at_sync <= COMMIT_SLOTS:
+        store_u32(&log.commits, log.commits + 1)
+    else:
+        store_u32(&log.commits, 0)
+    log.slots_at_sync = slots
+
+
 cdef int sync_now(Log* log) noexcept nogil:
     """Make durable what is appended now.  Caller holds log.lock and has set log.syncing; the lock is let go meanwhile."""
     cdef uint64_t target
@@ -362,6 +376,7 @@ cdef int sync_now(Log* log) noexcept nogil:
     close_batch(log)
     target = log.next_lsn
     log.directory_dirty = False
+    note_commit(log)
     unsynced = <Segment**>malloc((count + 1) * sizeof(Segment*))
     if unsynced == NULL:
         return ENOMEM

@@ -71,6 +71,7 @@ cdef struct Segment:
     uint32_t slot_count             # in use; atomic while hot
     uint32_t sealed                 # its trailer is written
     uint32_t allocated_slots        # hot: room on the disk, for the trailer too; under log.lock
+    uint32_t filled_slots           # hot: written already, if only with zeros; under log.write_lock
     uint32_t unread                 # slots that a scan for batches could not read: not to be sealed without them
     uint64_t first_lsn
     uint64_t end_lsn
@@ -110,6 +111,7 @@ cdef void segments_evict(SegmentStore* store) noexcept nogil         # close fil
 cdef int segments_keep_spare(SegmentStore* store) noexcept nogil
 cdef int segment_create(
     SegmentStore* store, uint32_t id, uint64_t first_lsn, bint may_take_spare, Segment** out) noexcept nogil
+cdef int segment_fill_ahead(Segment* segment, uint32_t slot_count) noexcept nogil
 cdef int segment_allocate(SegmentStore* store, Segment* segment, uint32_t slot_count) noexcept nogil
 
 cdef int segment_pin(SegmentStore* store, uint64_t id, Segment** out) noexcept nogil
