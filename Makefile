@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-EXTENSION_SOURCES := setup.py $(wildcard src/blockdev/*.pyx src/blockdev/*.pxd)
+EXTENSION_SOURCES := setup.py $(wildcard src/blockdev/*.pyx src/blockdev/*.pxd src/blockdev/fingerprint/*.c)
 
 .PHONY: run test torture lint build setup bench clean
 .SECONDARY:

@@ -8,7 +8,9 @@ BLOCKDEV_VARIANT, or BLOCKDEV_DEBUG=1 for debug:
 """
 
 import os
+import platform
 import sysconfig
+from collections.abc import Sequence
 
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
@@ -26,10 +28,10 @@ DEBUG = VARIANT == "debug"
 WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-sign-compare", "-Wno-maybe-uninitialized"]
 
 
-def extension(name: str, **options: list[str]) -> Extension:
+def extension(name: str, sources: Sequence[str] = (), **options: list[str]) -> Extension:
     return Extension(
         f"blockdev.{name}",
-        [f"src/blockdev/{name}.pyx"],
+        [f"src/blockdev/{name}.pyx", *sources],
         extra_compile_args=COMPILE_ARGS[VARIANT] + WARNINGS,
         extra_link_args=["-pthread", *(SANITIZE if DEBUG else [])],
         define_macros=[("_GNU_SOURCE", "1")],
@@ -37,11 +39,14 @@ def extension(name: str, **options: list[str]) -> Extension:
     )
 
 
+# The fingerprint once more for each vector unit that not every CPU has; which is taken is decided at run time.
+VECTORS = [f"src/blockdev/fingerprint/{name}.c" for name in ("avx2", "avx512") if platform.machine() == "x86_64"]
+
 # nbdkit loads _nbdkit as its plugin, into a process that has no Python yet: it brings libpython itself.
 LIBPYTHON = f"python{sysconfig.get_config_var('LDVERSION')}"
 EXTENSIONS = [
     extension("_medium"),
-    extension("_dedup"),
+    extension("_dedup", VECTORS),
     extension("_nodes"),
     extension("_cow"),
     extension("_segments"),

@@ -14,11 +14,28 @@ cdef extern from *:
     """
     #define XXH_INLINE_ALL
     #include <xxhash.h>
+
+    typedef XXH128_hash_t (*fingerprint_function)(const void *block);
+    XXH128_hash_t fingerprint_avx2(const void *block);
+    XXH128_hash_t fingerprint_avx512(const void *block);
+    static XXH128_hash_t fingerprint_baseline(const void *block) { return XXH3_128bits(block, 4096); }
+
+    static fingerprint_function fingerprint_widest(void)
+    {
+    #ifdef __x86_64__
+        if (__builtin_cpu_supports("avx512f"))
+            return fingerprint_avx512;
+        if (__builtin_cpu_supports("avx2"))
+            return fingerprint_avx2;
+    #endif
+        return fingerprint_baseline;
+    }
     """
     ctypedef struct XXH128_hash_t:
         uint64_t low64
         uint64_t high64
-    XXH128_hash_t XXH3_128bits(const void* data, size_t count) noexcept nogil
+    ctypedef XXH128_hash_t (*fingerprint_function)(const void* block) noexcept nogil
+    fingerprint_function fingerprint_widest() noexcept nogil
     uint64_t XXH3_64bits(const void* data, size_t count) noexcept nogil
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -37,8 +54,11 @@ cdef extern from * nogil:
     int __builtin_clzll(unsigned long long value)
 
 
+cdef fingerprint_function widest = fingerprint_widest()
+
+
 cdef Fingerprint fingerprint_block(const void* block) noexcept nogil:
-    cdef XXH128_hash_t hashed = XXH3_128bits(block, 4096)
+    cdef XXH128_hash_t hashed = widest(block)
     cdef Fingerprint fingerprint
     fingerprint.low = hashed.low64
     fingerprint.high = hashed.high64

@@ -1,0 +1,9 @@
+/* XXH3-128 of one block with avx2 vectors; _dedup.pyx takes the widest that the CPU has when it is imported. */
+#pragma GCC target("avx2")
+#define XXH_INLINE_ALL
+#define XXH_VECTOR XXH_AVX2
+#include <xxhash.h>
+
+XXH128_hash_t fingerprint_avx2(const void *block);
+
+XXH128_hash_t fingerprint_avx2(const void *block) { return XXH3_128bits(block, 4096); }
