@@ -11,8 +11,8 @@ from blockdev._medium cimport (
 )
 from blockdev._segments cimport (
     BATCH_ENTRIES_MAX, BATCH_SLOTS_MAX, ENTRY_DATA, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry,
-    BatchHeader, batch_sign, batch_slots, make_address, segment_allocate, segment_create, segment_fill_ahead, segment_seal, segment_unpin,
-    segments_evict, segments_keep_spare,
+    BatchHeader, batch_sign, batch_slots, make_address, segment_allocate, segment_create, segment_fill_ahead,
+    segment_seal, segment_unpin, segments_evict, segments_keep_spare,
 )
 from blockdev._sync cimport (
     add_u32, add_u64, count_u64, load_u32, load_u64, pthread_cond_broadcast, pthread_cond_destroy,
