@@ -290,8 +290,10 @@ cdef class Core:
 
         actions: (RecordType, target, source or None, size_bytes) each, with DiskObjects.
         """
-        cdef uint32_t slots = (len(record) + SLOT_BYTES - 1) // SLOT_BYTES
-        cdef bytes payload = record.ljust(slots * SLOT_BYTES, b"\0")
+        cdef uint32_t copy_slots = (len(record) + SLOT_BYTES - 1) // SLOT_BYTES
+        # twice, where a batch has room: a lost sector in a record would cost more than a block
+        cdef uint32_t slots = copy_slots if 2 * copy_slots > BATCH_ENTRIES_MAX else 2 * copy_slots
+        cdef bytes payload = record.ljust(copy_slots * SLOT_BYTES, b"\0") * (slots // max(copy_slots, <uint32_t>1))
         cdef const char* place = payload
         cdef uint64_t end_lsn = 0, record_bytes = len(record)
         cdef uint32_t count = len(actions), locked_count = 0
