@@ -28,6 +28,7 @@ CLONE_WRITER = 100  # the first of them; lanes come before
 FLUSH_SHARES = (0.2, 0.05, 0.02)  # of a life's steps that a flush follows; as many are written with FUA
 SNAPSHOTS_MAX = 3
 CLONES_MAX = 2
+JOIN_LIMIT_S = 60
 
 
 @dataclass
@@ -184,7 +185,8 @@ class Load:
     def join(self) -> None:
         """After the cut."""
         for thread in self._threads:
-            thread.join()
+            thread.join(JOIN_LIMIT_S)
+            assert not thread.is_alive(), "a client does not notice that its server is gone"
         assert not self.failures, self.failures
         change = self.oracle.change
         for export in change.made.values() if change else ():

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,7 @@ MAKE_FILE_SYSTEM = {"ext4": ["mke2fs", "-q", "-t", "ext4"], "xfs": ["mkfs.xfs", 
 DISK_START_LIMIT_S = 20
 DISK_END_LIMIT_S = 60
 FREEZE_LIMIT_S = 3
+DIAL_LIMIT_S = 30
 GUEST_LIMIT_S = 400
 NBD_PORT, CONTROL_PORT = 10809, 10810  # in the guest, as power_cut_guest.py has them
 READ_BYTES = 1 << 20
@@ -106,8 +107,8 @@ class Refused(Exception):
 class Control:
     """A connection to power_cut_guest.py.  ConnectionError when the machine is gone."""
 
-    def __init__(self, port: int) -> None:
-        self._stream = socket.create_connection(("127.0.0.1", port)).makefile("rwb")
+    def __init__(self, connection: socket.socket) -> None:
+        self._stream = connection.makefile("rwb")
 
     def call(self, name: str, *arguments: Any) -> Any:
         self._stream.write(json.dumps({"call": name, "arguments": arguments}).encode() + b"\n")
@@ -129,16 +130,18 @@ class ServerMachine:
     nbd_port: int
     control_port: int
     started: dict[str, Any] = field(default_factory=dict)  # what power_cut_guest.py tells when it is ready
+    _connections: list[socket.socket] = field(default_factory=list)
 
     def await_ready(self) -> None:
         self.started = json.loads(self.guest.await_file("ready").read_text())
 
     def control(self) -> Control:
-        return Control(self.control_port)
+        return Control(self._dial(self.control_port))
 
     def connect(self, export: str) -> nbd.NBD:
         disk = nbd.NBD()
-        disk.connect_uri(f"nbd://127.0.0.1:{self.nbd_port}/{export}")
+        disk.set_export_name(export)
+        disk.connect_socket(self._dial(self.nbd_port).detach())
         return disk
 
     def read(self, export: str) -> bytes:
@@ -150,6 +153,20 @@ class ServerMachine:
         ]
         disk.shutdown()
         return b"".join(parts)
+
+
+    def _dial(self, port: int) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", port), DIAL_LIMIT_S)
+        connection.settimeout(None)
+        self._connections.append(connection.dup())
+        return connection
+
+    def hang_up(self) -> None:
+        """End all connections: one that QEMU had not accepted when it was killed may last for ever."""
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
 
 @contextmanager
@@ -168,8 +185,13 @@ def boot(disk: VolatileDisk, planted_bug: int | None = None) -> Iterator[ServerM
     if planted_bug is not None:
         torture = ROOT / "build" / "torture" / "blockdev"
         command += [str(ROOT / "src" / "blockdev"), str(torture), str(int(planted_bug))]
-    with Guest(command, machine) as guest:
-        yield ServerMachine(guest, *ports)
+    guest = Guest(command, machine)
+    server = ServerMachine(guest, *ports)
+    try:
+        with guest:
+            yield server
+    finally:
+        server.hang_up()
 
 
 @cache
