@@ -40,7 +40,8 @@ def _fill(
         import_image(image, services.uri(begun.export), watcher)
         return services.vms.finish_import(begun.id).to_json()
     except BaseException:
-        services.vms.abort_import(begun.id)
+        with services.unfinished.removing():
+            services.vms.abort_import(begun.id)
         raise
 
 

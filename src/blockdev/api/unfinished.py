@@ -46,7 +46,7 @@ class Unfinished:
                 self._require(made)
                 self._vms.set_description(name, description)
             except BaseException:
-                with self._removing():
+                with self.removing():
                     self._require(made)
                     self._vms.delete_vm(name, force=True)
                 raise
@@ -59,7 +59,7 @@ class Unfinished:
             try:
                 yield taken
             finally:
-                with self._removing():
+                with self.removing():
                     self._vms.delete_snapshot(vm, name, force=True)
 
     def sweep(self) -> None:
@@ -87,7 +87,7 @@ class Unfinished:
             raise NotFound(f"VM {made.name} was deleted while its images were being imported")
 
     @contextmanager
-    def _removing(self) -> Iterator[None]:
+    def removing(self) -> Iterator[None]:
         """What cannot be removed now, a later sweep removes."""
         try:
             yield

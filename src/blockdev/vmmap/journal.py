@@ -122,6 +122,7 @@ class Journal:
         self._live_imports[import_id] = self._instance
 
     def forget_import(self, import_id: int) -> None:
+        """It has ended, or is to be dropped by the next agreement if it has not."""
         self._live_imports.pop(import_id, None)
 
 

@@ -485,8 +485,12 @@ class VMs:
         except NotFound:
             return
         intent = intents.AbortImport(begun.id, row.name, begun.disk, begun.object_id)
-        self._delete(intent, [begun.object_id], force=True)
-        self._journal.forget_import(begun.id)
+        self._journal.forget_import(begun.id)  # it goes, if not now, then with the next agreement
+        try:
+            self._delete(intent, [begun.object_id], force=True)
+        except BlockdevError:
+            self._journal.agreed = False
+            raise
 
     # parts of operations
 
