@@ -11,7 +11,7 @@ from blockdev import Pool
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.client import EngineClient
 from blockdev.engine.server import EngineServer
-from blockdev.errors import Busy, InvalidArgument, MediumError, NotFound, Poisoned
+from blockdev.errors import Busy, InvalidArgument, NotFound, Poisoned, PoolFull
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.model import Agreement
 from blockdev.vmmap.service import VMs
@@ -331,13 +331,13 @@ def test_a_catalog_on_a_full_disk_loses_nothing(
             database.execute("PRAGMA max_page_count = 1")  # no more than there are
 
     filling = VMs(catalog, client, clock=Clock(), at_step=fill)
-    with pytest.raises(MediumError, match="cannot be written"):
-        filling.create_vm("new", [("root", 512)], config="x" * 500_000)
+    with pytest.raises(PoolFull, match="is full"):
+        filling.create_vm("new", [("root", 512)], config="x" * 100_000)
     assert "new" not in shapes(filling)
     assert not filling.status().agreed
     database.execute(f"PRAGMA max_page_count = {usual}")
     filling.set_description("web", "x")
-    assert filling.get_config("new") == "x" * 500_000
+    assert filling.get_config("new") == "x" * 100_000
     check_agreed(filling, catalog, client)
 
 

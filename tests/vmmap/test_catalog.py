@@ -37,6 +37,7 @@ def test_it_is_durable_strict_and_for_its_owner_alone(catalog: Catalog, catalog_
 def test_what_a_transaction_wrote_is_there_after_reopening(catalog: Catalog, catalog_path: str) -> None:
     with catalog.transaction():
         catalog.insert_vm("u", "web", NOW, config="<x/>")
+    catalog.close()
     again = Catalog(catalog_path)
     row = again.vm("web")
     assert row is not None and again.config_text(row.config_id) == "<x/>"
@@ -96,20 +97,18 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: os.PathLike[str]) 
         Catalog(os.path.join(tmp_path, "no", "such", "directory", "catalog.db"))
 
 
-def test_a_catalog_that_another_process_writes_is_busy(
-    catalog_path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_process_at_a_time_has_it(catalog: Catalog, catalog_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog_schema, "BUSY_SECONDS_MAX", 0.05)
-    catalog = Catalog(catalog_path)
-    other = sqlite3.connect(catalog_path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(Busy, match="in use by another process"), catalog.transaction():
-        pass
-    other.execute("ROLLBACK")
+    with pytest.raises(Busy, match="in use by another process"):
+        Catalog(catalog_path)
+    other = sqlite3.connect(catalog_path, isolation_level=None, timeout=0.05)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        other.execute("SELECT * FROM vm")
+    other.close()
     with catalog.transaction():
         catalog.insert_vm("u", "web", NOW)
-    other.close()
     catalog.close()
+    Catalog(catalog_path).close()
 
 
 def config_texts(catalog: Catalog) -> list[str]:

@@ -32,6 +32,7 @@ from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError, Busy, InvalidArgument, Unavailable
 from blockdev.home import Home
 from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.reserve import DEFAULT_RESERVE
 from blockdev.vmmap.service import VMs
 
 logger = logging.getLogger(__name__)
@@ -71,9 +72,11 @@ def serve(home: Home, api: str | None = None, ready_fd: int | None = None) -> No
         except BlockingIOError:
             raise Busy(f"{home.path} has a control plane already: stop the other blockdevd first") from None
         listeners = _listen(home, api)
-        services = _wire(home)
+        catalog = Catalog(home.catalog, DEFAULT_RESERVE)
+        services = _wire(home, catalog)
+        stopped = threading.Event()
         try:
-            threading.Thread(target=_tidy, args=(services,), name="tidy", daemon=True).start()
+            threading.Thread(target=_tidy, args=(services, stopped), name="tidy", daemon=True).start()
             config = uvicorn.Config(
                 create_app(services),
                 log_config=None,
@@ -87,6 +90,8 @@ def serve(home: Home, api: str | None = None, ready_fd: int | None = None) -> No
             server.run(sockets=listeners)
         finally:
             services.jobs.close()
+            stopped.set()
+            catalog.close()
             with suppress(FileNotFoundError):
                 home.api_socket.unlink()
 
@@ -108,13 +113,13 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _wire(home: Home) -> Services:
+def _wire(home: Home, catalog: Catalog) -> Services:
     engine = EngineClient(home.engine_socket, f"blockdevd (pid {os.getpid()})")
-    vms = VMs(Catalog(home.catalog), engine)
+    vms = VMs(catalog, engine)
     return Services(home, vms, engine, Jobs(), Unfinished(vms))
 
 
-def _tidy(services: Services) -> None:
+def _tidy(services: Services, stopped: threading.Event) -> None:
     """Bring catalog and engine into agreement, and remove what was left, whenever that is due and the engine answers."""
     unfinished = services.unfinished
     while unfinished.sweep_due.wait():
@@ -126,6 +131,8 @@ def _tidy(services: Services) -> None:
             unfinished.sweep_due.set()
             time.sleep(RECONCILE_SECONDS)
         except Exception:
+            if stopped.is_set():
+                return
             logger.exception("catalog and engine could not be brought into agreement; the next change tries again")
 
 

@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from blockdev.clock import monotonic_seconds
@@ -189,13 +189,14 @@ class Supervisor:
 @contextmanager
 def sole_supervisor(home: Home) -> Iterator[None]:
     """Holds the home's serve lock.  Raises Busy when another process does."""
-    with open(home.serve_lock, "a+") as lock:
+    with open(home.serve_lock, "ab+", buffering=0) as lock:
         if not _locked(lock.fileno()):
             lock.seek(0)
-            raise Busy(f"{home.path} is being served already by pid {lock.read().strip() or 'unknown'}: stop it first")
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+            holder = lock.read().decode(errors="replace").strip() or "unknown"
+            raise Busy(f"{home.path} is being served already by pid {holder}: stop it first")
+        with suppress(OSError):  # it is for a message only; the file system may be full
+            lock.truncate(0)
+            lock.write(f"{os.getpid()}\n".encode())
         yield
 
 

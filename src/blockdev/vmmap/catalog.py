@@ -12,11 +12,12 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
-from blockdev.vmmap.catalog_room import hold, keep_free_pages
+from blockdev.errors import PoolFull
 from blockdev.vmmap.catalog_schema import database_error, open_database
+from blockdev.vmmap.reserve import NO_RESERVE, PAGE_BYTES, Reserve, ReserveSize
 
 Row = TypeVar("Row")
 
@@ -79,34 +80,58 @@ class IntentRow(NamedTuple):
 class Catalog:
     """An open catalog."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Opens `path`, or makes it.  UnknownFormat, Corrupt, Busy, MediumError."""
-        self.path = os.fspath(path)
+    def __init__(self, path: str | os.PathLike[str], reserve: ReserveSize = NO_RESERVE) -> None:
+        """Opens `path`, or makes it.  UnknownFormat, Corrupt, Busy, MediumError, PoolFull."""
+        self.path = os.path.abspath(os.fspath(path))
         self._lock = threading.RLock()
+        self._reserve = Reserve(self.path, reserve)
+        self._reserve.take_back()
         self._database = open_database(self.path)
+        self._reserve.hold(self._database)
+        with suppress(PoolFull):  # what makes something tries again, and tells
+            self.require_room()
 
     def close(self) -> None:
         with self._lock:
+            self._reserve.put_aside(self._database)
             self._database.close()
-            hold(self.path)
+            self._reserve.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All or none of what is done inside, durable when left; also one moment's view for several reads."""
+    def transaction(self, grows: bool = False) -> Iterator[None]:
+        """All or none of what is done inside, durable when left; also one moment's view for several reads.
+
+        grows: this is not to free space; PoolFull, before anything is done, when the reserve is not whole.
+        """
         with self._lock:
             if self._database.in_transaction:
                 yield
                 return
+            if grows:
+                self._reserve.require_available()
+                self.require_room()
             try:
                 self._database.execute("BEGIN IMMEDIATE")
                 yield
+                self._reserve.before_commit(self._database)
                 self._database.execute("COMMIT")
-                keep_free_pages(self._database, self.path)
             except sqlite3.Error as error:
                 raise database_error(error, self.path) from error
             finally:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
+
+    def require_room(self) -> None:
+        """Make the reserve whole; PoolFull when the file system has no room for it."""
+        with self._lock:
+            self._reserve.lengthen_log()
+            missing = self._reserve.missing_pages(self._database)
+            if missing:
+                with self.transaction():  # pages that it takes and gives back
+                    self._do(
+                        "INSERT INTO setting (key, value) VALUES ('room', ?)", "x" * (missing * PAGE_BYTES)
+                    )
+                    self._do("DELETE FROM setting WHERE key = 'room'")
 
     def _rows(self, make: Callable[..., Row], query: str, *values: Any) -> list[Row]:
         with self._lock:

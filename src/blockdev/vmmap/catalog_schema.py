@@ -1,6 +1,7 @@
 """The tables of the catalog (docs/format/catalog.md), and how a file is opened as one or refused.
 
-Durable: a committed transaction (WAL, synchronous=FULL).
+Durable: a committed transaction (WAL, synchronous=FULL).  One connection at a time: the database is locked, and the
+index of its log is in memory, because the file that it would be in needs room on the disk at each start.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import sqlite3
 
 from blockdev.errors import BlockdevError, Busy, Corrupt, MediumError, UnknownFormat
-from blockdev.vmmap.catalog_room import keep_free_pages, lengthen_log, let_go
+from blockdev.vmmap.reserve import full
 
 APPLICATION_ID = 0x42444341  # "BDCA"
 SCHEMA_VERSION = 1
@@ -99,7 +100,6 @@ def open_database(path: str) -> sqlite3.Connection:
     """
     try:
         made = not os.path.exists(path)
-        let_go(path)
         database = sqlite3.connect(
             path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
         )
@@ -108,13 +108,14 @@ def open_database(path: str) -> sqlite3.Connection:
     except (sqlite3.Error, OSError) as error:
         raise MediumError(f"cannot open the catalog {path}: {error}") from error
     try:
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA temp_store = MEMORY")
+        database.execute("PRAGMA secure_delete = FAST")  # Debian's default writes every page that a deletion frees
         _check_format(database, path)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA foreign_keys = ON")
         _make_tables(database)
-        lengthen_log(path)
-        keep_free_pages(database, path)
     except sqlite3.Error as error:
         database.close()
         raise database_error(error, path) from error
@@ -158,6 +159,8 @@ def database_error(error: sqlite3.Error, path: str) -> BlockdevError:
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return Busy(f"the catalog {path} is in use by another process")
+    if name.startswith("SQLITE_FULL"):
+        return full(path)
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
         return Corrupt(
             f"the catalog {path} cannot be read: {error}; restore it from a backup, or move it away: "

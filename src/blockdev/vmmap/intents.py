@@ -49,6 +49,7 @@ class Intent(ABC):
     """One operation under way.  Its fields are what JSON can hold; they are the body in the catalog."""
 
     kind: ClassVar[str]
+    frees: ClassVar[bool] = False  # it frees space: on a full file system it may use the catalog's reserve
 
     @abstractmethod
     def evidence(self, view: PoolView) -> list[EngineObject] | None:
@@ -114,6 +115,7 @@ class RenameVM(Intent):
 @dataclass(frozen=True)
 class DeleteVM(Intent):
     kind = "delete_vm"
+    frees = True
     vm_id: int
     name: str
     object_ids: list[int]
@@ -151,6 +153,7 @@ class AddDisk(Intent):
 @dataclass(frozen=True)
 class RemoveDisk(Intent):
     kind = "remove_disk"
+    frees = True
     vm: str
     disk: str
     disk_id: int
@@ -223,6 +226,7 @@ class CreateSnapshot(Intent):
 @dataclass(frozen=True)
 class DeleteSnapshot(Intent):
     kind = "delete_snapshot"
+    frees = True
     vm: str
     name: str
     snapshot_id: int
@@ -346,6 +350,7 @@ class FinishImport(Intent):
 @dataclass(frozen=True)
 class AbortImport(Intent):
     kind = "abort_import"
+    frees = True
     import_id: int
     vm: str
     disk: str

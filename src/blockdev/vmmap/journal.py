@@ -76,7 +76,7 @@ class Journal:
 
     def run(self, intent: Intent, apply: Callable[[], list[EngineObject] | None]) -> None:
         """One operation; `apply` is its engine step and returns what it made."""
-        with self._catalog.transaction():
+        with self._catalog.transaction(grows=not intent.frees):
             intent_id = self._catalog.insert_intent(intent.kind, intent.body())
         is_whole = False
         try:
@@ -107,7 +107,7 @@ class Journal:
 
     def finish(self, intent: Intent) -> None:
         """An operation that needs nothing of the engine."""
-        with self._catalog.transaction():
+        with self._catalog.transaction(grows=not intent.frees):
             intent.finish(self._catalog, [])
 
     def drop(self, object_ids: Sequence[int]) -> None:

@@ -191,7 +191,7 @@ class VMs:
             intent = intents.RenameVM(vm.id, vm.uuid, name, new_name, labels[0][0])
             self._journal.run(intent, lambda: self._engine.relabel(labels, force))
         else:
-            with self._catalog.transaction():
+            with self._catalog.transaction(grows=True):
                 self._catalog.rename_vm(vm.id, new_name)
         return view_vm(self._catalog, self._lookup.vm(new_name), self._lookup.clients())
 
@@ -217,7 +217,7 @@ class VMs:
     def set_config(self, name: str, config: str) -> VM:
         """Replace the VM's configuration text (at most 1 MiB)."""
         check_text("configuration", config, CONFIG_BYTES_MAX)
-        with self._catalog.transaction():
+        with self._catalog.transaction(grows=True):
             self._catalog.set_config(self._lookup.vm(name).id, config)
         return view_vm(self._catalog, self._lookup.vm(name))
 
@@ -225,7 +225,7 @@ class VMs:
     def set_description(self, name: str, description: str) -> VM:
         """Replace the VM's description (at most 4 KiB)."""
         check_text("description", description, DESCRIPTION_BYTES_MAX)
-        with self._catalog.transaction():
+        with self._catalog.transaction(grows=True):
             self._catalog.set_description(self._lookup.vm(name).id, description)
         return view_vm(self._catalog, self._lookup.vm(name))
 
