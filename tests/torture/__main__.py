@@ -11,17 +11,19 @@ from functools import partial
 
 from blockdev._medium import PlantedBug
 from tests.torture import runner
+from tests.torture.catalog_scenarios import CATALOG_SCENARIOS
 from tests.torture.runner import Job
 from tests.torture.scenarios import SCENARIOS
 
 STATES = 100
+NAMES = [*SCENARIOS, *CATALOG_SCENARIOS]
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=len(SCENARIOS), help="recordings to make, of each scenario in turn")
+    parser.add_argument("--seeds", type=int, default=len(NAMES), help="recordings to make, of each scenario in turn")
     parser.add_argument("--states", type=int, default=STATES, help=f"cases in each recording, {STATES} unless told")
-    parser.add_argument("--scenario", choices=sorted(SCENARIOS), help="this one only")
+    parser.add_argument("--scenario", choices=sorted(NAMES), help="this one only")
     parser.add_argument("--seed", type=int, help="this recording only (with --scenario)")
     parser.add_argument("--state", type=int, help="this case of it only")
     parser.add_argument("--first-seed", type=int, default=0, help="where --seeds begins to count")
@@ -31,7 +33,7 @@ def arguments() -> argparse.Namespace:
 
 
 def jobs(asked: argparse.Namespace) -> Iterator[Job]:
-    names = [asked.scenario] if asked.scenario else list(SCENARIOS)
+    names = [asked.scenario] if asked.scenario else NAMES
     seeds = range(asked.first_seed, asked.first_seed + asked.seeds) if asked.seed is None else [asked.seed]
     first, end = (0, asked.states) if asked.state is None else (asked.state, asked.state + 1)
     for seed in seeds:

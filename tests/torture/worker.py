@@ -14,8 +14,12 @@ from typing import Any
 
 from blockdev import _medium
 from tests.torture.cases import Bench
+from tests.torture.catalog_cases import CatalogBench
+from tests.torture.catalog_faults import CATALOG_FAULTS, CatalogFaultBench
+from tests.torture.catalog_scenarios import CATALOG_SCENARIOS
 
 CASE_SECONDS_MAX = 60.0
+BENCHES = {**dict.fromkeys(CATALOG_SCENARIOS, CatalogBench), **dict.fromkeys(CATALOG_FAULTS, CatalogFaultBench)}
 
 
 def say(**event: Any) -> None:
@@ -27,7 +31,7 @@ def watch() -> None:
     faulthandler.dump_traceback_later(CASE_SECONDS_MAX, exit=True)
 
 
-def run_job(bench: Bench, scenario: str, seed: int, first: int, end: int) -> None:
+def run_job(bench: Any, scenario: str, seed: int, first: int, end: int) -> None:
     """Events: began (a state; -1 is the recording), then sound (with how many trees were opened) or failed (and why)."""
     recording = None
     for number in (-1, *range(first, end)):
@@ -51,12 +55,15 @@ def run_job(bench: Bench, scenario: str, seed: int, first: int, end: int) -> Non
 
 def main() -> None:
     directory, bug = sys.argv[1:]
-    watch()
     _medium.plant(_medium.PlantedBug[bug])
-    bench = Bench(directory)
-    faulthandler.cancel_dump_traceback_later()
+    benches: dict[type, Any] = {}
     for line in sys.stdin:
-        run_job(bench, **json.loads(line))
+        watch()
+        job = json.loads(line)
+        kind = BENCHES.get(job["scenario"], Bench)
+        if kind not in benches:
+            benches[kind] = kind(directory)
+        run_job(benches[kind], **job)
         faulthandler.cancel_dump_traceback_later()
         say(event="done")
 
