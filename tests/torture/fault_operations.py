@@ -67,12 +67,13 @@ def starts(home: str) -> dict[str, Start]:
         "nothing": Start(PageCache(f"{home}/nothing"), State(), []),
         "closed": closed,
         "killed": _killed(closed, home),
+        "torn": _torn(closed, home),
         "passed over": _passed_over(closed, home),
     }
 
 
 def _killed(closed: Start, home: str) -> Start:
-    """Killed between the writes of a flush and its sync, with a torn end and a segment behind what was written."""
+    """Killed in a flush, with a log to replay, and garbage and a segment behind what was written."""
     cache = closed.cache.copy_to(f"{home}/used")
     _medium.intercept(cache.observe_hook)
     trial = Trial(f"{home}/used/pool", closed.durable.copy())
@@ -87,19 +88,43 @@ def _killed(closed: Start, home: str) -> Start:
     trial.write("c", 512 * BLOCK, distinct_blocks(1000, 240), fua=True)  # into the next segment
     trial.delete(["a@1"])
     trial.write("b", 512, distinct_blocks(1100, 3))
+    killed = _kill_in_flush(trial, cache, f"{home}/killed")
+    _tear_end(Path(f"{home}/killed/pool/segments"))
+    return killed
+
+
+def _torn(closed: Start, home: str) -> Start:
+    """The one batch behind the checkpoint has its header, but not its payload: there is nothing to replay."""
+    cache = closed.cache.copy_to(f"{home}/used-too")
+    _medium.intercept(cache.observe_hook)
+    trial = Trial(f"{home}/used-too/pool", closed.durable.copy())
+    trial.open()
+    trial.write("a", 0, distinct_blocks(1200, 3), fua=True)  # so that no batch is open at the cut
+    trial.checkpoint()
+    trial.write("b", 0, distinct_blocks(1300, 3))
+    killed = _kill_in_flush(trial, cache, f"{home}/torn")
+    ((path, ranges),) = killed.cache.dirty.items()
+    first, end = ranges[-1]
+    with open(f"{home}/torn/{path}", "r+b") as file:
+        file.seek(first + BLOCK)
+        file.write(bytes(end - first - 2 * BLOCK))
+    return killed._replace(cache=PageCache(f"{home}/torn"))
+
+
+def _kill_in_flush(trial: Trial, cache: PageCache, directory: str) -> Start:
+    """A copy of what is there between the writes of a flush and its sync."""
     durable, steps = trial.durable.copy(), list(trial.steps)
     killed: list[PageCache] = []
 
     def kill_at_sync(operation: str, *call: Any) -> None:
         if operation == "sync" and not killed:
-            killed.append(cache.copy_to(f"{home}/killed"))
+            killed.append(cache.copy_to(directory))
         cache.observe_hook(operation, *call)
 
     _medium.intercept(kill_at_sync)
     trial.flush("b")
     trial.close()
     _medium.intercept(None)
-    _tear_end(Path(f"{home}/killed/pool/segments"))
     return Start(killed[0], durable, steps)
 
 
@@ -193,6 +218,7 @@ OPERATIONS = [
     Operation("create", "nothing", lambda trial: None, create, opens=True),
     Operation("open", "killed", lambda trial: None, Trial.open, opens=True),
     Operation("open_clean", "closed", lambda trial: None, Trial.open, opens=True),
+    Operation("open_torn", "torn", lambda trial: None, Trial.open, opens=True),
     Operation("open_passed_over", "passed over", lambda trial: None, Trial.open, opens=True),
     Operation("write", "closed", opened, lambda t: t.write("a", 0, distinct_blocks(2000, 1))),
     Operation("write_several", "closed", opened, lambda t: t.write("a", 0, distinct_blocks(2000, 150))),

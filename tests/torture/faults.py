@@ -9,7 +9,7 @@ of the medium after it fails.  Then
     dropped: the pool opens, is sound, holds what was acknowledged as durable and a legal state for the rest, and what is
     made durable then survives the next power cut.
 In a torture build only:
-  PYTHONPATH=build/torture .venv/bin/python -m tests.torture.faults [--operation NAME] [--fault NAME] [--call NUMBER]
+  PYTHONPATH=build/torture .venv/bin/python -m tests.torture.faults [--operation NAME] [--fault NAME] [--call NUMBER] [--bug NAME]
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import re
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -247,6 +248,9 @@ class Run:
             self.case.operation.run(trial)
         if self.case.operation.opens and self.failure is not None:
             trial.take_over()
+        if self.failure is not None and not self.case.operation.reads:
+            self.examine(self.medium.cache.cut_to(self.place()), "power cut after it was asked again")
+            _medium.intercept(self.medium)
         make_durable(trial)
         check_content(trial, self.read_blocks(), "when asked again")
 
@@ -279,9 +283,11 @@ class Run:
             trial.open()
             trial.take_over()
             found = trial.durable.copy()
-            require(trial.opened.check() == trial.opened.scrub() == [], f"scrub: {trial.opened.scrub()}")
             if what == KILLED:
                 self.cut_again(trial, medium)
+                _medium.intercept(medium)
+            for look in (trial.opened.check, trial.opened.scrub):  # they also heal: not before the cuts
+                require(look() == [], f"{look.__name__} finds {look()}")
             trial.close()
             nothing_left_behind(trial.path)
         except Exception as failure:
@@ -388,7 +394,7 @@ def make_durable(trial: Trial) -> None:
 
 
 def nothing_left_behind(path: str) -> None:
-    known = {"LOCK", "superblock-0", "superblock-1", "segments", "map", "dedup"}
+    known = {"LOCK", "superblock-0", "superblock-1", "segments", "map", "dedup", "findings"}
     require(set(os.listdir(path)) <= known, f"left behind: {set(os.listdir(path)) - known}")
     tables = [name for name in os.listdir(f"{path}/map") if name.startswith("checkpoint-")]
     require(len(tables) <= 2, f"left behind: {tables}")
@@ -409,8 +415,8 @@ def run_case(case: Case, start: Start) -> bool:
         faulthandler.cancel_dump_traceback_later()
 
 
-def cases(operations: list[Operation], fault_names: list[str], begin: dict[str, Start]) -> Iterator[Case]:
-    """Every case, each after it was run: the next number follows until the fault meets nothing."""
+def run_cases(operations: list[Operation], fault_names: list[str], begin: dict[str, Start]) -> Iterator[Case]:
+    """Every case, after it was run: the next number follows until the fault meets nothing."""
     for operation in operations:
         for fault_name in fault_names:
             number = 0
@@ -420,26 +426,36 @@ def cases(operations: list[Operation], fault_names: list[str], begin: dict[str, 
                 try:
                     hit = run_case(case, begin[operation.start])
                 except Exception as failure:
-                    failure.add_note(str(case))
+                    failure.add_note(f"again: {case}")
                     raise
                 yield case
                 number += 1
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--operation", choices=[operation.name for operation in OPERATIONS])
     parser.add_argument("--fault", choices=sorted(FAULTS))
     parser.add_argument("--call", type=int)
-    chosen = parser.parse_args()
-    operations = [o for o in OPERATIONS if chosen.operation in (None, o.name)]
+    parser.add_argument("--bug", choices=[bug.name for bug in _medium.PlantedBug], default="BUG_NONE")
+    asked = parser.parse_args()
+    operations = [o for o in OPERATIONS if asked.operation in (None, o.name)]
+    count = 0
     with tempfile.TemporaryDirectory(prefix="blockdev-fault-", dir="/dev/shm") as home:
         begin = starts(home)
-        if chosen.call is not None:
-            run_case(Case(operations[0], chosen.fault, chosen.call), begin[operations[0].start])
-            return
-        count = sum(1 for _ in cases(operations, [chosen.fault] if chosen.fault else list(FAULTS), begin))
+        _medium.plant(_medium.PlantedBug[asked.bug])
+        try:
+            if asked.call is not None:
+                run_case(Case(operations[0], asked.fault, asked.call), begin[operations[0].start])
+            else:
+                for _case in run_cases(operations, [asked.fault] if asked.fault else list(FAULTS), begin):
+                    count += 1
+        except Exception:
+            traceback.print_exc()
+            print(f"failed at case {count + 1}")
+            return 1
     print(f"{count} cases over {len(operations)} operations")
+    return 0
 
 
 if __name__ == "__main__":

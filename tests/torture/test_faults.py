@@ -15,14 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from tests.torture.fault_operations import OPERATIONS
-from tests.torture.runner import BUILD, ROOT, build
+from tests.torture.runner import BUILD, NO_BUG, ROOT, build
 
 Runs = dict[str, "Future[subprocess.CompletedProcess[str]]"]
 
 
-def fail_everything_once(operation: str) -> subprocess.CompletedProcess[str]:
+def fail_everything_once(operation: str, bug: str = NO_BUG) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tests.torture.faults", "--operation", operation],
+        [sys.executable, "-m", "tests.torture.faults", "--operation", operation, "--bug", bug],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(BUILD)},
         capture_output=True,
