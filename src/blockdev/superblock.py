@@ -79,8 +79,8 @@ def decode(content: bytes) -> Superblock:
         )
     if incompatible & ~KNOWN_INCOMPATIBLE:
         raise UnknownFormat(f"the pool uses features {incompatible:#x} that this build does not know: use a newer one")
-    if segment_slots not in SEGMENT_SLOTS or sequence >> 62:
-        raise Corrupt(f"a superblock has {segment_slots} slots in a segment, or a sequence, that cannot be")
+    if segment_slots not in SEGMENT_SLOTS or max(sequence, number) >> 62:
+        raise Corrupt(f"a superblock has {segment_slots} slots in a segment, or a number, that cannot be")
     return Superblock(
         uuid, sequence, number, table_bytes, table_checksum, segment_slots, capacity, created, incompatible, compatible
     )
