@@ -157,7 +157,8 @@ cdef int tells_of_durable(PoolState* pool, uint32_t id, uint32_t index, uint64_t
     if failure:
         return failure
     failure = medium_size(segment.file, &size_bytes)
-    while (<uint64_t>index + 1) * SLOT_BYTES <= size_bytes and not found[0] and not failure:
+    while (index < pool.segments.segment_slots and (<uint64_t>index + 1) * SLOT_BYTES <= size_bytes
+           and not found[0] and not failure):
         failure = medium_read(segment.file, slot, SLOT_BYTES, <uint64_t>index * SLOT_BYTES)
         found[0] = (failure == 0 and batch_recognise(pool.segments, segment, index, slot) != 0
                     and header.durable_lsn > lsn)
