@@ -21,7 +21,7 @@ from blockdev.records import KIND_SNAPSHOT, Item, Table
 from blockdev.superblock import Superblock
 
 NODE_BYTES = 4200  # of one resident map node, with what malloc adds
-SEGMENT_NAME = re.compile(r"([0-9a-f]{8})\.([0-9]+)")
+SEGMENT_NAME = re.compile(r"([0-9a-f]{8})\.(0|[1-9][0-9]{0,8})")  # id and generation, as the engine writes them
 
 
 class Recovered(NamedTuple):
