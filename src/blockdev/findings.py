@@ -17,12 +17,15 @@ import xxhash
 from blockdev import _medium
 from blockdev._check import block_verifies, map_ids
 from blockdev._pool import VDisk, VDiskSnapshot
-from blockdev.constants import BLOCK_BYTES
+from blockdev.constants import BLOCK_BYTES, VDISK_BYTES_MAX
+from blockdev.records import MAP_HEIGHT_MAX
+from blockdev.superblock import SEGMENT_SLOTS
 
 FINDINGS_MAX = 256  # that are kept and told of; the rest is counted
 DISK_FINDINGS_MAX = 32  # of one disk or snapshot, so that others are named too
 MAGIC = "blockdev findings 1"
 FILE_BYTES_MAX = 4 << 20
+FINISHED_END = 1 << 40  # seconds since 1970
 
 InspectionKind = Literal["check", "scrub"]
 FindingKind = Literal["block", "node", "map", "rest", "pool"]
@@ -206,7 +209,7 @@ def load(pool_path: str) -> Known:
         if head.decode() != f"{MAGIC} {xxhash.xxh3_64_hexdigest(content)}":
             raise ValueError(head)
         return _from_json(json.loads(content))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # a checksum does not say who wrote it
         lost = f"{path} does not verify: what earlier checks and scrubs found is not known; scrub the pool"
         return Known(findings=(Finding("pool", "", lost, by_scrub=True),))
 
@@ -221,6 +224,38 @@ def _to_json(known: Known) -> dict[str, Any]:
 
 
 def _from_json(document: Any) -> Known:
-    ran = {kind: Ran(**document[kind]) if document[kind] else None for kind in get_args(InspectionKind)}
-    findings = tuple(Finding(**row) for row in document["findings"])
-    return Known(ran["check"], ran["scrub"], findings, document["dropped"])
+    ran = {kind: _ran(document[kind]) if document[kind] else None for kind in get_args(InspectionKind)}
+    found = tuple(_finding(row) for row in document["findings"])
+    return Known(ran["check"], ran["scrub"], found, _number(document["dropped"], 1 << 63))
+
+
+def _ran(row: Any) -> Ran:
+    ran = Ran(**row)
+    if type(ran.finished) not in (int, float) or not 0 <= ran.finished < FINISHED_END:
+        raise ValueError(ran.finished)
+    return Ran(ran.finished, *(_number(count, 1 << 63) for count in ran[1:]))
+
+
+def _finding(row: Any) -> Finding:
+    """ValueError for what no inspection finds."""
+    found = Finding(**row)
+    if found.kind not in get_args(FindingKind) or type(found.by_scrub) is not bool:
+        raise ValueError(found)
+    if not all(type(text) is str for text in (found.reason, found.what, found.name)):
+        raise ValueError(found)
+    if (found.kind == "pool") != (found.object_id == 0):
+        raise ValueError(found)
+    for number, end in ((found.object_id, 1 << 32), (found.address, 1 << 64), (found.level, MAP_HEIGHT_MAX)):
+        _number(number, end)
+    _number(found.offset, VDISK_BYTES_MAX)
+    _number(found.length, VDISK_BYTES_MAX + 1)
+    if found.kind == "block":  # a run of slots of one segment
+        of_block(found.reason, found.address, 1)
+        _number(found.length, SEGMENT_SLOTS.stop * BLOCK_BYTES)
+    return found
+
+
+def _number(value: Any, end: int) -> int:
+    if type(value) is not int or not 0 <= value < end:
+        raise ValueError(value)
+    return value
