@@ -73,6 +73,13 @@ def _export_snapshot(services: Services, snapshot: Snapshot, body: VMExport, job
 
 
 def _check_directory(target: Path) -> None:
+    try:
+        _check_target(target)
+    except OSError as error:  # a name that is too long, a directory above that cannot be searched
+        raise InvalidArgument(f"{target} cannot be written to by the blockdev daemon: {error.strerror}") from None
+
+
+def _check_target(target: Path) -> None:
     if not target.is_absolute():
         raise InvalidArgument(f"path {str(target)!r} is not absolute")
     if not target.parent.is_dir():

@@ -52,7 +52,9 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def answer(status: int, code: str, message: str) -> JSONResponse:
-    return JSONResponse({"error": {"code": code, "message": " ".join(message.split())}}, status)
+    """A message may repeat what the client sent, and JSON can hold half of a surrogate pair, which UTF-8 cannot."""
+    line = " ".join(message.split()).encode(errors="replace").decode()
+    return JSONResponse({"error": {"code": code, "message": line}}, status)
 
 
 def install(app: FastAPI) -> None:

@@ -18,7 +18,9 @@ WAIT_SECONDS_MAX = 30
 
 Name = Annotated[str, Field(description="1 to 63 letters, digits, '.', '_' and '-', the first a letter or digit")]
 SizeBytes = Annotated[int, Field(gt=0, description="bytes, a multiple of 512", examples=[20 << 30])]
-FilePath = Annotated[str, Field(max_length=4096, description="absolute, on the machine that serves")]
+FilePath = Annotated[
+    str, Field(max_length=4096, pattern=r"^[^\x00]*$", description="absolute, on the machine that serves")
+]
 ImageFormat = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx"]
 
 

@@ -37,7 +37,13 @@ def check_destination(path: str, format: str, overwrite: bool) -> None:
     """Raises what export_image would, before a job is made of it."""
     if format not in FORMATS:
         raise InvalidArgument(f"unknown image format {format!r}: use one of {', '.join(FORMATS)}")
-    target = Path(path)
+    try:
+        _check_target(Path(path), path, overwrite)
+    except OSError as error:  # a name that is too long, a directory above that cannot be searched
+        raise InvalidArgument(f"{path} cannot be written to by the blockdev daemon: {error.strerror}") from None
+
+
+def _check_target(target: Path, path: str, overwrite: bool) -> None:
     if not target.is_absolute():
         raise InvalidArgument(f"path {path!r} is not absolute")
     if target.is_dir() or not target.name:
