@@ -1,10 +1,10 @@
-# make run | test | lint | build | torture | bench | clean
+# make run | test | lint | build | torture | fuzz | bench | clean
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 EXTENSION_SOURCES := setup.py $(wildcard src/blockdev/*.pyx src/blockdev/*.pxd src/blockdev/fingerprint/*.c)
 
-.PHONY: run test torture lint build setup bench clean
+.PHONY: run test torture fuzz lint build setup bench clean
 .SECONDARY:
 
 build: $(VENV)/.built
@@ -20,7 +20,7 @@ $(VENV)/.built: $(VENV)/.installed $(EXTENSION_SOURCES)
 	flock $(VENV)/.lock scripts/build $(VENV)
 	touch $@
 
-# the engine with a hook in its medium, for tests/torture; and without checksums, for bench
+# the engine with a hook in its medium, for tests/torture; with sanitizers, for tests/fuzz; without checksums, for bench
 build/%/.built: $(VENV)/.built
 	flock $(VENV)/.lock scripts/build-variant $(VENV) $*
 	touch $@
@@ -31,11 +31,14 @@ run: build
 lint: build
 	scripts/lint
 
-test: build build/torture/.built lint
+test: build build/torture/.built build/fuzz/.built lint
 	$(PYTHON) -m pytest
 
 torture: build build/torture/.built
 	$(PYTHON) -m tests.torture --seeds $(or $(SEEDS),1000)
+
+fuzz: build build/fuzz/.built
+	$(PYTHON) -m tests.fuzz $(TARGET) --seconds $(or $(SECONDS),300)
 
 bench: build
 	$(PYTHON) -m bench $(if $(QUICK),--quick)

@@ -5,6 +5,7 @@ BLOCKDEV_VARIANT, or BLOCKDEV_DEBUG=1 for debug:
   debug       bounds checks, the undefined behaviour sanitizer (a finding ends the process) and O(N) verification
   torture     the medium asks a hook, planted bugs can be switched on (tests/torture)
   unchecked   no checksums: what they cost is measured against it (bench)
+  fuzz        address and undefined behaviour sanitizers, and calls that tell a fuzzer where it has been (tests/fuzz)
 """
 
 import os
@@ -16,13 +17,16 @@ from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
 
 SANITIZE = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
+FUZZ = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 OPTIMIZE = ["-O3", "-g1", "-fno-plt"]
 COMPILE_ARGS = {
     "release": OPTIMIZE,
     "debug": ["-O1", "-g", "-DBLOCKDEV_DEBUG=1", *SANITIZE],
     "torture": ["-O1", "-g1", "-DBLOCKDEV_TORTURE=1"],
     "unchecked": [*OPTIMIZE, "-DBLOCKDEV_UNCHECKED=1"],
+    "fuzz": ["-O1", "-g1", *FUZZ, "-fsanitize-coverage=trace-pc,trace-cmp"],
 }
+LINK_ARGS = {"debug": SANITIZE, "fuzz": FUZZ}
 VARIANT = "debug" if os.environ.get("BLOCKDEV_DEBUG") == "1" else os.environ.get("BLOCKDEV_VARIANT", "release")
 DEBUG = VARIANT == "debug"
 WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-sign-compare", "-Wno-maybe-uninitialized"]
@@ -33,7 +37,7 @@ def extension(name: str, sources: Sequence[str] = (), **options: list[str]) -> E
         f"blockdev.{name}",
         [f"src/blockdev/{name}.pyx", *sources],
         extra_compile_args=COMPILE_ARGS[VARIANT] + WARNINGS,
-        extra_link_args=["-pthread", *(SANITIZE if DEBUG else [])],
+        extra_link_args=["-pthread", *LINK_ARGS.get(VARIANT, [])],
         define_macros=[("_GNU_SOURCE", "1")],
         **options,
     )

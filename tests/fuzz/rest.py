@@ -1,0 +1,282 @@
+"""Target `rest`: requests to the control plane's HTTP server, with a real catalog and a real engine behind it.
+
+An input is requests, parted by a NUL byte at the start of a line.  The first line of one is METHOD TARGET, the rest its body;
+RAW as the first line sends the rest as it is.  @DIR@ stands for a directory with images in it.  No answer is a 500, every
+refusal has a code and a message, no job ends by a bug.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from blockdev.api.app import create_app
+from blockdev.api.jobs import FINISHED, Jobs
+from blockdev.api.services import Services
+from blockdev.api.unfinished import Unfinished
+from blockdev.engine.client import EngineClient
+from blockdev.errors import BY_CODE
+from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.service import VMs
+from tests.fuzz import messages
+from tests.fuzz.harness import Harness
+from tests.fuzz.homes import ServedHome
+from tests.vmmap.world import Clock
+
+API = b"/api/v1"
+PART = b"\n\0"
+SECONDS_MAX = 8.0
+REQUESTS_MAX = 8
+READING = (b"GET", b"HEAD", b"OPTIONS")
+IMAGE = {"path": "@DIR@/image.qcow2"}
+SEEDS: dict[str, tuple[str, str, Any]] = {
+    "list": ("GET", "/vms", None),
+    "create": ("POST", "/vms", {"name": "new", "disks": [{"name": "a", "size_bytes": 1 << 20}], "config": "<x/>"}),
+    "create-image": ("POST", "/vms", {"name": "new", "disks": [{"name": "a", "image": IMAGE}]}),
+    "show": ("GET", "/vms/web", None),
+    "change": ("PATCH", "/vms/web", {"name": "www", "description": "another", "force": True}),
+    "delete": ("DELETE", "/vms/db?force=true", None),
+    "config": ("GET", "/vms/web/config", None),
+    "set-config": ("PUT", "/vms/web/config", {"config": "<web>é</web>"}),
+    "export-vm": ("POST", "/vms/web/export", {"directory": "@DIR@/out", "format": "raw", "snapshot": "s1"}),
+    "clones": ("POST", "/vms/web/clones", {"snapshot": "s1", "count": 2, "prefix": "copy"}),
+    "clone": ("POST", "/vms/web/clones", {"name": "copy"}),
+    "restore": ("POST", "/vms/web/restore", {"snapshot": "s1", "disk": "root", "force": False}),
+    "add-disk": ("POST", "/vms/web/disks", {"name": "more", "size_bytes": 4096}),
+    "resize": ("PATCH", "/vms/web/disks/data", {"size_bytes": 4096, "force_shrink": True}),
+    "remove-disk": ("DELETE", "/vms/web/disks/data", None),
+    "import": ("POST", "/vms/web/disks/x/import", {"image": {**IMAGE, "format": "qcow2"}, "size_bytes": 8 << 20}),
+    "import-raw": ("POST", "/vms/web/disks/root/import", {"image": {"path": "@DIR@/image.raw"}, "replace": True}),
+    "export": ("POST", "/vms/web/disks/root/export", {"path": "@DIR@/disk", "format": "vmdk", "overwrite": True}),
+    "snapshots": ("GET", "/vms/web/snapshots", None),
+    "snapshot": ("POST", "/vms/web/snapshots", {"name": "s9", "description": "of now"}),
+    "show-snapshot": ("GET", "/vms/web/snapshots/s1", None),
+    "delete-snapshot": ("DELETE", "/vms/web/snapshots/s1?force=false", None),
+    "diff": ("GET", "/vms/web/snapshots/s2/diff?older=s1&disk=root", None),
+    "status": ("GET", "/status", None),
+    "attachments": ("GET", "/attachments", None),
+    "check": ("POST", "/pool/check", None),
+    "scrub": ("POST", "/pool/scrub", {"rate_bytes": 1 << 30}),
+    "resize-pool": ("PATCH", "/pool", {"capacity_bytes": 128 << 20}),
+    "jobs": ("GET", "/jobs", None),
+    "job": ("GET", "/jobs/nothing?after=3&wait_seconds=0.5", None),
+    "cancel": ("DELETE", "/jobs/nothing", None),
+    "openapi": ("GET", "/openapi.json", None),
+}
+PATH_PARTS = (b"web", b"db", b"spare", b"root", b"data", b"s1", b"s2", b"vms", b"disks", b"snapshots", b"%00", b"%2F", b"..",
+              b"%ff", b"%C3%A9", b"~", b"x" * 300, b"?force=maybe", b"?older=%ED%A0%80", b"?after=1e400", b"?wait_seconds=nan",
+              b"?after=99999999999999999999", b"", b"@")  # fmt: skip
+
+
+class Traces(logging.Handler):
+    """Keeps the exceptions that are logged: of requests whose client did not wait, too."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self.found.append(self.format(record))
+
+
+class Rest(Harness):
+    def __init__(self) -> None:
+        self._served = ServedHome()
+        self._directory = Path(self._served.home.path).parent / "files"
+        self._services: Services | None = None
+        self._catalog: Catalog | None = None
+        self._serve_fresh()
+        assert self._services is not None
+        self._app = create_app(self._services)
+        self._socket = str(self._directory.parent / "http.sock")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(self._socket)
+        listener.listen()
+        self._traces = Traces()
+        logging.getLogger().addHandler(self._traces)
+        config = uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off")
+        self._server = uvicorn.Server(config)
+        threading.Thread(target=self._server.run, args=([listener],), name="http", daemon=True).start()
+
+    def _serve_fresh(self) -> None:
+        """Another engine, catalog and directory; what the last ones held is forgotten."""
+        if self._services is not None and self._catalog is not None:
+            self._services.jobs.close()
+            self._services.engine.close()
+            self._catalog.close()
+        self._served.restart()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        make_images(self._directory)
+        home = self._served.home
+        self._catalog, engine = Catalog(str(home.catalog)), EngineClient(home.engine_socket)
+        vms = VMs(self._catalog, engine, clock=Clock())
+        self._services = Services(home, vms, engine, Jobs(), Unfinished(vms))
+
+    def one_input(self, data: bytes) -> None:
+        changed = False
+        for request in split(data):
+            wire = build(request, str(self._directory).encode())
+            answer = self._ask(wire, is_whole=not request.startswith(b"RAW"))
+            status = check_answer(answer, request)
+            changed |= status is None or (status < 300 and not request.startswith(READING))
+        self._await(lambda: not self._server.server_state.tasks, "a request whose client has left")
+        changed |= self._check_jobs()
+        assert not self._traces.found, self._traces.found[0]
+        if changed:
+            self._serve_fresh()
+            self._app.state.services = self._services
+
+    def _ask(self, request: bytes, is_whole: bool) -> bytes:
+        """is_whole: it is answered without more; a client that ends its side is taken for one that has left."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+            stream.settimeout(SECONDS_MAX)
+            stream.connect(self._socket)
+            answer = b""
+            try:
+                stream.sendall(request)
+                if not is_whole:
+                    stream.shutdown(socket.SHUT_WR)
+                while part := stream.recv(1 << 16):
+                    answer += part
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it need not take all of a request that it refuses
+            except TimeoutError:
+                raise AssertionError(f"no answer within {SECONDS_MAX} s") from None
+            return answer
+
+    def _check_jobs(self) -> bool:
+        """Waits for all jobs; whether there were any."""
+        assert self._services is not None
+        jobs = self._services.jobs.all()
+        for job in jobs:
+            self._await(lambda job=job: job.state in FINISHED, f"a job of kind {job.kind}")
+            message = (job.error or {}).get("message", "")
+            assert not message.startswith("internal error"), message
+        return bool(jobs)
+
+    def _await(self, is_over: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + SECONDS_MAX
+        while not is_over():
+            assert time.monotonic() < deadline, f"{what} does not end"
+            time.sleep(0.001)
+
+    def seeds(self) -> dict[str, bytes]:
+        made = {name: request(*parts) for name, parts in SEEDS.items()}
+        made["several"] = join([made["snapshot"], made["restore"], made["delete"], made["list"]])
+        made["raw"] = b"RAW\nGET /api/v1/status HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc"
+        return made
+
+    def mutate(self, data: bytes, chance: random.Random) -> bytes | None:
+        found = split(data)
+        if not found:
+            return None
+        at = chance.randrange(len(found))
+        what = chance.random()
+        if what < 0.15:
+            found.insert(at, request(*chance.choice(list(SEEDS.values()))))
+        elif what < 0.4:
+            found[at] = change_target(found[at], chance)
+        else:
+            changed = change_body(found[at], chance)
+            if changed is None:
+                return None
+            found[at] = changed
+        return join(found[:REQUESTS_MAX])
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._served.close()
+
+
+def make(name: str) -> Harness:
+    return Rest()
+
+
+def make_images(directory: Path) -> None:
+    directory.mkdir()
+    raw = directory / "image.raw"
+    raw.write_bytes(bytes(510) + b"\x55\xaa" + bytes(1 << 16))
+    cached = directory.parent / "image.qcow2"
+    if not cached.exists():
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", cached, "1M"], check=True)
+    shutil.copy(cached, directory)
+    (directory / "text").write_text("no image\n")
+
+
+def request(method: str, target: str, body: Any) -> bytes:
+    line = f"{method} {API.decode()}{target}\n".encode()
+    return line + (b"" if body is None else json.dumps(body).encode())
+
+
+def split(data: bytes) -> list[bytes]:
+    return data.split(PART)[:REQUESTS_MAX]
+
+
+def join(requests: list[bytes]) -> bytes:
+    return PART.join(requests)
+
+
+def build(request: bytes, directory: bytes) -> bytes:
+    """As it goes over the wire."""
+    line, _, body = request.replace(b"@DIR@", directory).partition(b"\n")
+    if line == b"RAW":
+        return body
+    head = [
+        line + b" HTTP/1.1",
+        b"Host: localhost",
+        b"Content-Type: application/json",
+        b"Content-Length: %d" % len(body),
+        b"Connection: close",
+    ]
+    return b"\r\n".join(head) + b"\r\n\r\n" + body
+
+
+def check_answer(answer: bytes, request: bytes) -> int | None:
+    """Its status; None for what is no answer to one request we know.  A refusal says why, in the one shape."""
+    if not answer.startswith(b"HTTP/1.1 ") or request.startswith(b"RAW"):
+        assert b"HTTP/1.1 500" not in answer
+        return None
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    assert status != 500, body[:300]
+    if status >= 400 and body and b"application/json" in head:
+        error = json.loads(body)["error"]
+        assert error["code"] in BY_CODE and error["message"] and "\n" not in error["message"]
+    elif status >= 400 and body:
+        assert body == b"Invalid HTTP request received.", body[:300]  # uvicorn's own
+    return status
+
+
+def change_target(request: bytes, chance: random.Random) -> bytes:
+    """Another part of the path, or more of it."""
+    line, newline, body = request.partition(b"\n")
+    parts = line.split(b"/")
+    at = chance.randrange(len(parts))
+    if chance.random() < 0.3:
+        parts.insert(at, chance.choice(PATH_PARTS))
+    elif at:
+        parts[at] = chance.choice(PATH_PARTS)
+    else:
+        parts[at] = chance.choice((b"GET ", b"POST ", b"PUT ", b"PATCH ", b"DELETE ", b"HEAD ", b"OPTIONS ", b"X "))
+    return b"/".join(parts) + newline + body
+
+
+def change_body(request: bytes, chance: random.Random) -> bytes | None:
+    line, newline, body = request.partition(b"\n")
+    try:
+        value = messages.change(json.loads(body), chance, with_bytes=False)
+    except (ValueError, RecursionError):
+        return None
+    return line + newline + json.dumps(value).encode()

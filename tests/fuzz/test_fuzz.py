@@ -1,0 +1,52 @@
+"""Every target runs its whole corpus, and fuzzes for a moment from a fixed seed; `make fuzz` does it for long."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import session
+from tests.fuzz.targets import TARGETS
+
+SEED = 1
+SECONDS = 1  # of fuzzing, behind the corpus
+BLOCKS_MIN = 2000  # of the extensions; Python code alone has a few hundred branches
+COVERED = re.compile(r"cov: (\d+)")
+EXECUTED = re.compile(r"stat::number_of_executed_units: (\d+)")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_corpus_and_what_a_moment_of_fuzzing_adds_find_nothing(name: str) -> None:
+    outcome = session.fuzz(name, SECONDS, SEED, keep=False, quiet=True)
+    assert outcome.status == 0, session.findings(outcome)
+    executed = EXECUTED.search(outcome.output)
+    files = list((session.CORPUS / name).iterdir())
+    assert files and executed is not None and int(executed[1]) >= len(files), outcome.output[-2000:]
+    if TARGETS[name].sanitized:
+        covered = max(int(count) for count in COVERED.findall(outcome.output))
+        assert covered > BLOCKS_MIN, f"only {covered} blocks ran: does the extensions' coverage reach libFuzzer?"
+
+
+@pytest.mark.parametrize(
+    "defect, told",
+    {
+        "property": "a property that does not hold",
+        "overrun": "heap-buffer-overflow",
+        "memory": "allocation-size-too-big",
+        "hang": "libFuzzer: timeout",
+    }.items(),
+)
+def test_a_defect_ends_the_session(tmp_path: Path, defect: str, told: str) -> None:
+    culprit = tmp_path / "input"
+    culprit.write_text(defect)
+    outcome = session.run("canary", [*session.flags("canary", SEED), str(culprit)], quiet=True)
+    assert outcome.status != 0 and told in outcome.output, outcome.output[-2000:]
+
+
+def test_coverage_of_python_code_guides(tmp_path: Path) -> None:
+    """One of the canary's words is found from nothing: by chance it would take 2^32 inputs."""
+    limits = [*session.flags("canary", SEED), "-runs=100000"]
+    outcome = session.run("canary", [*limits, str(tmp_path)], quiet=True)
+    assert outcome.status != 0 and "ERROR" in outcome.output, outcome.output[-2000:]
