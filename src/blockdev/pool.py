@@ -53,7 +53,7 @@ from blockdev.errors import (
 )
 from blockdev.inspection import Inspector
 from blockdev.maintenance import Maintenance
-from blockdev.records import KIND_SNAPSHOT, KIND_VDISK, Item, ObjectState, Table
+from blockdev.records import KIND_SNAPSHOT, KIND_VDISK, OBJECT_IDS_END, Item, ObjectState, Table
 from blockdev.recovery import Recovered, recover
 from blockdev.superblock import Superblock
 from blockdev.types import Extent
@@ -353,6 +353,8 @@ class Pool:
 
     def _take_ids(self, count: int) -> range:
         first = self._next_object_id
+        if first + count > OBJECT_IDS_END:
+            raise PoolFull("no more disks and snapshots can be made in this pool: every id was used")
         self._next_object_id += count
         return range(first, first + count)
 

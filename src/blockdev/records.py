@@ -24,6 +24,8 @@ KIND_VDISK = 1
 KIND_SNAPSHOT = 2
 MAP_HEIGHT_MAX = 4
 NODE_IDS_MAX = 1 << 32
+SEGMENT_IDS_END = 1 << 22
+OBJECT_IDS_END = (1 << 32) - 1  # the next id has 32 bits, too
 
 
 class Item(NamedTuple):
@@ -176,7 +178,7 @@ def is_size(size_bytes: int) -> bool:
 
 def _check_table(table: Table) -> None:
     """Corrupt when a table has numbers that the code behind it cannot hold."""
-    if not (table.segment_id and table.slot_index and 0 < table.next_node_id <= NODE_IDS_MAX):
+    if not (0 < table.segment_id < SEGMENT_IDS_END and table.slot_index and 0 < table.next_node_id <= NODE_IDS_MAX):
         raise Corrupt("a checkpoint table has a position or a node id that cannot be")
     if max(table.number, table.lsn, table.generation) >> 62:
         raise Corrupt("a checkpoint table has a number that nobody counts to")

@@ -17,7 +17,7 @@ from blockdev import _medium, _pool, records, superblock
 from blockdev._pool import RecordType, VDisk, VDiskSnapshot
 from blockdev._replay import Replay
 from blockdev.errors import Corrupt, MediumError
-from blockdev.records import KIND_SNAPSHOT, Item, Table
+from blockdev.records import KIND_SNAPSHOT, OBJECT_IDS_END, Item, Table
 from blockdev.superblock import Superblock
 
 NODE_BYTES = 4200  # of one resident map node, with what malloc adds
@@ -164,7 +164,7 @@ class _RecordReplay:
             raise Corrupt(f"the log at LSN {lsn} has a record of unknown type {record_type}")
 
     def _add(self, record_type: int, item: Item, lsn: int) -> None:
-        if item.id == 0 or item.id in self.objects:
+        if not 0 < item.id < OBJECT_IDS_END or item.id in self.objects:
             raise Corrupt(f"the log at LSN {lsn} makes object {item.id}, which cannot be")
         snapshot = record_type == RecordType.SNAPSHOT
         source = None
