@@ -11,12 +11,15 @@ from functools import partial
 
 from blockdev._medium import PlantedBug
 from tests.torture import runner
+from tests.torture.catalog_bugs import CATALOG_BUGS
+from tests.torture.catalog_faults import CATALOG_FAULTS
 from tests.torture.catalog_scenarios import CATALOG_SCENARIOS
 from tests.torture.runner import Job
 from tests.torture.scenarios import SCENARIOS
 
 STATES = 100
-NAMES = [*SCENARIOS, *CATALOG_SCENARIOS]
+NAMES = [*SCENARIOS, *CATALOG_SCENARIOS, *CATALOG_FAULTS]
+BUGS = [*(bug.name for bug in PlantedBug), *CATALOG_BUGS]
 
 
 def arguments() -> argparse.Namespace:
@@ -27,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="this recording only (with --scenario)")
     parser.add_argument("--state", type=int, help="this case of it only")
     parser.add_argument("--first-seed", type=int, default=0, help="where --seeds begins to count")
-    parser.add_argument("--bug", choices=[bug.name for bug in PlantedBug], default=runner.NO_BUG, help="plant it")
+    parser.add_argument("--bug", choices=BUGS, default=runner.NO_BUG, help="plant it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, one a core unless told")
     return parser.parse_args()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from blockdev import _medium
 from tests.torture.cases import Bench
+from tests.torture.catalog_bugs import CATALOG_BUGS
 from tests.torture.catalog_cases import CatalogBench
 from tests.torture.catalog_faults import CATALOG_FAULTS, CatalogFaultBench
 from tests.torture.catalog_scenarios import CATALOG_SCENARIOS
@@ -53,9 +54,16 @@ def run_job(bench: Any, scenario: str, seed: int, first: int, end: int) -> None:
         say(event="sound", state=number, states=states)
 
 
+def plant(bug: str) -> None:
+    if bug in CATALOG_BUGS:
+        CATALOG_BUGS[bug]()
+    else:
+        _medium.plant(_medium.PlantedBug[bug])
+
+
 def main() -> None:
     directory, bug = sys.argv[1:]
-    _medium.plant(_medium.PlantedBug[bug])
+    plant(bug)
     benches: dict[type, Any] = {}
     for line in sys.stdin:
         watch()
