@@ -51,6 +51,7 @@ cdef enum:
 cdef int medium_open(const char* path, int mode, int* fd) noexcept nogil
 cdef int medium_close(int fd) noexcept nogil
 cdef int medium_read(int fd, void* buffer, uint64_t count, uint64_t offset) noexcept nogil   # EIO on a short file
+cdef void medium_prefetch(int fd, uint64_t offset, uint64_t count) noexcept nogil           # a hint: will be read soon
 cdef int medium_write(int fd, const void* buffer, uint64_t count, uint64_t offset) noexcept nogil
 cdef int medium_sync(int fd) noexcept nogil                     # fdatasync
 cdef int medium_sync_directory(const char* path) noexcept nogil

@@ -54,7 +54,7 @@ from blockdev.errors import (
 from blockdev.inspection import Inspector
 from blockdev.maintenance import Maintenance
 from blockdev.records import KIND_SNAPSHOT, KIND_VDISK, OBJECT_IDS_END, Item, ObjectState, Table
-from blockdev.recovery import Recovered, recover
+from blockdev.recovery import Recovered, dirty_nodes_max, recover
 from blockdev.superblock import Superblock
 from blockdev.types import Extent
 
@@ -515,7 +515,7 @@ class Pool:
 
     def nodes_dirty_max(self) -> int:
         """Dirty map nodes cannot be evicted: at this many a checkpoint is due."""
-        return max(256, self._resident_nodes_max // 4)
+        return dirty_nodes_max(self._resident_nodes_max)
 
     def _limits(self) -> tuple[int, int]:
         reserve = min(self.capacity_bytes // 8, max(self.capacity_bytes // 64, RESERVE_BYTES))

@@ -52,12 +52,27 @@ def recover(pool_path: str, map_cache_bytes: int, dedup_bytes: int) -> Recovered
         core.add_segment(segment_id, generation, size_bytes)
     objects = {o.id: _make_object(core, o) for o in table.objects}
     replayed = _RecordReplay(core, objects, table.next_object_id)
-    replay = Replay(core, table.segment_id, table.slot_index, table.lsn, objects)
+    resident_max = max(map_cache_bytes // NODE_BYTES, 64)
+    replay = Replay(
+        core,
+        table.segment_id,
+        table.slot_index,
+        table.lsn,
+        objects,
+        resident_max,
+        dirty_nodes_max(resident_max),
+        map_cache_bytes // 8,
+    )
     replay.find()
-    replay.apply(replayed.apply)
+
+    def make_newest() -> None:
+        nonlocal block
+        block = _make_newest(pool_path, block)
+
+    replay.apply(replayed.apply, make_newest)
     next_segment_id, next_lsn = replay.finish(segments_path)
     _medium.sync_directory(segments_path)
-    block = _make_newest(pool_path, block)
+    make_newest()
     core.set_segment_bytes(sum(size for _id, _generation, size in list_segments(segments_path)))
     core.start_log(max(next_segment_id, table.segment_id), next_lsn)
     core.keep_spare()
@@ -67,9 +82,14 @@ def recover(pool_path: str, map_cache_bytes: int, dedup_bytes: int) -> Recovered
         table,
         objects,
         replayed.next_object_id,
-        max(map_cache_bytes // NODE_BYTES, 64),
+        resident_max,
         replay.batch_count,
     )
+
+
+def dirty_nodes_max(resident_nodes_max: int) -> int:
+    """Dirty map nodes cannot leave memory: so many are written out at once, at the latest."""
+    return max(256, resident_nodes_max // 4)
 
 
 def list_segments(segments_path: str) -> list[tuple[int, int, int]]:

@@ -58,7 +58,8 @@ class Told:
 def run_and_kill(path: str, seed: int, chosen: random.Random) -> Told:
     """Start the load, kill it at a random instant, sometimes while it still opens the pool."""
     command = [sys.executable, "-m", "tests.engine.crash_load", path, str(seed)]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # unbuffered: what readline() read too far would be lost to communicate()
+    child = subprocess.Popen(command, cwd=ROOT, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert child.stdout and child.stderr
     told = Told()
     if chosen.random() < 0.85:
