@@ -16,8 +16,8 @@ from typing import Any
 
 TIED_TO_US = ("setpriv", "--pdeathsig", "KILL", "--")  # TERM is not enough for fio when its server died
 MEBIBYTE = 1 << 20
-FLUSHING_JOBS, FLUSHING_BYTES = 4, 8 * MEBIBYTE
-DEEP_JOBS, DEEP_BYTES = 2, 64 * MEBIBYTE
+FLUSHING_JOBS, FLUSHING_BYTES = 4, 32 * MEBIBYTE
+DEEP_JOBS, DEEP_BYTES = 2, 256 * MEBIBYTE
 CONNECTIONS = FLUSHING_JOBS + DEEP_JOBS
 DISK_BYTES = FLUSHING_JOBS * FLUSHING_BYTES + DEEP_JOBS * DEEP_BYTES
 WRITES_PER_FLUSH = 4
@@ -76,6 +76,10 @@ class FioLoad:
         assert "verify:" not in said, f"fio read wrong bytes before the kill: {said}"
         self._flushed = [flushed_writes(job) for job in read_jobs(self._output)]
         return sum(self._flushed)
+
+    def check_running(self) -> None:
+        for process in self._processes:
+            assert process.poll() is None, f"fio ended too early: {self._said.read_text(errors='replace')}"
 
     def kill(self) -> None:
         """With requests in flight, fio may wait for ever for those of a dead connection."""

@@ -124,7 +124,7 @@ class Round:
         return Lane(self.world.home.uri(export), ledger, number, first, LANE_SECTORS, self.seed)
 
     def start(self) -> None:
-        """Returns when every connection is there."""
+        """Returns when fio is connected and every lane has been told something."""
         stopped = self.crew.stopped
         self.fio.start()
         for lane in self.lanes:
@@ -132,8 +132,17 @@ class Round:
         self.crew.start(lambda: self.snapshots.run(stopped), repeat=False)
         self.crew.start(self._checkpoint, repeat=False)
         self.crew.start(self._write_to_clone, repeat=False)
+        lanes = list(self.lanes)
         control = self.world.control()
-        until(lambda: len(control.attachments()) >= fio_load.CONNECTIONS + len(self.lanes), "connections")
+
+        def running() -> bool:
+            if self.crew.failures:
+                raise self.crew.failures[0]
+            self.fio.check_running()
+            connected = sum(name == f"{VM}/fio" for _, name, _ in control.attachments())
+            return connected == fio_load.CONNECTIONS and all(lane.done for lane in lanes)
+
+        until(running, "fio and all lanes")
         control.close()
 
     def _checkpoint(self) -> None:
