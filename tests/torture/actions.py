@@ -152,6 +152,10 @@ def _forget(world: World, _chosen: Random) -> None:
     world.forget()
 
 
+def _inspect(world: World, _chosen: Random) -> None:
+    world.inspect()
+
+
 def _reopen(world: World, _chosen: Random) -> None:
     world.reopen()
 
@@ -165,6 +169,7 @@ OBJECTS: dict[Action, int] = {
     _relabel: 1,
     _delete: 2,
     _resize: 2,
+    _inspect: 1,
     _reopen: 1,
 }
 ALL = {**IO, **OBJECTS}

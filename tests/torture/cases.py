@@ -1,4 +1,4 @@
-"""A case: a recording of a scenario, a power cut somewhere in it, and what the pool then makes of what is left.
+"""A case: a recording of a scenario, a power cut or a kill somewhere in it, and what the pool then makes of what is left.
 
 A case is numbered by (scenario, seed, state): scenario and seed give the recording, `state` all that is chosen after it.
 The next start, and the work that follows it, is recorded like the scenario, and often cut as well, up to three deep.
@@ -20,65 +20,77 @@ from blockdev.superblock import Superblock
 from tests.torture.actions import ALL, mix
 from tests.torture.file_system import (
     FileSystem,
+    Ground,
     Operation,
     Sync,
     SyncDirectory,
     Tree,
     Write,
+    all_durable,
     read_tree,
     write_tree,
 )
 from tests.torture.oracle import State, Wrong
-from tests.torture.power_cut import POLICIES, surviving_tree
+from tests.torture.power_cut import CHOICES, POLICIES, surviving_tree
 from tests.torture.scenarios import FROM_NOTHING, SCENARIOS
 from tests.torture.world import CAPACITY_BYTES, SEGMENT_BYTES, History, Legal, World
 
 DEPTHS = (1, 1, 2, 2, 3)  # starts of a case, each but the last cut short
-LOST_COPY_CHANCE = 0.25  # that a medium also loses what the pool has twice
+KILL_CHANCE = 0.15  # that the process dies and the power stays: what was not synced is there, and may still be lost
+LOST_COPY_CHANCE = 0.2  # that the medium also loses what the pool has twice
+LOST_COPY_CHANCE_LATER = 0.5  # the same after a start: then the other copy leads back to what that start had cut off
 SUPERBLOCKS = ("pool/superblock-0", "pool/superblock-1")
 
 
 class Cut(NamedTuple):
-    """A tree that a power cut may leave, and what a pool in it may hold."""
+    """What the next process finds, and what a pool there may hold."""
 
-    tree: Tree
+    ground: Ground
     legal: Legal
     whole: bool
     told: str
 
 
 class Recording:
-    """The operations of some work on a tree, and what was asked and acknowledged while they were made."""
+    """The operations of some work, and what was asked and acknowledged while they were made."""
 
-    def __init__(self, tree: Tree, operations: list[Operation], history: History, whole: bool) -> None:
-        self.tree = tree
-        self.operations = operations
+    def __init__(
+        self, ground: Ground, operations: list[Operation], history: History, whole: bool, restarted: bool
+    ) -> None:
+        self.ground = ground
+        self.operations = operations  # with those of the ground
         self.history = history
-        self.whole = whole  # the tree has both copies of what the pool has twice
+        self.whole = whole  # the ground has both copies of what the pool has twice
+        self.restarted = restarted  # it begins with a start after a cut
 
     def cut(self, chosen: Random) -> Cut:
         place = self._place(chosen)
-        name = chosen.choice(list(POLICIES))
-        system = FileSystem(self.tree)
+        legal = self.history.legal_at(place)
+        system = FileSystem(self.ground.durable)
         system.apply(self.operations[:place])
+        whole = self.whole and _has_settled(system)
+        if chosen.random() < KILL_CHANCE:
+            visible = surviving_tree(system, POLICIES["everything"], chosen)
+            ground = Ground(visible, self.ground.durable, self.operations[:place])
+            return Cut(ground, legal, whole, f"killed after {self._told(place)}")
+        name = chosen.choice(CHOICES)
         tree = surviving_tree(system, POLICIES[name], chosen)
         told = f"cut after {self._told(place)}, of the rest survives: {name}"
-        whole = self.whole and _has_settled(system)
-        if whole and chosen.random() < LOST_COPY_CHANCE:
-            lost = _lose_a_copy(tree, chosen)
-            told += f", and {lost} is lost"
+        if whole and chosen.random() < (LOST_COPY_CHANCE_LATER if self.restarted else LOST_COPY_CHANCE):
+            told += f", and {_lose_a_copy(tree, chosen)} is lost"
             whole = False
-        return Cut(tree, self.history.legal_at(place), whole, told)
+        return Cut(all_durable(tree), legal, whole, told)
 
     def _place(self, chosen: Random) -> int:
-        """Anywhere; or just before or after something other than a write, which most are; or where something was acknowledged."""
+        """Anywhere; or before or after something other than a write, which most are; or where something was acknowledged."""
+        places = range(len(self.ground.operations), len(self.operations) + 1)
+        rare = [place for place in places[:-1] if not isinstance(self.operations[place], Write)]
         way = chosen.random()
-        rare = [place for place, operation in enumerate(self.operations) if not isinstance(operation, Write)]
         if rare and way < 0.35:
             return chosen.choice(rare) + chosen.randrange(2)
         if self.history.acknowledged and way < 0.65:
             return min(chosen.choice(self.history.acknowledged) + chosen.randrange(2), len(self.operations))
-        return chosen.randrange(len(self.operations) + 1)
+        return chosen.choice(places)
 
     def _told(self, place: int) -> str:
         last = "" if place == 0 else f" ({_told(self.operations[place - 1])})"
@@ -146,10 +158,10 @@ class Bench:
             shutil.rmtree(root)
 
     @contextmanager
-    def _world(self, tree: Tree, before: Legal) -> Iterator[World]:
+    def _world(self, ground: Ground, before: Legal) -> Iterator[World]:
         """A world whose operations are recorded; what it leaves open is closed unheard."""
-        with self._root(tree) as root:
-            world = World(root, tree, before)
+        with self._root(ground.visible) as root:
+            world = World(root, ground, before)
             _medium.intercept(world.recorder)
             try:
                 yield world
@@ -161,24 +173,24 @@ class Bench:
 
     def record(self, scenario: str, seed: int) -> Recording:
         empty = scenario in FROM_NOTHING
-        tree = {} if empty else self._new_pool
-        with self._world(tree, Legal(State(exists=not empty), [])) as world:
+        ground = all_durable({} if empty else self._new_pool)
+        with self._world(ground, Legal(State(exists=not empty), [])) as world:
             world.start()
             SCENARIOS[scenario](world, Random(f"{scenario} {seed}"))
             operations = list(world.operations)
             if world.pool is not None:
                 world.check()
-        return Recording(tree, operations, world.history, whole=not empty)
+        return Recording(ground, operations, world.history, whole=not empty, restarted=False)
 
     def run(self, recording: Recording, chosen: Random, told: list[str]) -> Iterator[None]:
         """One case; yields after each state that was found sound.  `told`: how it went, for the message."""
         for _ in range(chosen.choice(DEPTHS)):
             cut = recording.cut(chosen)
             told.append(cut.told)
-            with self._world(cut.tree, cut.legal) as world:
+            with self._world(cut.ground, cut.legal) as world:
                 world.start()
                 _go_on(world, chosen)
-            recording = Recording(cut.tree, world.operations, world.history, cut.whole)
+            recording = Recording(cut.ground, world.operations, world.history, cut.whole, restarted=True)
             yield
 
 

@@ -214,6 +214,18 @@ class FileSystem:
                 self.directory(operation.directory).pending[place] = operation
 
 
+class Ground(NamedTuple):
+    """What a process finds: `visible` is `durable` with all the operations, which may still be lost."""
+
+    visible: Tree
+    durable: Tree
+    operations: Sequence[Operation] = ()
+
+
+def all_durable(tree: Tree) -> Ground:
+    return Ground(tree, tree)
+
+
 def read_tree(root: str) -> Tree:
     """The files and directories below `root`, without the pool's lock file."""
     tree: Tree = {}

@@ -101,18 +101,19 @@ def whole(choose: CountChooser) -> DataChooser:
     return choose_writes
 
 
-def with_a_torn_edge(choose: CountChooser) -> DataChooser:
-    """Each write survives or does not, but the one where that changes is torn."""
+def torn_in_order(writes: list[Write], chosen: Random) -> list[Mask]:
+    """Those before one of them, which is torn."""
+    masks: list[Mask] = [False] * len(writes)
+    if writes:
+        number = chosen.randrange(len(writes))
+        masks[:number] = [True] * number
+        masks[number] = torn(writes[number], chosen)
+    return masks
 
-    def choose_writes(writes: list[Write], chosen: Random) -> list[Mask]:
-        masks: list[Mask] = list(choose(len(writes), chosen)) if writes else []
-        for number in range(1, len(masks)):
-            if masks[number - 1] is not masks[number]:
-                masks[number] = torn(writes[number], chosen)
-                break
-        return masks
 
-    return choose_writes
+def torn_in_reverse(writes: list[Write], chosen: Random) -> list[Mask]:
+    """Those after one of them, which is torn."""
+    return torn_in_order(writes[::-1], chosen)[::-1]
 
 
 def each_torn(writes: list[Write], chosen: Random) -> list[Mask]:
@@ -143,7 +144,8 @@ def some_files(writes: list[Write], chosen: Random) -> list[Mask]:
 
 DATA_CHOOSERS: tuple[DataChooser, ...] = (
     *map(whole, COUNT_CHOOSERS),
-    *map(with_a_torn_edge, (in_order, in_reverse)),
+    torn_in_order,
+    torn_in_reverse,
     each_torn,
     one_torn,
     last_torn,
@@ -184,8 +186,8 @@ POLICIES: dict[str, Policy] = {
     "all but the last write": Policy([whole(all_but_the_last)], [newest_size], [everything]),
     "one write": Policy([whole(only_one)], [newest_size], [everything]),
     "all but one write": Policy([whole(all_but_one)], [newest_size], [everything]),
-    "in order": Policy([with_a_torn_edge(in_order)], [newest_size], [everything]),
-    "in reverse order": Policy([with_a_torn_edge(in_reverse)], [newest_size], [everything]),
+    "in order": Policy([torn_in_order], [newest_size], [everything]),
+    "in reverse order": Policy([torn_in_reverse], [newest_size], [everything]),
     "any writes": Policy([whole(some)], SIZE_CHOOSERS, [some]),
     "any sectors": Policy([sectors], [newest_size], [everything]),
     "torn writes": Policy([each_torn], [newest_size], [everything]),
@@ -201,6 +203,10 @@ POLICIES: dict[str, Policy] = {
     "any names": Policy([whole(everything)], [newest_size], [some, only_one, all_but_one, in_order, in_reverse]),
     "a mix": Policy(DATA_CHOOSERS, SIZE_CHOOSERS, COUNT_CHOOSERS),
 }
+
+# what a real disk does most, and what recovery must tell apart
+OFTEN = ("in order", "in reverse order", "any sectors", "torn writes", "one torn write", "the last write torn")
+CHOICES = (*POLICIES, *OFTEN)
 
 
 def surviving_tree(system: FileSystem, policy: Policy, chosen: Random) -> Tree:

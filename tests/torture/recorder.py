@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from tests.torture.file_system import (
     ROOT,
@@ -26,9 +27,10 @@ CHANGES_NOTHING = {"open", "read", "allocate"}  # space beyond the end of a file
 class Recorder:
     """Call it as the hook.  `operations` is in the order of the calls; `unknown` must stay empty."""
 
-    def __init__(self, root: str, tree: Tree) -> None:
+    def __init__(self, root: str, tree: Tree, operations: Iterable[Operation] = ()) -> None:
+        """operations: what was done to `tree` already, and is there, but may not be durable."""
         self.root = root
-        self.operations: list[Operation] = []
+        self.operations: list[Operation] = []  # with those that were before
         self.unknown: list[str] = []  # an exception in a hook would be lost
         self._entries: dict[int, dict[str, int]] = {ROOT: {}}
         self._node_count = len(tree) + 1
@@ -39,6 +41,8 @@ class Recorder:
             self._entries[directory][name] = number
             if tree[path] is None:
                 self._entries[number] = {}
+        for operation in operations:
+            self._repeat(operation)
 
     def __call__(
         self, operation: str, fd: int, path: str | None, other: str | None, data: bytes | None, offset: int
@@ -50,6 +54,12 @@ class Recorder:
             else:
                 handler(fd, path, other, data, offset)
         return None
+
+    def _repeat(self, operation: Operation) -> None:
+        if isinstance(operation, Create | Rename | Remove):
+            self._change_entry(operation)
+        else:
+            self.operations.append(operation)
 
     def _directory(self, path: str) -> int:
         below = os.path.relpath(path, self.root)
@@ -63,14 +73,15 @@ class Recorder:
         return self._directory(above), name
 
     def _change_entry(self, change: Create | Rename | Remove) -> None:
+        if isinstance(change, Create):
+            self._node_count = change.node + 1
+            if change.is_directory:
+                self._entries[change.node] = {}
         change_entry(self._entries[change.directory], change)
         self.operations.append(change)
 
     def _make(self, path: str, is_directory: bool) -> int:
         number = self._node_count
-        self._node_count += 1
-        if is_directory:
-            self._entries[number] = {}
         self._change_entry(Create(*self._place(path), number, is_directory))
         return number
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from blockdev import Pool
 from tests.engine.model import Content
-from tests.torture.file_system import Operation, Tree
+from tests.torture.file_system import Ground, Operation
 from tests.torture.oracle import (
     NO_STAMP,
     Atomic,
@@ -87,10 +87,10 @@ class History:
 class World:
     """A pool at `root`/pool, which need not be there yet, the model beside it, and the recorder that listens."""
 
-    def __init__(self, root: str, tree: Tree, before: Legal) -> None:
+    def __init__(self, root: str, ground: Ground, before: Legal) -> None:
         self.path = f"{root}/pool"
-        self.tree = tree
-        self.recorder = Recorder(root, tree)
+        self.ground = ground
+        self.recorder = Recorder(root, ground.durable, ground.operations)
         self.history = History(before)
         self.state = State(exists=False)  # by the end of the steps so far
         self.pool: Pool | None = None
@@ -111,13 +111,13 @@ class World:
     def start(self) -> None:
         """Open what is there and see that it is legal; nothing at all is legal before the pool was created."""
         observed = State(exists=False)
-        if "pool" in self.tree:
+        if "pool" in self.ground.visible:
             self.open()
             observed = observe(self.opened)
         self.state = settle(*self.history.before, observed)
         self.history.begin(self.state.copy(), len(self.operations))
-        if self.pool is not None:
-            self.check_sound()
+        for identity, thing in self.state.things.items():
+            self._check_thing(identity, thing)
 
     def open(self) -> None:
         self.pool = Pool.open(self.path, **MEMORY)
@@ -134,16 +134,20 @@ class World:
         observed = observe(self.opened)
         if differences(self.state, observed) != {}:
             settle(self.state, [], observed)  # which says what is wrong
-        self.check_sound()
+        for identity, thing in self.state.things.items():
+            self._check_thing(identity, thing)
+        self.inspect()
 
-    def check_sound(self) -> None:
+    def inspect(self) -> None:
+        """Check and scrub find nothing.  Both may write: a checkpoint, and copies that did not survive."""
         findings = [*self.opened.check(), *self.opened.scrub()]
         if findings:
             raise Wrong(f"check or scrub found {findings}")
-        for identity, thing in self.state.things.items():
-            check_extents(self.thing(identity), thing.content)
-            if thing.name is not None and self.opened.find(thing.name).id != identity:
-                raise Wrong(f"{thing.name!r} is not found by its name")
+
+    def _check_thing(self, identity: int, thing: Thing) -> None:
+        check_extents(self.thing(identity), thing.content)
+        if thing.name is not None and self.opened.find(thing.name).id != identity:
+            raise Wrong(f"{thing.name!r} is not found by its name")
 
     # --- asking
 
