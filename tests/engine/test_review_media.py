@@ -1,4 +1,7 @@
-"""What a pool does when the disk below it fails: nothing is lost, nothing leaks, nothing is taken for the end of the log."""
+"""What a pool does when the disk below it fails: nothing is lost, nothing leaks, nothing is taken for the end of the log.
+
+Each single call that fails, in each operation and in recovery, is tried in tests/torture/test_faults.py.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def test_a_segment_that_cannot_be_begun_leaves_no_file_and_no_descriptor(pool_pa
 Pool.create(path, 256 << 20, segment_bytes=1 << 20).close()
 pool = Pool.open(path, background=False)
 before = len(os.listdir("/proc/self/fd"))
-fail_calls("pwrite", "segments/", errno.ENOSPC)
+fail_calls("write", "segments/", errno.ENOSPC)
 for number in range(50):
     try:
         pool.create_vdisk(1 << 20)
@@ -68,28 +71,13 @@ def same(path, batches=26):
 """
 
 
-def test_a_segment_that_cannot_be_opened_is_not_taken_for_one_behind_the_end(pool_path: str) -> None:
-    script = """
-path = killed()
-fail_calls("open", "segments/00000002")
-try:
-    Pool.open(path, background=False)
-    raise AssertionError("the pool was opened")
-except errors.MediumError:
-    pass
-fail_calls()
-same(path)
-"""
-    run_on_failing_disk(KILLED + script, pool_path)
-
-
 def test_a_header_that_cannot_be_read_once_is_found_at_the_next_start(pool_path: str) -> None:
     script = """
 path = killed(12)
 # behind the trailer, the record and the first batch: all slots of the second, with both copies of its header
-fail_calls("pread", "segments/00000001", skip=3, times=18)
+fail_calls("read", "segments/00000001", skip=3, times=18)
 pool = Pool.open(path, background=False)
-assert shim.failed_calls() == 18
+assert medium.failed_count == 18
 vdisk = pool.find("a")
 bad = []
 for number in range(192):
@@ -103,51 +91,6 @@ pool.close()
 same(path, 12)
 """
     run_on_failing_disk(KILLED + script, pool_path)
-
-
-@pytest.mark.parametrize("call", ["open", "pread", "pwrite", "ftruncate", "fdatasync", "unlink"])
-def test_one_call_that_fails_anywhere_in_a_recovery_loses_nothing(
-    pool_path: str, call: str, seed: int
-) -> None:
-    """Whether the pool opened or not, and whether it was closed or killed then: the next start finds everything."""
-    script = f"""
-import random
-call = {call!r}
-chosen = random.Random({seed})
-pristine = killed()
-# a torn end, and a segment behind it
-segments = pristine + "/segments/"
-assert sorted(os.listdir(segments)) == ["00000001.0", "00000002.0", "spare"]
-with open(segments + "00000002.0", "ab") as file:
-    file.write(b"1" * 10000)
-shutil.copy(segments + "00000002.0", segments + "00000003.0")
-trial, after = path + "-trial", path + "-after"
-skip = refused = opened = 0
-while True:
-    for directory in (trial, after):
-        shutil.rmtree(directory, ignore_errors=True)
-    shutil.copytree(pristine, trial)
-    fail_calls(call, "-trial/", skip=skip, times=1)
-    skip += chosen.randrange(1, 9) if call == "pread" else 1
-    pool = None
-    try:
-        pool = Pool.open(trial, background=False)
-        opened += 1
-    except (errors.MediumError, errors.Poisoned, errors.Corrupt):
-        refused += 1
-    done = shim.failed_calls() == 0
-    fail_calls()
-    if pool:
-        shutil.copytree(trial, after)
-        same(after)
-        pool.close()
-    same(trial)
-    if done:
-        break
-print(call, "refused", refused, "opened", opened)
-assert refused
-"""
-    print(run_on_failing_disk(KILLED + script, pool_path).stdout)
 
 
 def test_a_checkpoint_that_could_not_be_read_for_a_moment_is_not_found_again(pool_path: str) -> None:
@@ -179,7 +122,7 @@ recover = blockdev.pool.recover
 def recover_and_fail(*arguments):
     fail_calls("open", table, times=1)
     recovered = recover(*arguments)
-    fail_calls("fdatasync", "map/nodes")
+    fail_calls("sync", "map/nodes")
     return recovered
 blockdev.pool.recover = recover_and_fail
 try:
@@ -239,7 +182,7 @@ def load(pool, vdisk, blocks, source):
 """
 
 
-@pytest.mark.parametrize("call", ["open", "pwrite", "fdatasync", "unlink", "pread"])
+@pytest.mark.parametrize("call", ["open", "write", "sync", "unlink", "read"])
 def test_one_call_that_fails_anywhere_in_use_loses_nothing_that_was_durable(
     pool_path: str, call: str, seed: int
 ) -> None:
@@ -263,7 +206,7 @@ while failed:
     blocks = Blocks()
     fail_calls(call, "-trial/", chosen.choice([errno.EIO, errno.ENOSPC]), skip, chosen.choice([1, 1, 5]))
     load(pool, vdisk, blocks, random.Random(seed))
-    failed = shim.failed_calls()
+    failed = medium.failed_count
     fail_calls()
     skip += chosen.randrange(1, 6)
     shutil.copytree(trial, after)
@@ -291,7 +234,7 @@ pool = Pool.open(path, background=False)
 vdisk = pool.create_vdisk(16 << 20, "a")
 vdisk.write(0, distinct_blocks(0, 400), fua=True)
 vdisk.write(400 * 4096, distinct_blocks(400, 300))
-fail_calls("fdatasync", "segments/")
+fail_calls("sync", "segments/")
 try:
     vdisk.flush()
     raise AssertionError("the flush was replied to")
@@ -300,12 +243,9 @@ except errors.Poisoned:
 fail_calls()
 shutil.copytree(path, path + "-killed")
 path += "-killed"
-def written():
-    with open("/proc/self/io") as file:
-        return int(file.read().split("wchar:")[1].split()[0])
-before = written()
+before = medium.written_bytes
 pool = Pool.open(path, background=False)
-again = written() - before
+again = medium.written_bytes - before
 assert 300 * 4096 < again < 500 * 4096, again
 assert pool.find("a").read(0, 700 * 4096) == distinct_blocks(0, 700)
 """

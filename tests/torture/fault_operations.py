@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,6 +184,18 @@ def roll_flushed(trial: Trial) -> None:
         trial.write("c", number * 50 * BLOCK, distinct_blocks(4000 + number * 50, 50), fua=True)
 
 
+def flush_by_many(trial: Trial) -> None:
+    """They share a sync: when it fails, it has failed for all of them."""
+    disk = trial.opened.find("a")
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(disk.flush) for _ in range(4)]
+    failures = [failure for one in asked if (failure := one.exception()) is not None]
+    if len(failures) < len(asked):
+        trial.settled()
+    if failures:
+        raise failures[0]
+
+
 def checkpoint_twice(trial: Trial) -> None:
     trial.checkpoint()
     trial.write("a", LEAF_BYTES + BLOCK, distinct_blocks(2200, 1))
@@ -229,6 +242,7 @@ OPERATIONS = [
         "write_unaligned", "closed", opened, lambda t: t.write("a", 7 * SECTOR, distinct_blocks(2000, 2))
     ),
     Operation("flush", "closed", opened_and_written, lambda t: t.flush("a")),
+    Operation("flush_by_many", "closed", opened_and_written, flush_by_many),
     Operation("fua", "closed", opened, lambda t: t.write("b", 0, distinct_blocks(2000, 2), fua=True)),
     Operation("create_vdisk", "closed", opened_and_written, lambda t: t.create_vdisk("new", ODD_BYTES)),
     Operation("snapshot", "closed", opened_and_written, lambda t: t.snapshot([("a", "a@2"), ("b", "b@2")])),

@@ -61,6 +61,7 @@ class Fault(NamedTuple):
     calls: frozenset[str]
     moved: int = 0
     evicted: bool = False  # a failed sync: the page cache forgets what the disk did not take
+    lasting: bool = False  # all such calls from there on, until the operation has ended
 
 
 FAULTS = {
@@ -70,6 +71,8 @@ FAULTS = {
     "short-enospc": Fault(errno.ENOSPC, frozenset({"write"}), -700),
     "short-eio": Fault(errno.EIO, frozenset({"write"}), 1000),
     "eio-evicted": Fault(errno.EIO, frozenset({"sync"}), evicted=True),
+    "eio-lasting": Fault(errno.EIO, frozenset(CHANGES), lasting=True),
+    "enospc-lasting": Fault(errno.ENOSPC, frozenset({"create", "write", "allocate"}), lasting=True),
 }
 
 
@@ -88,11 +91,11 @@ class FaultyMedium:
         self.cache = cache
         self.fault: Fault | None = None
         self.number = 0  # calls to let pass before
-        self.hit: Hit | None = None
+        self.hits: list[Hit] = []
         self.broken: BaseException | None = None  # an exception in a hook would be lost
 
     def arm(self, fault: Fault, number: int) -> None:
-        self.fault, self.number, self.hit = fault, number, None
+        self.fault, self.number, self.hits = fault, number, []
 
     def disarm(self) -> None:
         self.fault = None
@@ -117,8 +120,9 @@ class FaultyMedium:
         if self.number >= 0:
             self.cache.observe(operation, fd, path, other, length, offset)
             return None
-        self.disarm()
-        self.hit = Hit(operation, self.cache.below(path) if path else self.cache.path_of(fd), offset)
+        if not fault.lasting:
+            self.disarm()
+        self.hits.append(Hit(operation, self.cache.below(path) if path else self.cache.path_of(fd), offset))
         moved = fault.moved if fault.moved >= 0 else max(length + fault.moved, 0)
         if operation == "sync":
             self.cache.lose(fd, fault.evicted)
@@ -175,49 +179,46 @@ class Run:
         except errors.BlockdevError as failure:
             self.failure = failure.with_traceback(None)
         self.medium.disarm()
-        require(self.medium.hit or self.failure is None, f"failed untouched: {self.failure!r}")
-        if self.medium.hit:
-            self.judge_failure(self.medium.hit)
+        hits = self.medium.hits
+        require(hits or self.failure is None, f"failed untouched: {self.failure!r}")
+        if hits:
+            self.judge_failure(hits)
             if not self.case.operation.reads:
                 self.look_at_copies()
         if self.case.operation.opens and self.trial.pool is not None:
             self.trial.take_over(self.read_blocks())
-        if self.medium.hit:
+        if hits:
             self.go_on()
         self.end()
         require(self.medium.broken is None, repr(self.medium.broken))
-        return self.medium.hit is not None
+        return bool(hits)
 
     def read_blocks(self) -> ReadBlocks:
         """How to read the pool while it is open: the fault may have cost blocks until the next start."""
         if self.fault.evicted:
             asked, durable = self.trial.expected(), self.trial.durable
             return blocks_that_verify(State({**durable.things, **asked.things}))
-        start_missed_some = (
-            self.case.operation.opens and self.medium.hit and self.medium.hit.operation == "read"
-        )
-        return blocks_that_verify(self.found) if start_missed_some else blocks_of
+        missed_some = self.case.operation.opens and any(hit.operation == "read" for hit in self.medium.hits)
+        return blocks_that_verify(self.found) if missed_some else blocks_of
 
     # --- while it is open
 
-    def judge_failure(self, hit: Hit) -> None:
+    def judge_failure(self, hits: list[Hit]) -> None:
         failure = self.failure
+        hit_log = any(poisons(hit, self.fault) for hit in hits)
         poisoned = self.trial.pool is not None and bool(self.trial.pool.stats()["poisoned"])
         if self.fault.errno == 0:
-            require(failure is None and not poisoned, f"a short transfer at {hit} did not go on: {failure!r}")
+            require(failure is None and not poisoned, f"a short transfer did not go on: {hits} {failure!r}")
         if self.trial.pool is not None:
-            require(poisoned == poisons(hit, self.fault), f"{hit}: poisoned is {poisoned}")
+            require(poisoned == hit_log, f"{hits}: poisoned is {poisoned}")
         if failure is None or isinstance(failure, Findings):
             return
         closed = self.trial.pool is None and not self.case.operation.opens
-        may_be_poisoned = poisoned or (closed and poisons(hit, self.fault))
-        right = right_class(failure, self.fault, poisoned) or right_class(
-            failure, self.fault, may_be_poisoned
-        )
-        require(right, f"{hit}: {failure!r}")
+        told_poisoned = isinstance(failure, errors.Poisoned) and (poisoned or (closed and hit_log))
+        require(told_poisoned or (not poisoned and right_class(failure, self.fault)), f"{hits}: {failure!r}")
         text = str(failure)
         require(
-            "\n" not in text and WHAT_TO_DO.search(text), f"{hit}: this does not say what to do: {text!r}"
+            "\n" not in text and WHAT_TO_DO.search(text), f"{hits}: this does not say what to do: {text!r}"
         )
 
     def look_at_copies(self) -> None:
@@ -300,7 +301,7 @@ class Run:
         """What becomes durable after a kill and a start survives the next power cut, with all that the start took over."""
         make_durable(trial)
         cuts = [medium.cache.cut_to(self.place())]
-        if self.medium.hit and self.medium.hit.operation == "sync":
+        if any(hit.operation == "sync" for hit in self.medium.hits):
             cuts.append(self.cut_in_superblock(trial, medium))
         _medium.intercept(None)
         for cut in cuts:
@@ -373,9 +374,8 @@ def poisons(hit: Hit, fault: Fault) -> bool:
     )
 
 
-def right_class(failure: errors.BlockdevError, fault: Fault, poisoned: bool) -> bool:
-    if poisoned:
-        return isinstance(failure, errors.Poisoned)
+def right_class(failure: errors.BlockdevError, fault: Fault) -> bool:
+    """Of a pool that is not poisoned."""
     if fault.errno == errno.ENOSPC:
         return failure.errno == errno.ENOSPC and isinstance(failure, errors.PoolFull | errors.MediumError)
     return failure.errno == errno.EIO and isinstance(failure, errors.MediumError | errors.Corrupt)
@@ -433,7 +433,9 @@ def run_cases(operations: list[Operation], fault_names: list[str], begin: dict[s
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--operation", choices=[operation.name for operation in OPERATIONS])
     parser.add_argument("--fault", choices=sorted(FAULTS))
     parser.add_argument("--call", type=int)
