@@ -64,6 +64,7 @@ cdef struct FaultList:
 cdef struct Walk:
     PoolState* pool
     bint heal                       # write over copies that do not verify
+    uint32_t unsettled              # segments from this one on may be without an index: nobody has settled the log's end
     uint8_t* flags                  # of each node id below id_count: NODE_...
     uint64_t* places                # of each node that was met: level << 56 | number of its first block
     uint64_t* counts                # of each node that was passed by attribution: damaged blocks below

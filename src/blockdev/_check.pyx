@@ -526,7 +526,8 @@ cdef void check_segment(Walk* walk, uint64_t id, uint32_t* slot_count) noexcept 
     if segment_pin(walk.pool.segments, id, &segment):
         note_fault(&walk.faults, SEGMENT_LOST, id, 0, 0, False)
         return
-    growing = is_growing(walk.pool.log, segment)        # before its slots are counted: it may end meanwhile
+    # before its slots are counted: it may end meanwhile
+    growing = is_growing(walk.pool.log, segment) or (segment.id >= walk.unsettled and not segment.sealed)
     slot_count[0] = written_slots(walk.pool, segment)
     complete = check_batches(walk, segment, slot_count[0])
     check_ends(walk, segment, growing, complete)
@@ -573,13 +574,14 @@ cdef class Checker:
     cdef Walk pass_
     cdef char* buffer                   # READ_SLOTS slots
 
-    def __cinit__(self, Core core, bint heal):
-        """heal: write copies that do not verify anew from those that do."""
+    def __cinit__(self, Core core, bint heal, uint32_t unsettled=0xFFFFFFFF):
+        """heal: write copies that do not verify anew from those that do.  unsettled: see Walk."""
         cdef NodeStore* store = core.state.nodes
         self.core = core
         memset(&self.pass_, 0, sizeof(Walk))
         self.pass_.pool = core.state
         self.pass_.heal = heal
+        self.pass_.unsettled = unsettled
         self.buffer = <char*>malloc(READ_SLOTS * SLOT_BYTES)
         pthread_mutex_lock(&store.lock)
         self.pass_.id_count = store.next_id

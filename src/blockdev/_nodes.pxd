@@ -51,6 +51,7 @@ cdef struct SlotVector:
 
 cdef struct NodeStore:
     int files[2]                    # map/nodes and map/nodes-mirror
+    bint read_only                  # copies that are bad are left as they are
     uint8_t uuid[16]                # of the pool, in every record
     uint64_t generation             # atomic; changes only while the pool's cut_lock is held exclusively
     MapNode*** chunks               # node table: id -> node in memory or NULL

@@ -1,6 +1,6 @@
 """The store of map nodes.  See _nodes.pxd for the design and docs/format/pool.md for the node record."""
 
-from libc.errno cimport EIO, ENOMEM
+from libc.errno cimport EIO, ENOMEM, EROFS
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport abort, calloc, free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memset
@@ -222,7 +222,10 @@ cdef int read_record(NodeStore* store, uint64_t id, uint32_t level, char* record
 
 cdef int rewrite_copy(NodeStore* store, int which, uint64_t id, const char* record) noexcept nogil:
     """Write one copy of a node anew.  Power may go meanwhile: the other copy is whole."""
-    cdef int failure = medium_write(store.files[which], record, NODE_RECORD_BYTES, id * NODE_RECORD_BYTES)
+    cdef int failure
+    if store.read_only:
+        return EROFS
+    failure = medium_write(store.files[which], record, NODE_RECORD_BYTES, id * NODE_RECORD_BYTES)
     if failure:
         medium_report(b"blockdev: %s: a copy of map node %lu is bad and cannot be written anew\n", failure, id, 0)
         return failure

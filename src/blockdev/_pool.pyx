@@ -27,7 +27,8 @@ from blockdev._log cimport (
     log_append, log_close, log_create, log_destroy, log_flush, log_keep_spare, log_poison, log_position,
 )
 from blockdev._medium cimport (
-    BUG_LOG_BEHIND_CHECKPOINT, BUG_NODES_FORGOTTEN, MEDIUM_CREATE, MEDIUM_WRITE, medium_close, medium_open, planted,
+    BUG_LOG_BEHIND_CHECKPOINT, BUG_NODES_FORGOTTEN, MEDIUM_CREATE, MEDIUM_READ, MEDIUM_WRITE, medium_close, medium_open,
+    planted,
 )
 from blockdev._nodes cimport (
     NODE_RECORD_BYTES, RetiredSlot, SlotVector, nodes_create, nodes_destroy, nodes_evict, nodes_finish, nodes_freeze,
@@ -190,10 +191,12 @@ FULL = ("the pool, or the file system it is on, is full: see blockdevctl pool st
 NODE_FILES = ("nodes", "nodes-mirror")       # in map/
 
 
-cdef int open_or_create(str path) except -1:
-    """Open one of the two node files.  One that was lost is begun anew: the other has what was in it."""
+cdef int open_nodes(str path, bint read_only) except -2:
+    """Open one of the two node files.  One that was lost is begun anew, or -1: the other has what was in it."""
     cdef int file = -1
-    cdef int failure = medium_open(path.encode(), MEDIUM_WRITE, &file)
+    cdef int failure = medium_open(path.encode(), MEDIUM_READ if read_only else MEDIUM_WRITE, &file)
+    if failure == ENOENT and read_only:
+        return -1
     if failure == ENOENT:
         failure = medium_open(path.encode(), MEDIUM_CREATE, &file)
     if failure:
@@ -205,7 +208,8 @@ cdef class Core:
     """The C state of one open pool.  Used by pool.py, which serialises all calls of its methods."""
 
     def __cinit__(self, str path, bytes uuid, uint32_t segment_slots, uint64_t generation, uint64_t next_node_id,
-                  uint64_t dedup_bytes, uint64_t segments_open_max):
+                  uint64_t dedup_bytes, uint64_t segments_open_max, bint read_only=False):
+        """read_only: for a look at a pool that nothing is to be changed in, not even healed."""
         cdef bytes segments_path = (path + "/segments").encode()
         cdef const uint8_t* uuid_bytes = <const uint8_t*>PyBytes_AS_STRING(uuid)
         cdef int i
@@ -217,12 +221,13 @@ cdef class Core:
         for i in range(BLOCK_LOCKS):
             pthread_mutex_init(&self.state.block_locks[i], NULL)
         for i in range(2):
-            self.state.node_files[i] = open_or_create(f"{path}/map/{NODE_FILES[i]}")
+            self.state.node_files[i] = open_nodes(f"{path}/map/{NODE_FILES[i]}", read_only)
         self.state.segments = segments_create(segments_path, uuid_bytes, segment_slots, segments_open_max)
         self.state.nodes = nodes_create(
             self.state.node_files[0], self.state.node_files[1], uuid_bytes, generation, next_node_id)
         if self.state.segments == NULL or self.state.nodes == NULL:
             raise MemoryError()
+        self.state.nodes.read_only = read_only
         if dedup_create(&self.state.dedup, dedup_bytes):
             raise MemoryError()
 

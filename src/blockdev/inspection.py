@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 WALK_STEPS = 64  # leaves of a map between two looks at the clock
 NODE_BYTES = 2 * 4608  # both copies
 CHECK_SHARE = 32  # a check reads about this part of a segment
+ALL_SETTLED = 0xFFFFFFFF
 LOOKS = 3  # at a superblock that a checkpoint may be writing
 
 
@@ -51,6 +52,7 @@ class Subject:
     things: Callable[[], list[VDisk | VDiskSnapshot]]
     tend_memory: Callable[[], None]
     checkpoint: Callable[[], None] | None  # None: nothing may be written
+    unsettled: int = ALL_SETTLED  # segments from this one on may be without an index
 
 
 class Progress(NamedTuple):
@@ -124,7 +126,8 @@ class Inspection:
         """Cancelled; Gone when the pool is closed meanwhile."""
         if self.kind == "scrub":
             self._take_checkpoint()
-        checker = self._checker = Checker(self.subject.core, self.subject.checkpoint is not None)
+        heal = self.subject.checkpoint is not None
+        checker = self._checker = Checker(self.subject.core, heal, self.subject.unsettled)
         self.total_bytes = checker.nodes_expected * NODE_BYTES + self._share(self.subject.core.stats()["segment_bytes"])
         self._inspect_superblocks()
         for thing in self.subject.things():
@@ -200,28 +203,31 @@ class Inspection:
 
     def _attribute(self, checker: Checker) -> None:
         checker.begin_attribution()
-        for thing in self.subject.things():
-            runs, blocks = self._reached_by(checker, thing)
-            self._findings += [run for run in runs if len(self._findings) < FINDINGS_MAX]
-            left = blocks - sum(len(findings.blocks_of(run)) for run in runs)
+        things = self.subject.things()
+        for number, thing in enumerate(things):
+            room = FINDINGS_MAX - len(self._findings) - (len(things) - number)  # each of them may need one
+            runs, blocks = self._reached_by(checker, thing, max(0, min(room, DISK_FINDINGS_MAX)))
+            self._findings += [_finding(thing, run) for run in runs]
+            left = blocks - sum(run.block_count for run in runs)
             if left > 0:
-                what = f"{left * BLOCK_BYTES} more bytes cannot be read"
+                what = f"{left * BLOCK_BYTES}{' more' if runs else ''} bytes cannot be read"
                 self._findings.append(Finding("rest", "", what, self.kind == "scrub", thing.id, thing.name or ""))
 
-    def _reached_by(self, checker: Checker, thing: VDisk | VDiskSnapshot) -> tuple[list[Finding], int]:
-        """The first findings of one disk, and how many of its blocks are damaged in all."""
+    def _reached_by(
+        self, checker: Checker, thing: VDisk | VDiskSnapshot, runs_max: int
+    ) -> tuple[list[Run], int]:
+        """The first runs of damaged blocks of one disk, and how many such blocks it has in all."""
         runs: list[Run] = []
         block: int | None = 0
         total = 0
         while block is not None:
-            detail = len(runs) < DISK_FINDINGS_MAX and len(self._findings) + len(runs) < FINDINGS_MAX
-            block, count, hits = checker.attribute(thing, block, detail, WALK_STEPS)
+            block, count, hits = checker.attribute(thing, block, len(runs) < runs_max, WALK_STEPS)
             total += count
             for hit in hits:
                 _join(runs, Run(*hit))
             self._pace.spend(0)
             self.subject.tend_memory()
-        return [_finding(thing, run) for run in runs[:DISK_FINDINGS_MAX]], total
+        return runs[:runs_max], total
 
 
 class Run(NamedTuple):

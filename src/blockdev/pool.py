@@ -137,7 +137,7 @@ class Pool:
         path = os.path.abspath(os.fspath(path))
         if not any(os.path.exists(superblock.path_of(path, which)) for which in (0, 1)):
             raise NotFound(f"{path} is not a pool (it has no superblock): make one with blockdevctl init")
-        lock_file = _take_lock(path)
+        lock_file = take_lock(path)
         try:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             recovered = recover(
@@ -601,7 +601,7 @@ def _check_size(size_bytes: int) -> None:
         )
 
 
-def _take_lock(path: str) -> int:
+def take_lock(path: str) -> int:
     """Lock the pool for this process; the lock goes with the file descriptor, so it can never be stale."""
     try:
         lock_file = os.open(f"{path}/LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

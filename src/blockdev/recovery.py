@@ -20,6 +20,7 @@ from blockdev.errors import Corrupt, MediumError
 from blockdev.records import KIND_SNAPSHOT, OBJECT_IDS_END, Item, Table
 from blockdev.superblock import Superblock
 
+UNBOUNDED = 1 << 62
 NODE_BYTES = 4200  # of one resident map node, with what malloc adds
 SEGMENT_NAME = re.compile(r"([0-9a-f]{8})\.(0|[1-9][0-9]{0,8})")  # id and generation, as the engine writes them
 
@@ -34,9 +35,44 @@ class Recovered(NamedTuple):
     batch_count: int  # replayed
 
 
-def recover(pool_path: str, map_cache_bytes: int, dedup_bytes: int) -> Recovered:
-    """Bring a pool's state into memory.  Corrupt, UnknownFormat or MediumError when that cannot be."""
+class _Superblocks:
+    """The one that is current."""
+
+    def __init__(self, pool_path: str, block: Superblock) -> None:
+        self.current = block
+        self._pool_path = pool_path
+
+    def make_newest(self) -> None:
+        """Write over the other one if it is newer, or cannot be read: nodes may soon lie where its checkpoint has others.
+
+        What was unreadable once may be readable later; its checkpoint must not be found then.
+        """
+        found = [sound.sequence for sound in superblock.read_both(self._pool_path)]
+        if found != [self.current.sequence, self.current.sequence - 1]:
+            self.current = self.current._replace(sequence=self.current.sequence + 1)
+            superblock.write(self._pool_path, self.current)
+
+
+class ReadBack(NamedTuple):
+    """A pool's state in memory: its newest sound checkpoint, and the log behind it."""
+
+    core: _pool.Core
+    superblocks: _Superblocks
+    table: Table
+    objects: dict[int, VDisk | VDiskSnapshot]
+    next_object_id: int
+    resident_nodes_max: int
+    replay: Replay
+
+
+def read_back(pool_path: str, map_cache_bytes: int, dedup_bytes: int, read_only: bool = False) -> ReadBack:
+    """Bring a pool's state into memory.  Corrupt, UnknownFormat or MediumError when that cannot be.
+
+    Written are only map nodes: copies that were bad, and those that the budget has no room for, to slots that were free.
+    With `read_only` nothing is, whatever memory that takes.
+    """
     block, table = _newest_checkpoint(pool_path)
+    superblocks = _Superblocks(pool_path, block)
     core = _pool.Core(
         pool_path,
         block.uuid,
@@ -45,10 +81,10 @@ def recover(pool_path: str, map_cache_bytes: int, dedup_bytes: int) -> Recovered
         table.next_node_id,
         dedup_bytes,
         _open_files_max(),
+        read_only,
     )
     core.add_free_slots(table.free_ids, table.retired)
-    segments_path = f"{pool_path}/segments"
-    for segment_id, generation, size_bytes in list_segments(segments_path):
+    for segment_id, generation, size_bytes in list_segments(f"{pool_path}/segments"):
         core.add_segment(segment_id, generation, size_bytes)
     objects = {o.id: _make_object(core, o) for o in table.objects}
     replayed = _RecordReplay(core, objects, table.next_object_id)
@@ -60,28 +96,32 @@ def recover(pool_path: str, map_cache_bytes: int, dedup_bytes: int) -> Recovered
         table.lsn,
         objects,
         resident_max,
-        dirty_nodes_max(resident_max),
+        UNBOUNDED if read_only else dirty_nodes_max(resident_max),
         map_cache_bytes // 8,
     )
     replay.find()
+    replay.apply(replayed.apply, superblocks.make_newest)
+    return ReadBack(core, superblocks, table, objects, replayed.next_object_id, resident_max, replay)
 
-    def make_newest() -> None:
-        nonlocal block
-        block = _make_newest(pool_path, block)
 
-    replay.apply(replayed.apply, make_newest)
+def recover(pool_path: str, map_cache_bytes: int, dedup_bytes: int) -> Recovered:
+    """Bring a pool's state into memory, make the end of its log final, and begin to take writes."""
+    core, superblocks, table, objects, next_object_id, resident_max, replay = read_back(
+        pool_path, map_cache_bytes, dedup_bytes
+    )
+    segments_path = f"{pool_path}/segments"
     next_segment_id, next_lsn = replay.finish(segments_path)
     _medium.sync_directory(segments_path)
-    make_newest()
+    superblocks.make_newest()
     core.set_segment_bytes(sum(size for _id, _generation, size in list_segments(segments_path)))
     core.start_log(max(next_segment_id, table.segment_id), next_lsn)
     core.keep_spare()
     return Recovered(
         core,
-        block,
+        superblocks.current,
         table,
         objects,
-        replayed.next_object_id,
+        next_object_id,
         resident_max,
         replay.batch_count,
     )
@@ -116,18 +156,6 @@ def _newest_checkpoint(pool_path: str) -> tuple[Superblock, Table]:
             return block, records.decode_table(content)
         damage = f"{path} does not verify"
     raise Corrupt(f"no checkpoint can be read ({damage}); restore the pool directory from a copy")
-
-
-def _make_newest(pool_path: str, block: Superblock) -> Superblock:
-    """Write over a superblock that is newer, or that cannot be read: nodes may soon lie where its checkpoint has others.
-
-    What was unreadable once may be readable later; its checkpoint must not be found then.
-    """
-    if [sound.sequence for sound in superblock.read_both(pool_path)] == [block.sequence, block.sequence - 1]:
-        return block
-    newest = block._replace(sequence=block.sequence + 1)
-    superblock.write(pool_path, newest)
-    return newest
 
 
 def _open_files_max() -> int:

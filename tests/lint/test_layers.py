@@ -22,6 +22,7 @@ LEVELS = [
     {"recovery", "maintenance", "findings"},
     {"inspection"},
     {"pool"},
+    {"offline"},
     {""},  # the package itself: it names Pool and checks the extensions' versions
     {"engine"},
     {"vmmap"},

@@ -9,7 +9,8 @@ import click
 from blockdev.cli import values
 from blockdev.cli.output import print_fields, show_count, show_size
 from blockdev.cli.session import Noun, Session, pass_session
-from blockdev.errors import Corrupt
+from blockdev.errors import Corrupt, InvalidArgument
+from blockdev.findings import InspectionKind
 
 STATUS_FINDINGS_MAX = 20
 
@@ -105,28 +106,50 @@ rate_option = click.option(
 )
 
 
-@pool.command()
-@rate_option
-@pass_session
-def check(session: Session, rate: int | None) -> None:
-    """Verify what describes data: superblocks, maps, batch headers, indexes."""
-    _inspect(session, "check", rate)
+offline_option = click.option("--offline", is_flag=True, help="Look at a pool that is not served; change nothing.")
+pool_argument = click.argument("pool_path", metavar="[POOL]", required=False, type=values.PATH)
 
 
 @pool.command()
 @rate_option
+@offline_option
+@pool_argument
 @pass_session
-def scrub(session: Session, rate: int | None) -> None:
+def check(session: Session, rate: int | None, offline: bool, pool_path: str | None) -> None:
+    """Verify what describes data: superblocks, maps, batch headers, indexes.
+
+    With --offline no server is needed, POOL may be any pool's directory, and nothing is healed.
+    """
+    _inspect(session, "check", rate, offline, pool_path)
+
+
+@pool.command()
+@rate_option
+@offline_option
+@pool_argument
+@pass_session
+def scrub(session: Session, rate: int | None, offline: bool, pool_path: str | None) -> None:
     """Check, and read and verify all data of the pool.
 
     Guests go on meanwhile; Ctrl-C ends it without harm.  What it finds is shown by pool status until it is gone.
+    With --offline no server is needed, POOL may be any pool's directory, and nothing is healed or kept.
     """
-    _inspect(session, "scrub", rate)
+    _inspect(session, "scrub", rate, offline, pool_path)
 
 
-def _inspect(session: Session, kind: str, rate_bytes: int | None) -> None:
+def _inspect(
+    session: Session, kind: InspectionKind, rate_bytes: int | None, offline: bool, pool_path: str | None
+) -> None:
+    title = f"{kind} of the pool"
+    if offline:
+        from blockdev.cli.offline import inspect  # which takes as long to load as all the rest
+
+        _tell_inspected(session, kind, inspect(session, kind, rate_bytes, pool_path, title))
+        return
+    if pool_path is not None:
+        raise InvalidArgument("only --offline looks at another pool than the one that is served")
     job = session.client.post(f"/pool/{kind}", {"rate_bytes": rate_bytes})
-    _tell_inspected(session, kind, session.follow(job, f"{kind} of the pool"))
+    _tell_inspected(session, kind, session.follow(job, title))
 
 
 def _tell_inspected(session: Session, kind: str, found: dict[str, Any]) -> None:
