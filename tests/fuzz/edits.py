@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import random
 import struct
+from contextlib import suppress
 from typing import NamedTuple
 
 from tests.fuzz.base_pools import Files
-from tests.fuzz.layout import SLOT, Place, Sign, places
+from tests.fuzz.layout import BATCH_HEADER_BYTES, DATA, ENTRY, RECORD, SLOT, Place, Sign, places
 
 EDIT = struct.Struct("<BBHHHQ")  # kind and UNSIGNED, operation, number, offset, extra, value
 UNSIGNED = 0x80
 EDITS_MAX = 16
+ENTRIES_MAX = 124  # of a batch
+REFERENCE = 2
 FILE_BYTES_MAX = 1 << 44  # of a file stretched: sparse
 SLOTS_MAX = 1 << 11  # that a trailer moved claims; the pools have room for 256 in a segment
 WIDTHS = (1, 2, 4, 8)
@@ -46,7 +49,8 @@ class Damage:
         for at in range(0, min(len(program), EDITS_MAX * EDIT.size) - EDIT.size + 1, EDIT.size):
             self._run_edit(Edit(*EDIT.unpack_from(program, at)))
         for sign in self._to_sign:
-            sign(self.files)
+            with suppress(KeyError):  # its file was removed
+                sign(self.files)
 
     def _run_edit(self, edit: Edit) -> None:
         candidates = self._of_kind[self._kinds[(edit.kind & ~UNSIGNED) % len(self._kinds)]]
@@ -95,6 +99,20 @@ class Damage:
         end = min(place.offset + len(content), len(self.files[place.path]))
         if place.offset < end:
             self.files[place.path][place.offset : end] = content[: end - place.offset]
+
+    def _agree(self, place: Place, edit: Edit, others: list[Place]) -> None:
+        """A batch's counts become what its entries say; without that, most entries that change make it no batch."""
+        content, header = self.files[place.path], place.offset // SLOT * SLOT
+        if not place.kind.startswith("batch") or header + SLOT > len(content):
+            self._copy(place, edit, others)
+            return
+        payload = lsns = 0
+        for number in range(min(struct.unpack_from("<H", content, header + 56)[0], ENTRIES_MAX)):
+            entry = header + BATCH_HEADER_BYTES + number * ENTRY.size
+            _a, blocks, _block, slots, kind = ENTRY.unpack_from(content, entry)
+            payload += {DATA: 1, RECORD: slots}.get(kind, 0)
+            lsns += blocks if kind == REFERENCE else 1
+        struct.pack_into("<HI", content, header + 58, payload % (1 << 16), lsns % (1 << 32))
 
     # --- to a file ---
 
@@ -149,7 +167,7 @@ class Damage:
             self._to_sign[sign] = None
 
 
-OPERATIONS = (Damage._put, Damage._add, Damage._flip, Damage._fill, Damage._copy)
+OPERATIONS = (Damage._put, Damage._add, Damage._flip, Damage._fill, Damage._copy, Damage._agree)
 FILE_OPERATIONS = (
     Damage._cut,
     Damage._stretch,
