@@ -1,4 +1,4 @@
-"""python -m tests.fuzz [TARGET...] [--seconds N] [--seed N]: fuzz.   --input FILE: run one input.   --list: the targets."""
+"""python -m tests.fuzz [TARGET...] [--seconds N] [--seed N]: fuzz.   --input FILE: run one input.   --merge: grow the corpus."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=300, help="for each target")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1, 1 << 31))
     parser.add_argument("--input", action="append", default=[], metavar="FILE", help="run this input, once")
+    parser.add_argument("--merge", action="store_true", help="add what was found worth keeping to tests/fuzz/corpus")
     given = parser.parse_args()
     unknown = set(given.targets) - set(TARGETS)
     if unknown:
@@ -23,7 +24,9 @@ def main() -> int:
     failed = []
     for name in given.targets or TARGETS:
         print(f"=== {name}, seed {given.seed}", flush=True)
-        if given.input:
+        if given.merge:
+            outcome = session.merge(name)
+        elif given.input:
             limits = session.flags(name, given.seed)
             outcome = session.run(name, [*limits, *given.input])
         else:

@@ -33,7 +33,9 @@ def main() -> None:
         return atheris.Mutate(data, bytes_max) if changed is None else changed[:bytes_max]
 
     one_input = CoveredInput(harness, preloaded[0]) if preloaded else harness.one_input
-    atheris.Setup([sys.argv[0], *flags], one_input, custom_mutator=mutate)
+    # libFuzzer starts itself again by a shell when it merges corpora
+    again = f"env LD_PRELOAD='{' '.join(preloaded)}' {sys.executable} -m tests.fuzz.run {name}"
+    atheris.Setup([again, *flags], one_input, custom_mutator=mutate)
     atheris.Fuzz()
 
 

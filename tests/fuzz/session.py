@@ -120,3 +120,9 @@ def fuzz(name: str, seconds: int, seed: int, *, keep: bool = True, quiet: bool =
         grown.mkdir(parents=True, exist_ok=True)
         limits = [*flags(name, seed), f"-max_total_time={seconds}"]
         return run(name, [*limits, str(grown), str(CORPUS / name)], quiet=quiet)
+
+
+def merge(name: str) -> Outcome:
+    """Add to the corpus in the tree what of the grown one covers more."""
+    limits = ["-merge=1", *flags(name, 1), str(CORPUS / name), str(GROWN / name)]
+    return run(name, limits, quiet=True)
