@@ -308,16 +308,16 @@ def _wait_until_ready(
     line = os.read(reader, 65536).decode(errors="replace").strip()
     if line == "ready":
         return
-    process.wait(timeout_s)
+    status = process.wait(timeout_s)
     if line:
         _, code, message = line.split(" ", 2)
         raise BY_CODE.get(code, ToolFailed)(message)
-    raise ToolFailed(f"nbdkit did not start: {_last_error(home, log_start)}")
+    raise ToolFailed(f"nbdkit did not start: {_last_error(home, log_start, status)}")
 
 
-def _last_error(home: Home, log_start: int) -> str:
+def _last_error(home: Home, log_start: int, status: int) -> str:
     with open(home.run / "engine.log", "rb") as log:
         log.seek(log_start)
         lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if "error:" in line.lower()] or lines
-    return errors[-1].removeprefix("nbdkit: error: ") if errors else "it said nothing"
+    return errors[-1].removeprefix("nbdkit: error: ") if errors else f"it said nothing and ended with {status}"

@@ -19,6 +19,7 @@ import site
 import socket
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import nbdkit
@@ -115,7 +116,8 @@ def _find_packages(python: str | None) -> None:
 
 def _fail(message: str) -> None:
     """One line in nbdkit's log, and the end: nbdkit itself would print the whole traceback of an exception."""
-    print(f"nbdkit: error: {message}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # the log may be on a file system that is full
+        print(f"nbdkit: error: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 
 

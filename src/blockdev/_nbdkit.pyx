@@ -35,9 +35,8 @@ from blockdev._pool cimport DiskObject
 from blockdev._sync cimport count_u64
 
 import os
-import sys
-import traceback
 
+from blockdev import diagnostics
 from blockdev.engine.process import EngineProcess, client_of_process, describe
 from blockdev.errors import BlockdevError
 
@@ -321,7 +320,7 @@ cdef object complain(BaseException error):
     """One line in nbdkit's log for an operating error; anything else is a bug and shows where it came from."""
     cdef bytes text = str(error).encode() if isinstance(error, BlockdevError) else repr(error).encode()
     if not isinstance(error, (BlockdevError, OSError)):
-        traceback.print_exception(error)
+        diagnostics.report_bug(error)
     nbdkit_error(b"%s", <const char*> text)
 
 
@@ -481,8 +480,7 @@ cdef void stop_serving "blockdev_cleanup" () noexcept with gil:
     """Every connection is closed.  When this returns, the pool is checkpointed and closed."""
     try:
         engine.close()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        diagnostics.flush()
     except BaseException as error:
         complain(error)
 

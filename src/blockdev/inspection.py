@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import xxhash
 
-from blockdev import _check, _medium, findings, records, superblock
+from blockdev import _check, _medium, diagnostics, findings, records, superblock
 from blockdev._check import READ_SLOTS, Checker, Reason
 from blockdev.clock import monotonic_seconds, now_seconds
 from blockdev.constants import BLOCK_BYTES
@@ -421,7 +419,7 @@ class Inspector:
         except BlockdevError as failure:
             error = failure
         except Exception as failure:  # a bug, or no memory: whoever waits must be told
-            traceback.print_exc()
+            diagnostics.report_bug(failure)
             error = BlockdevError(f"the {inspection.kind} failed: {type(failure).__name__}: {failure}")
         with self._lock:
             self._outcome = Outcome(self._progress(inspection), state, report, error)
@@ -473,7 +471,7 @@ class Inspector:
         try:
             findings.save(self._path, known)
         except (BlockdevError, OSError) as failure:  # a full disk must not hide what was found
-            print(f"blockdev: what was found cannot be kept: {failure}", file=sys.stderr, flush=True)
+            diagnostics.report(f"what was found cannot be kept: {failure}")
 
 
 def subject_of(pool: Pool) -> Subject:

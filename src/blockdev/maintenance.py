@@ -5,11 +5,11 @@ One thread a pool.  It holds only a weak reference between rounds, so that a poo
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING
 
+from blockdev import diagnostics
 from blockdev.clock import monotonic_seconds
 from blockdev.errors import BlockdevError
 
@@ -48,7 +48,7 @@ class Maintenance:
             try:
                 self._round(pool)
             except (BlockdevError, OSError, MemoryError) as failure:
-                print(f"blockdev: {failure}", file=sys.stderr, flush=True)
+                diagnostics.report(str(failure))
                 if self._stopping.wait(10):
                     return
             del pool

@@ -17,7 +17,6 @@ import fcntl
 import os
 import re
 import shutil
-import sys
 import threading
 import uuid as uuid_module
 import weakref
@@ -27,7 +26,7 @@ from typing import NamedTuple, TypeAlias
 
 import xxhash
 
-from blockdev import _medium, _pool, dedup_file, records, superblock
+from blockdev import _medium, _pool, dedup_file, diagnostics, records, superblock
 from blockdev._medium import PlantedBug, is_planted
 from blockdev._pool import RecordType, VDisk, VDiskSnapshot
 from blockdev.clock import now_seconds
@@ -410,7 +409,7 @@ class Pool:
         except (PoolFull, MediumError) as failure:
             if failure.errno != errno.ENOSPC:
                 raise
-            print(f"blockdev: no checkpoint: {failure}", file=sys.stderr, flush=True)
+            diagnostics.report(f"no checkpoint: {failure}")
 
     def _take_checkpoint(self) -> None:
         """Caller holds _checkpoint_lock."""

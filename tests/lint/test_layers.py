@@ -10,7 +10,7 @@ from tests.lint.sources import ROOT, imports, module_name, package_sources, show
 
 # Higher may import lower.  Units of the same level do not know each other.
 LEVELS = [
-    {"errors", "constants", "types", "clock", "_sync"},
+    {"errors", "constants", "types", "clock", "diagnostics", "_sync"},
     {"_medium", "home", "_nbdkit_guard"},
     {"_dedup"},
     {"_nodes", "_segments"},

@@ -10,13 +10,11 @@ from __future__ import annotations
 import os
 import socket
 import stat
-import sys
 import threading
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 
-from blockdev import Pool
+from blockdev import Pool, diagnostics
 from blockdev.engine import protocol
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.operations import Operations, Session
@@ -137,7 +135,7 @@ class EngineServer:
         except BlockdevError as error:
             return protocol.encode_error(request_id, error)
         except Exception as error:
-            traceback.print_exc(file=sys.stderr)
+            diagnostics.report_bug(error)
             text = f"bug in the engine: {type(error).__name__}: {error}; its log has the trace"
             return protocol.encode_error(request_id, BlockdevError(text))
 
