@@ -31,7 +31,7 @@ run: build
 lint: build
 	scripts/lint
 
-test: build build/torture/.built build/fuzz/.built lint
+test: build build/torture/.built build/fuzz/.built build/unchecked/.built lint
 	$(PYTHON) -m pytest
 
 torture: build build/torture/.built
@@ -40,7 +40,7 @@ torture: build build/torture/.built
 fuzz: build build/fuzz/.built
 	$(PYTHON) -m tests.fuzz $(TARGET) --seconds $(or $(SECONDS),300)
 
-bench: build
+bench: build build/unchecked/.built
 	$(PYTHON) -m bench $(if $(QUICK),--quick)
 
 clean:

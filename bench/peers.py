@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+import sysconfig
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,7 +20,7 @@ from typing import Any, ClassVar, Self
 from blockdev.targets import nbdkit
 
 from bench.server import Server, ServerFailed
-from bench.workloads import FILE, GIB, MEMORY, NATIVE, PYTHON, QCOW2
+from bench.workloads import FILE, GIB, MEMORY, NATIVE, PYTHON, QCOW2, UNCHECKED
 from blockdev import Pool
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError
@@ -33,6 +36,7 @@ class Peer(ABC):
     name: ClassVar[str]
     can_snapshot: ClassVar[bool] = False
     keeps_memory_only: ClassVar[bool] = False  # nothing on the file system to wait for
+    only: ClassVar[tuple[str, ...] | None] = None  # workloads that it is there for; None: all
 
     def __init__(self, folder: Path, size_bytes: int) -> None:
         self.folder = folder
@@ -191,8 +195,53 @@ class BlockdevPython(Blockdev):
     plugin = "python"
 
 
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+class BlockdevUnchecked(BlockdevNative):
+    """The native plugin of a build without checksums and without the medium's door (see setup.py): what those cost.
+
+    For comparison only: it serves whatever the file system gives it.
+    """
+
+    name = UNCHECKED
+    only = ("random-read", "random-write")
+
+    _unchecked: Server
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return None if _unchecked_plugin().is_file() else "not built: make build/unchecked/.built"
+
+    @property
+    def process_id(self) -> int:
+        return self._unchecked.process.pid
+
+    def _create(self) -> None:
+        self._home.make_directories()
+        create = "import sys; from blockdev import Pool; path, capacity, size, name = sys.argv[1:]; "
+        create += "pool = Pool.create(path, int(capacity)); pool.create_vdisk(int(size), name=name); pool.close()"
+        arguments = [str(self._home.pool), str(POOL_CAPACITY_BYTES), str(self.size_bytes), VDISK]
+        _run(sys.executable, "-c", create, *arguments, environment=_UNCHECKED_ENVIRONMENT)
+
+    def _start(self) -> None:
+        socket_path, log = self._home.nbd_socket, self._home.run / "engine.log"
+        command = ["nbdkit", "-f", "-U", str(socket_path), f"--threads={nbdkit.THREADS['native']}"]
+        command += [str(_unchecked_plugin()), f"home={self._home.path}", f"python={sys.executable}"]
+        self._unchecked = Server(command, socket_path, log, _UNCHECKED_ENVIRONMENT)
+
+    def _stop(self) -> None:
+        self._unchecked.process.kill()
+        self._unchecked.process.wait()
+
+
+_UNCHECKED_PATH = Path(__file__).parents[1] / "build" / "unchecked"
+_UNCHECKED_ENVIRONMENT = {"PYTHONPATH": str(_UNCHECKED_PATH)}
+
+
+def _unchecked_plugin() -> Path:
+    return _UNCHECKED_PATH / "blockdev" / f"_nbdkit{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def _run(*command: str, environment: Mapping[str, str] | None = None) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})})
     if done.returncode != 0:
         raise ServerFailed(f"{command[0]} failed: {done.stderr.strip()}")
 
@@ -273,5 +322,5 @@ class QemuNbdQcow2(ForeignPeer):
 
 
 PEERS: dict[str, type[Peer]] = {
-    peer.name: peer for peer in (NbdkitMemory, NbdkitFile, QemuNbdQcow2, BlockdevNative, BlockdevPython)
+    peer.name: peer for peer in (NbdkitMemory, NbdkitFile, QemuNbdQcow2, BlockdevNative, BlockdevPython, BlockdevUnchecked)
 }

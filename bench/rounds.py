@@ -75,7 +75,12 @@ Cell = tuple[Workload, type[Peer]]
 
 def cells(workloads: Sequence[Workload], peers: Sequence[type[Peer]]) -> list[Cell]:
     """Who runs what; a peer without snapshots has no run after one."""
-    return [(w, p) for w in workloads for p in peers if w.state != "snapshot" or p.can_snapshot]
+    return [
+        (w, p)
+        for w in workloads
+        for p in peers
+        if (w.state != "snapshot" or p.can_snapshot) and (p.only is None or w.name in p.only)
+    ]
 
 
 def turns(cells: list[Cell], round: int) -> list[Cell]:

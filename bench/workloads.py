@@ -143,6 +143,7 @@ WORKLOADS = (
 
 NATIVE = "blockdev-native"
 PYTHON = "blockdev-python"
+UNCHECKED = "blockdev-unchecked"
 MEMORY = "nbdkit-memory"
 FILE = "nbdkit-file"
 QCOW2 = "qemu-nbd-qcow2"
@@ -151,12 +152,14 @@ RATIOS = (
     Ratio("random-read", NATIVE, "random-read", MEMORY, bar=0.75, goal=0.90),
     Ratio("random-read", NATIVE, "random-read", FILE),
     Ratio("random-read", NATIVE, "random-read", QCOW2),
+    Ratio("random-read", NATIVE, "random-read", UNCHECKED, goal=0.97),
     Ratio("random-read", PYTHON, "random-read", NATIVE),
     Ratio("sequential-read", NATIVE, "sequential-read", FILE, goal=0.90),
     Ratio("sequential-read", NATIVE, "sequential-read", QCOW2),
     Ratio("random-write", NATIVE, "random-write", QCOW2, bar=2.0, goal=3.0),
     Ratio("random-write", NATIVE, "random-write", FILE, goal=3.0),
     Ratio("random-write", NATIVE, "random-write", MEMORY, goal=0.6),
+    Ratio("random-write", NATIVE, "random-write", UNCHECKED, goal=0.97),
     Ratio("random-write", PYTHON, "random-write", NATIVE),
     Ratio("random-write-duplicates", NATIVE, "random-write", NATIVE, goal=1.0),
     Ratio("overwrite", NATIVE, "overwrite", FILE, goal=3.0),

@@ -5,7 +5,8 @@ A failed sync is never retried: the kernel may have dropped the pages (see the f
 
 A torture build (BLOCKDEV_VARIANT=torture, see docs/hacking.md) asks a hook before each call, which may record it, let it
 fail, cut it short or swallow it, and can switch one planted bug on.  In every other build both are constants that the
-compiler removes.
+compiler removes.  An unchecked build reads, writes and syncs with bare system calls: bench measures against it what the
+door costs.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -17,8 +18,31 @@ cdef extern from *:
     #else
     #define TORTURE_BUILD 0
     #endif
+
+    #include <errno.h>
+    #include <stdint.h>
+    #include <unistd.h>
+
+    #ifdef BLOCKDEV_UNCHECKED
+    #define BARE_BUILD 1
+    #else
+    #define BARE_BUILD 0
+    #endif
+
+    static inline int bare_read(int fd, void *buffer, uint64_t count, uint64_t offset)
+    { return pread(fd, buffer, count, offset) == (ssize_t)count ? 0 : EIO; }
+
+    static inline int bare_write(int fd, const void *buffer, uint64_t count, uint64_t offset)
+    { return pwrite(fd, buffer, count, offset) == (ssize_t)count ? 0 : EIO; }
+
+    static inline int bare_sync(int fd)
+    { return fdatasync(fd) < 0 ? errno : 0; }
     """
     bint TORTURE_BUILD
+    bint BARE_BUILD
+    int bare_read(int fd, void* buffer, uint64_t count, uint64_t offset) noexcept nogil
+    int bare_write(int fd, const void* buffer, uint64_t count, uint64_t offset) noexcept nogil
+    int bare_sync(int fd) noexcept nogil
 
 cpdef enum PlantedBug:                  # each breaks one promise; tests/torture must catch every one of them
     BUG_NONE = 0
@@ -50,10 +74,7 @@ cdef enum:
 
 cdef int medium_open(const char* path, int mode, int* fd) noexcept nogil
 cdef int medium_close(int fd) noexcept nogil
-cdef int medium_read(int fd, void* buffer, uint64_t count, uint64_t offset) noexcept nogil   # EIO on a short file
 cdef void medium_prefetch(int fd, uint64_t offset, uint64_t count) noexcept nogil           # a hint: will be read soon
-cdef int medium_write(int fd, const void* buffer, uint64_t count, uint64_t offset) noexcept nogil
-cdef int medium_sync(int fd) noexcept nogil                     # fdatasync
 cdef int medium_sync_directory(const char* path) noexcept nogil
 cdef int medium_rename(const char* source, const char* destination) noexcept nogil
 cdef int medium_truncate(int fd, uint64_t size_bytes) noexcept nogil
@@ -62,6 +83,21 @@ cdef int medium_unlink(const char* path) noexcept nogil
 cdef int medium_make_directory(const char* path) noexcept nogil
 cdef int medium_size(int fd, uint64_t* size_bytes) noexcept nogil
 cdef void medium_report(const char* format, int error, uint64_t a, uint64_t b) noexcept nogil
+
+cdef int medium_read_all(int fd, void* buffer, uint64_t count, uint64_t offset) noexcept nogil
+cdef int medium_write_all(int fd, const void* buffer, uint64_t count, uint64_t offset) noexcept nogil
+cdef int medium_sync_data(int fd) noexcept nogil
+
+cdef inline int medium_read(int fd, void* buffer, uint64_t count, uint64_t offset) noexcept nogil:
+    """EIO on a short file."""
+    return bare_read(fd, buffer, count, offset) if BARE_BUILD else medium_read_all(fd, buffer, count, offset)
+
+cdef inline int medium_write(int fd, const void* buffer, uint64_t count, uint64_t offset) noexcept nogil:
+    return bare_write(fd, buffer, count, offset) if BARE_BUILD else medium_write_all(fd, buffer, count, offset)
+
+cdef inline int medium_sync(int fd) noexcept nogil:
+    """fdatasync."""
+    return bare_sync(fd) if BARE_BUILD else medium_sync_data(fd)
 
 cdef bint medium_planted(PlantedBug bug) noexcept nogil
 

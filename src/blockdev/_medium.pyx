@@ -132,7 +132,7 @@ cdef int medium_close(int fd) noexcept nogil:
     return errno if close(fd) < 0 else 0
 
 
-cdef int medium_read(int fd, void* buffer, uint64_t count, uint64_t offset) noexcept nogil:
+cdef int medium_read_all(int fd, void* buffer, uint64_t count, uint64_t offset) noexcept nogil:
     cdef ssize_t got
     cdef uint64_t limit = count
     cdef Verdict verdict
@@ -163,7 +163,7 @@ cdef void medium_prefetch(int fd, uint64_t offset, uint64_t count) noexcept nogi
         offset += PREFETCH_BYTES
 
 
-cdef int medium_write(int fd, const void* buffer, uint64_t count, uint64_t offset) noexcept nogil:
+cdef int medium_write_all(int fd, const void* buffer, uint64_t count, uint64_t offset) noexcept nogil:
     cdef ssize_t done
     cdef uint64_t limit = count
     cdef int failure = 0
@@ -190,7 +190,7 @@ cdef int medium_write(int fd, const void* buffer, uint64_t count, uint64_t offse
     return failure
 
 
-cdef int medium_sync(int fd) noexcept nogil:
+cdef int medium_sync_data(int fd) noexcept nogil:
     cdef int failure = 0
     if settled(b"sync", fd, NULL, NULL, 0, &failure):
         return failure

@@ -3,7 +3,7 @@
 import os
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport ENOENT, ENOMEM
+from libc.errno cimport EIO, ENOENT, ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
@@ -461,24 +461,32 @@ cdef class Replay:
             failure = map_punch(pool.nodes, &disk.map, entry.block, entry.a)
         if failure:
             with gil:
-                raise errors.Corrupt(f"a map node that the log needs at LSN {lsn} does not verify (errno {failure})")
+                if failure != EIO:
+                    raise errors.medium_failure(f"the log at LSN {lsn} cannot be applied", failure)
+                raise errors.Corrupt(
+                    f"a map node that the log needs at LSN {lsn} is lost in map/nodes and in map/nodes-mirror; "
+                    "restore one of the two, or the pool directory, from a copy")
         return 0
 
     cdef apply_record(self, uint64_t address, const BatchEntry* entry, uint64_t lsn):
         cdef uint64_t offset = <uint64_t>(<uint32_t>address) * SLOT_BYTES
         cdef uint32_t count = record_copy_slots(entry), _copy
-        cdef bint sound = False
+        cdef bint sound = False, was_read = False
         cdef int failure = reader_turn(&self.reader, <uint32_t>(address >> 32))
+        raise_unreadable(failure)
         self.forget_disks()
         record = PyBytes_FromStringAndSize(NULL, entry.block)
-        for _copy in range(0 if failure else entry.object // count):
+        for _copy in range(entry.object // count):
             if not sound:
-                sound = (medium_read(self.reader.segment.file, <char*>record, entry.block, offset) == 0
-                         and checksum64(<char*>record, entry.block) == entry.a)
+                failure = medium_read(self.reader.segment.file, <char*>record, entry.block, offset)
+                was_read = was_read or not failure
+                sound = not failure and checksum64(<char*>record, entry.block) == entry.a
             offset += <uint64_t>count * SLOT_BYTES
         if not sound:
+            raise_unreadable(0 if was_read else failure)
             raise errors.Corrupt(
-                f"the record at LSN {lsn} (segment {address >> 32:08x} slot {<uint32_t>address}) does not verify")
+                f"the record at LSN {lsn} (segment {address >> 32:08x} slot {<uint32_t>address}) does not verify; "
+                "restore that file, or the pool directory, from a copy")
         self.on_record(record, lsn)
 
     cdef Disk* find_disk(self, const BatchEntry* entry, uint64_t lsn) except NULL nogil:

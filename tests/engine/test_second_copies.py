@@ -85,7 +85,7 @@ def test_one_copy_of_every_batch_header_may_be_lost(killed: str, which: str, dat
     check_whole(killed)
 
 
-@pytest.mark.parametrize("lost", ["nodes"])
+@pytest.mark.parametrize("lost", ["nodes", "nodes-mirror"])
 def test_a_lost_copy_of_a_map_node_is_written_anew(killed: str, lost: str, seed: int) -> None:
     check_whole(killed)
     file, other = Path(killed, "map", lost), Path(killed, "map", "nodes" if lost != "nodes" else "nodes-mirror")
@@ -100,7 +100,7 @@ def test_a_lost_copy_of_a_map_node_is_written_anew(killed: str, lost: str, seed:
     check_whole(killed)
 
 
-@pytest.mark.parametrize("lost", ["nodes"])
+@pytest.mark.parametrize("lost", ["nodes", "nodes-mirror"])
 def test_a_lost_node_file_costs_nothing(killed: str, lost: str) -> None:
     check_whole(killed)
     Path(killed, "map", lost).unlink()

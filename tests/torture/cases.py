@@ -198,6 +198,8 @@ def _go_on(world: World, chosen: Random) -> None:
     """The pool is in use again, and what it is asked now is not lost either."""
     if world.pool is None:
         world.create_pool()
+    if chosen.random() < 0.3:
+        world.inspect()
     mix(world, chosen, 4, ALL)
     world.flush()
     disk = chosen.choice(world.state.vdisks())

@@ -488,6 +488,29 @@ def segments_roll_by_records(world: World, chosen: Random) -> None:
         world.relabel((disk, None, chosen.randbytes(1000)))
 
 
+# --- no room ------------------------------------------------------------------------------------------------------------
+
+
+@scenario
+def full_file_system(world: World, chosen: Random) -> None:
+    """Data is refused; what makes room goes on in the spare segment; then there is room again."""
+    disk, other = world.create((4 * MIB, None, b""), (MIB, None, b""))
+    fill(world, disk, chosen, 200)
+    writes(world, other, chosen, 5)
+    world.recorder.no_room = True
+    for number in range(6):
+        fill(world, disk, chosen, 100, first=200 + 100 * number)
+        zero(world, disk, chosen)
+        world.relabel((disk, None, chosen.randbytes(1000)))
+        maybe_flush(world, chosen, 0.5)
+    world.delete(other)
+    if chosen.random() < 0.5:
+        world.checkpoint()
+    world.recorder.no_room = False
+    fill(world, disk, chosen, 300)
+    world.flush()
+
+
 # --- opening and closing ------------------------------------------------------------------------------------------------
 
 

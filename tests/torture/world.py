@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from blockdev import Pool
+from blockdev.errors import PoolFull
 from tests.engine.model import Content
 from tests.torture.file_system import Ground, Operation
 from tests.torture.oracle import (
@@ -174,14 +175,27 @@ class World:
 
     def write(self, disk: int, offset: int, data: bytes, fua: bool = False) -> None:
         asked = len(self.operations)
-        self.thing(disk).write(offset, data, fua=fua)
-        self._done(Change(disk, offset, len(data), data), asked, fua)
+        try:
+            self.thing(disk).write(offset, data, fua=fua)
+        except PoolFull:
+            self._done_in_part(disk, offset, len(data), asked)
+        else:
+            self._done(Change(disk, offset, len(data), data), asked, fua)
 
     def zero(self, disk: int, offset: int, length: int, discard: bool) -> None:
+        """Whole blocks need no room, parts of blocks do."""
         asked = len(self.operations)
         vdisk = self.thing(disk)
-        (vdisk.discard if discard else vdisk.write_zeroes)(offset, length)
-        self._done(Change(disk, offset, length, None), asked, False)
+        try:
+            (vdisk.discard if discard else vdisk.write_zeroes)(offset, length)
+        except PoolFull:
+            self._done_in_part(disk, offset, length, asked)
+        else:
+            self._done(Change(disk, offset, length, None), asked, False)
+
+    def _done_in_part(self, disk: int, offset: int, length: int, asked: int) -> None:
+        """There was no room for all of it: what is there now is what was done."""
+        self._done(Change(disk, offset, length, self.thing(disk).read(offset, length)), asked, False)
 
     def flush(self, disk: int | None = None) -> None:
         """Of one vdisk or of all: both cover every write that was replied to."""
