@@ -142,20 +142,16 @@ class Expected(NamedTuple):
 def expected(ground: Ground, damage: Damage, hit: list[Region]) -> Expected:
     specimen = ground.specimen
     unreadable: set[Place] = set()
-    may_refuse = False
     ends: list[int] = []
     for region in hit:
         if region.kind == "block":
             unreadable |= specimen.holders.get(region.address, set())
-        if region.kind == "record" and region.lsn >= 0:
-            may_refuse = True
         if region.last and region.kind in ("block", "record"):
             ends.append(region.lsn)
     whole_file = damage.length <= 0 and damage.file.startswith("segments/")
     if whole_file:
-        may_refuse = specimen.kind != "closed" or may_refuse
         ends = sorted({region.lsn for region in hit if region.lsn >= 0})  # what told of them may be gone as well
-    return Expected(may_refuse, unreadable, ends, not whole_file)
+    return Expected(whole_file and specimen.kind != "closed", unreadable, ends, not whole_file)
 
 
 # --- one case --------------------------------------------------------------------------------------------------------
