@@ -3,7 +3,7 @@
 import os
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EINTR, EIO, EOPNOTSUPP, errno
+from libc.errno cimport EEXIST, EINTR, EIO, EOPNOTSUPP, errno
 from libc.stdint cimport uint64_t
 from posix.unistd cimport close, fdatasync, fsync, ftruncate, unlink
 from posix.fcntl cimport (
@@ -320,6 +320,18 @@ def write_file(str path, chunks, bint create, bint durable):
 def make_directory(str path):
     """Make a directory, mode 0700; durable after sync_directory of the one it is in."""
     _check(medium_make_directory(path.encode()), path)
+
+
+def make_directories(str path):
+    """Make a directory, mode 0700, where there is none yet, with those above it that are missing; durable."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    make_directories(parent)
+    cdef int failure = medium_make_directory(path.encode())
+    if failure != EEXIST or not os.path.isdir(path):
+        _check(failure, path)
+    sync_directory(parent)
 
 
 def sync_directory(str path):

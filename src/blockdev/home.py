@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from blockdev import _medium
 from blockdev.errors import InvalidArgument, NotFound
 
 SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path without its terminating zero
@@ -84,7 +85,7 @@ class Home:
 
     def make_directories(self) -> None:
         """The home, keys/ and run/, for the owner alone; what exists keeps its mode, but run/ and keys/ are private."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _medium.make_directories(str(self.path))
         for private in (self.keys, self.run):
             private.mkdir(mode=0o700, exist_ok=True)
             private.chmod(0o700)

@@ -138,6 +138,7 @@ class Pool:
             raise NotFound(f"{path} is not a pool (it has no superblock): make one with blockdevctl init")
         lock_file = take_lock(path)
         try:
+            _medium.sync_directory(os.path.dirname(path))  # whoever made the pool may not have come so far
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             recovered = recover(
                 path,
@@ -622,7 +623,7 @@ def _write_new_pool(path: str, capacity_bytes: int, segment_slots: int) -> None:
     making = f"{path}.making-{os.getpid()}"
     shutil.rmtree(making, ignore_errors=True)
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        _medium.make_directories(os.path.dirname(path))
         for directory in (making, f"{making}/segments", f"{making}/map"):
             _medium.make_directory(directory)
         table = records.encode_table(Table(1, 0, 1, 1, 0, 1, 1, [], b"", b""))

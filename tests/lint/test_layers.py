@@ -11,8 +11,8 @@ from tests.lint.sources import ROOT, imports, module_name, package_sources, show
 # Higher may import lower.  Units of the same level do not know each other.
 LEVELS = [
     {"errors", "constants", "types", "clock", "diagnostics", "_sync"},
-    {"_medium", "home", "_nbdkit_guard"},
-    {"_dedup"},
+    {"_medium", "_nbdkit_guard"},
+    {"_dedup", "home"},
     {"_nodes", "_segments"},
     {"_log"},
     {"_cow"},
