@@ -19,21 +19,24 @@ from types import FrameType
 from typing import Any
 
 from bench import machine, report
+from bench.disks import Sizes
 from bench.peers import PEERS
-from bench.rounds import Failure, Plan, Run, run_all
+from bench.rounds import Failure, Plan, Run, cells, run_all
 from bench.server import ServerFailed
 from bench.workloads import GIB, MIB, WORKLOADS
 
 DEFAULT_FOLDER = Path(__file__).parents[1] / ".cache" / "bench"
-FULL = {"rounds": 5, "runtime": 5.0, "filled": 1 * GIB, "fresh": 4 * GIB}
-QUICK = {"rounds": 3, "runtime": 1.0, "filled": 256 * MIB, "fresh": 1 * GIB}
+FULL = {"rounds": 5, "runtime": 2.0, "filled": 1 * GIB, "fresh": 4 * GIB, "sustained": 8 * GIB}
+QUICK = {"rounds": 3, "runtime": 1.0, "filled": 256 * MIB, "fresh": 1 * GIB, "sustained": 1 * GIB}
 
 
 def _arguments(given: list[str] | None) -> argparse.Namespace:
     names = [workload.name for workload in WORKLOADS]
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--quick", action="store_true", help="short runs on small disks: a look, not a measurement"
+        "--quick",
+        action="store_true",
+        help="short runs on small disks, of what has a bar: a look, not a measurement",
     )
     parser.add_argument("--workload", action="append", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--peer", action="append", choices=list(PEERS), metavar="NAME", help=", ".join(PEERS))
@@ -42,6 +45,9 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--filled-mib", type=int, metavar="N", help="size of disks filled before the run")
     parser.add_argument(
         "--fresh-mib", type=int, metavar="N", help="size of disks never written before the run"
+    )
+    parser.add_argument(
+        "--sustained-mib", type=int, metavar="N", help="written by each run of sustained writes"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="repeat a run's data and offsets")
     parser.add_argument(
@@ -58,8 +64,11 @@ def _plan(arguments: argparse.Namespace, scratch: Path) -> Plan:
     return Plan(
         rounds=arguments.rounds or int(default["rounds"]),
         runtime_seconds=arguments.runtime or default["runtime"],
-        filled_bytes=(arguments.filled_mib or 0) * MIB or int(default["filled"]),
-        fresh_bytes=(arguments.fresh_mib or 0) * MIB or int(default["fresh"]),
+        sizes=Sizes(
+            filled_bytes=(arguments.filled_mib or 0) * MIB or int(default["filled"]),
+            fresh_bytes=(arguments.fresh_mib or 0) * MIB or int(default["fresh"]),
+            sustained_bytes=(arguments.sustained_mib or 0) * MIB or int(default["sustained"]),
+        ),
         seed=random.SystemRandom().randrange(1 << 30) if arguments.seed is None else arguments.seed,
         scratch=scratch,
     )
@@ -90,15 +99,17 @@ def _measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     workloads = [
         workload for workload in WORKLOADS if workload.name in (arguments.workload or [workload.name])
     ]
+    # A workload that was asked for by name runs in full.
+    wanted_cells = cells(workloads, peers, only_for_the_bars=arguments.quick and not arguments.workload)
     head = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": arguments.quick,
         "machine": machine.describe(scratch),
         "plan": {**asdict(plan), "scratch": str(scratch)},
-        "workloads": [asdict(workload) for workload in workloads],
+        "workloads": [asdict(workload) for workload in dict.fromkeys(workload for workload, _ in wanted_cells)],
         "left_out": left_out,
     }
-    done = list(run_all(plan, workloads, peers, _tell))
+    done = list(run_all(plan, wanted_cells, _tell))
     runs = [run for run in done if isinstance(run, Run)]
     failures = [asdict(failure) for failure in done if isinstance(failure, Failure)]
     return report.result({**head, "failures": failures}, runs)
@@ -112,7 +123,6 @@ def main(given: list[str] | None = None) -> int:
     arguments = _arguments(given)
     signal.signal(signal.SIGTERM, _stop)
     arguments.scratch.mkdir(parents=True, exist_ok=True)
-    # Short: the sockets lie in it, and a socket's path has 107 bytes.
     scratch = Path(tempfile.mkdtemp(prefix="run-", dir=arguments.scratch.absolute()))
     try:
         result = _measure(arguments, scratch)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import resource
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.workloads import DISTINCT_DATA, MIB, Workload
 
 GRACE_SECONDS = 120  # beyond the run itself: start, the last requests in flight, end
+SUSTAINED_SECONDS_MAX = 1800
+SERIES_MS = 500  # one point of the speed over time
 PERCENTILES = ("50", "99", "99.9")
 
 
@@ -19,23 +22,48 @@ class FioFailed(RuntimeError):
     """fio ended with an error, or without having done anything."""
 
 
+class Connection(NamedTuple):
+    """One of the client's connections and the part of the disk that it works on."""
+
+    uri: str
+    offset: int
+    size_bytes: int
+
+
 @dataclass(frozen=True)
 class Measurement:
+    """All connections together; `latency_us` goes from handing a request to libnbd until its answer."""
+
     iops: float
     megabytes_per_second: float
     bytes_done: int
-    latency_us: dict[str, float]  # percentile -> from handing a request to libnbd until its answer
+    bytes_written: int
+    latency_us: dict[str, float]  # by percentile
     flush_latency_us: dict[str, float] | None  # of the flushes alone, where there are any
     client_cpu_seconds: float
+    series: list[tuple[float, float]] | None  # (seconds since the start, IOPS), of a sustained run
 
 
-def _run(uri: str, seed: int, output: Path, seconds_max: float, options: list[str]) -> dict[str, Any]:
+def connections(workload: Workload, uris: Sequence[str], size_bytes: int) -> list[Connection]:
+    """One for each of the clones, or as many as the workload wants to the one disk, in parts of their own."""
+    if workload.clones:
+        return [Connection(uri, 0, size_bytes) for uri in uris]
+    part = size_bytes // workload.connections // workload.request_bytes * workload.request_bytes
+    return [Connection(uris[0], part * number, part) for number in range(workload.connections)]
+
+
+def _run(
+    clients: Sequence[Connection], seed: int, output: Path, seconds_max: float, options: Sequence[str]
+) -> dict[str, Any]:
     command = [
         "fio",
-        "--name=bench",
+        "--name=global",
         "--ioengine=nbd",
-        f"--uri={uri}",
-        # A file: on stdout the nbd engine's greeting comes before the JSON.
+        # 64 processes would cost more to start than some runs take.
+        "--thread",
+        # One answer for all jobs, percentiles over all their requests; reads and writes apart and together.
+        "--group_reporting",
+        "--unified_rw_reporting=both",
         f"--output={output}",
         "--output-format=json",
         # Data and offsets follow from our seed alone; by default every run repeats those of the one before.
@@ -44,15 +72,19 @@ def _run(uri: str, seed: int, output: Path, seconds_max: float, options: list[st
         f"--percentile_list={':'.join(PERCENTILES)}",
         *options,
     ]
+    for number, client in enumerate(clients):
+        command += [f"--name=connection{number}", f"--uri={client.uri}"]
+        command += [f"--offset={client.offset}", f"--size={client.size_bytes}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds_max + GRACE_SECONDS)
     if done.returncode != 0:
         raise FioFailed(
             f"fio ended with status {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}"
         )
-    text = output.read_text()
-    if not text.startswith("{"):
-        raise FioFailed(f"fio said: {text.strip()[-500:]}")
-    job: dict[str, Any] = json.loads(text)["jobs"][0]
+    # The nbd engine greets each connection in the same file first.
+    greetings, brace, answer = output.read_text().partition("{")
+    if not brace:
+        raise FioFailed(f"fio said: {greetings.strip()[-500:]}")
+    job: dict[str, Any] = json.loads(brace + answer)["jobs"][0]
     if job["error"] != 0:
         raise FioFailed(f"fio's job ended with error {job['error']}")
     return job
@@ -60,24 +92,21 @@ def _run(uri: str, seed: int, output: Path, seconds_max: float, options: list[st
 
 def fill(uri: str, size_bytes: int, seed: int, output: Path) -> None:
     """Write the whole disk once with distinct incompressible blocks."""
-    _run(
-        uri,
-        seed,
-        output,
-        600,
-        ["--rw=write", f"--bs={MIB}", "--iodepth=8", f"--size={size_bytes}", "--end_fsync=1", *DISTINCT_DATA],
-    )
+    options = ["--rw=write", f"--bs={MIB}", "--iodepth=8", "--end_fsync=1", *DISTINCT_DATA]
+    _run([Connection(uri, 0, size_bytes)], seed, output, 600, options)
 
 
 def _span(workload: Workload, runtime_seconds: float) -> list[str]:
+    if workload.sustained:
+        return []
     limit = f"--runtime={round(runtime_seconds * 1000)}ms"  # fio takes no fractions
-    if workload.reads_only:
+    if workload.reads_only and workload.state != "cold":
         # Reads change nothing, so they may go round as long as they like.  No random map: a real reader
         # comes back to a block too, and fio's bookkeeping would cost its one core.
         return [limit, "--time_based", "--norandommap"]
-    # Writes touch every block once at most (fio's random map sees to it) and end with the disk or the time:
+    # The others touch every block once at most (fio's random map sees to it) and end with the disk or the time:
     # a second write to a block would meet another state than the one under test (allocated in qcow2,
-    # no longer shared with the snapshot).
+    # no longer shared with the snapshot), a second cold read would be a warm one.
     return [limit]
 
 
@@ -86,35 +115,51 @@ def _latencies(part: dict[str, Any]) -> dict[str, float]:
     return {key: percentiles[float(key)] / 1000 for key in PERCENTILES if float(key) in percentiles}
 
 
+def _series(log: Path) -> list[tuple[float, float]]:
+    """fio's lines are time in ms, requests a second, direction, size, offset."""
+    rows = [line.split(",") for line in log.read_text().splitlines()]
+    log.unlink()
+    return [(int(row[0]) / 1000, float(row[1])) for row in rows]
+
+
 def measure(
-    workload: Workload, uri: str, size_bytes: int, runtime_seconds: float, seed: int, output: Path
+    workload: Workload,
+    uris: Sequence[str],
+    size_bytes: int,
+    runtime_seconds: float,
+    seed: int,
+    output: Path,
 ) -> Measurement:
-    """Run `workload` on the disk at `uri`.  Raises FioFailed on any I/O error."""
+    """Run `workload` on the disks at `uris`.  Raises FioFailed on any I/O error."""
+    log = output.with_name("fio-series")
+    logged = [f"--write_iops_log={log}", "--per_job_logs=0", f"--log_avg_msec={SERIES_MS}"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     job = _run(
-        uri,
+        connections(workload, uris, size_bytes),
         seed,
         output,
-        runtime_seconds,
+        SUSTAINED_SECONDS_MAX if workload.sustained else runtime_seconds,
         [
             f"--rw={workload.pattern}",
             f"--bs={workload.request_bytes}",
             f"--iodepth={workload.depth}",
-            f"--size={size_bytes}",
             *_span(workload, runtime_seconds),
             *workload.options,
+            *(logged if workload.sustained else []),
         ],
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    side = job["read" if workload.reads_only else "write"]
-    if side["io_bytes"] == 0:
+    together = job["mixed"]
+    if together["io_bytes"] == 0:
         raise FioFailed("fio did no input or output")
     flushes = job["sync"]["total_ios"] > 0
     return Measurement(
-        iops=side["iops"],
-        megabytes_per_second=side["bw_bytes"] / 1e6,
-        bytes_done=side["io_bytes"],
-        latency_us=_latencies(side["clat_ns"]),
+        iops=together["iops"],
+        megabytes_per_second=together["bw_bytes"] / 1e6,
+        bytes_done=together["io_bytes"],
+        bytes_written=job["write"]["io_bytes"],
+        latency_us=_latencies(together["clat_ns"]),
         flush_latency_us=_latencies(job["sync"]["lat_ns"]) if flushes else None,
         client_cpu_seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        series=_series(log.with_name(f"{log.name}_iops.log")) if workload.sustained else None,
     )

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import closing
@@ -20,13 +21,26 @@ from typing import Any, ClassVar, Self
 from blockdev.targets import nbdkit
 
 from bench.server import Server, ServerFailed
-from bench.workloads import FILE, GIB, MEMORY, NATIVE, PYTHON, QCOW2, UNCHECKED
+from bench.workloads import (
+    FILE,
+    GIB,
+    MEMORY,
+    MIB,
+    NATIVE,
+    PYTHON,
+    QCOW2,
+    QCOW2_SNAPSHOTS,
+    REFLINK,
+    STORAGE_DAEMON,
+    UNCHECKED,
+)
 from blockdev import Pool
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError
 from blockdev.home import Home
 
-VDISK = "bench/disk"
+VM = "bench"
+VDISK = f"{VM}/disk"
 POOL_CAPACITY_BYTES = 64 * GIB  # far more than a run writes: what runs out is not measured here
 
 
@@ -36,11 +50,12 @@ class Peer(ABC):
     name: ClassVar[str]
     can_snapshot: ClassVar[bool] = False
     keeps_memory_only: ClassVar[bool] = False  # nothing on the file system to wait for
-    only: ClassVar[tuple[str, ...] | None] = None  # workloads that it is there for; None: all
+    snapshots: ClassVar[int] = 0  # that the filled disk has in any case
 
     def __init__(self, folder: Path, size_bytes: int) -> None:
         self.folder = folder
         self.size_bytes = size_bytes
+        self.snapshot_count = 0
 
     def __enter__(self) -> Self:
         self.folder.mkdir(mode=0o700, parents=True)
@@ -75,7 +90,24 @@ class Peer(ABC):
 
     def snapshot(self) -> None:
         """Take a snapshot, durable when it returns."""
-        raise NotImplementedError(f"{self.name} has no snapshots")
+        self.snapshot_count += 1
+        self._take_snapshot(str(self.snapshot_count))
+
+    def clones(self, count: int) -> list[str]:
+        """Where clients find `count` clones of the disk as it is; a peer without any offers the disk itself."""
+        return [self.uri] * count
+
+    def checkpoint(self) -> None:
+        """Have the server write down what it keeps in memory about the disk."""
+        raise NotImplementedError(f"{self.name} has no checkpoints")
+
+    def evict(self) -> None:
+        """Have the page cache hold nothing of the disk's files."""
+        os.sync()  # what is dirty stays
+        for path in self.folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def details(self) -> dict[str, Any]:
         """What the server itself tells of its work so far."""
@@ -92,6 +124,9 @@ class Peer(ABC):
     @abstractmethod
     def _stop(self) -> None:
         """End the server, and wait for it."""
+
+    def _take_snapshot(self, name: str) -> None:
+        raise NotImplementedError(f"{self.name} has no snapshots")
 
     def _remove(self) -> None:
         # Dirty pages of a deleted file are dropped, not written: the next run finds an idle disk.
@@ -153,15 +188,30 @@ class Blockdev(Peer):
 
     @property
     def uri(self) -> str:
-        return f"nbd+unix:///{VDISK}?socket={self._home.nbd_socket}"
+        return self._uri(VDISK)
+
+    def _uri(self, name: str) -> str:
+        return f"nbd+unix:///{name}?socket={self._home.nbd_socket}"
 
     @property
     def process_id(self) -> int:
         return self._server.pid
 
-    def snapshot(self) -> None:
+    def clones(self, count: int) -> list[str]:
+        self.snapshot()
+        names = [f"{VM}-{number}/disk" for number in range(count)]
         with closing(EngineClient(self._home.engine_socket)) as engine:
-            engine.snapshot([engine.find(VDISK).id], [f"{VDISK}@bench"], [b""])
+            snapshot = engine.find(f"{VDISK}@{self.snapshot_count}").id
+            engine.clone([(snapshot, name, b"") for name in names])
+        return [self._uri(name) for name in names]
+
+    def checkpoint(self) -> None:
+        with closing(EngineClient(self._home.engine_socket)) as engine:
+            engine.checkpoint()
+
+    def _take_snapshot(self, name: str) -> None:
+        with closing(EngineClient(self._home.engine_socket)) as engine:
+            engine.snapshot([engine.find(VDISK).id], [f"{VDISK}@{name}"], [b""])
 
     def details(self) -> dict[str, Any]:
         with closing(EngineClient(self._home.engine_socket)) as engine:
@@ -202,7 +252,6 @@ class BlockdevUnchecked(BlockdevNative):
     """
 
     name = UNCHECKED
-    only = ("random-read", "random-write")
 
     _unchecked: Server
 
@@ -287,15 +336,88 @@ class NbdkitFile(ForeignPeer):
         return ["nbdkit", "-f", "-U", str(self.socket_path), "file", str(self._image)]
 
 
-class QemuNbdQcow2(ForeignPeer):
-    """qemu-nbd on qcow2 with its defaults (64 KiB clusters, page cache, thread pool; io_uring was no faster here)."""
+class NbdkitFileReflink(NbdkitFile):
+    """The same on XFS, in a file of its own mounted as a loop device; snapshots and clones are copies that share blocks."""
 
-    name = QCOW2
+    name = REFLINK
     can_snapshot = True
 
     @classmethod
     def missing(cls) -> str | None:
-        return _missing_program("qemu-nbd", "qemu-img")
+        if os.geteuid() != 0:
+            return "mounting a file system needs root"
+        return _missing_program("nbdkit", "mkfs.xfs") or _reason_not_to_mount_xfs()
+
+    @property
+    def _mount_point(self) -> Path:
+        return self.folder / "xfs"
+
+    @property
+    def _image(self) -> Path:
+        return self._mount_point / "disk.raw"
+
+    @property
+    def uri(self) -> str:
+        return self._uri(self._image.name)
+
+    def _uri(self, name: str) -> str:
+        return f"nbd+unix:///{name}?socket={self.socket_path}"
+
+    def clones(self, count: int) -> list[str]:
+        names = [f"clone-{number}.raw" for number in range(count)]
+        for name in names:
+            self._copy(name)
+        return [self._uri(name) for name in names]
+
+    def _create(self) -> None:
+        # Overwriting a shared block takes a new one: the disk twice, its log and its bookkeeping.
+        _mount_xfs(self.folder / "xfs.img", 2 * self.size_bytes + XFS_BYTES_MIN, self._mount_point)
+        super()._create()
+
+    def _command(self) -> list[str]:
+        return ["nbdkit", "-f", "-U", str(self.socket_path), "file", f"dir={self._mount_point}"]
+
+    def _take_snapshot(self, name: str) -> None:
+        self._copy(f"snapshot-{name}.raw")
+        os.sync()
+
+    def _copy(self, name: str) -> None:
+        _run("cp", "--reflink=always", str(self._image), str(self._mount_point / name))
+
+    def _remove(self) -> None:
+        if self._mount_point.is_mount():
+            _run("umount", str(self._mount_point))
+        super()._remove()
+
+
+XFS_BYTES_MIN = 512 * MIB  # mkfs.xfs takes no less than 300 MiB
+
+
+def _mount_xfs(file: Path, size_bytes: int, mount_point: Path) -> None:
+    """A new XFS in a sparse file; unmounting gives the loop device back."""
+    with file.open("wb") as image:
+        image.truncate(size_bytes)
+    mount_point.mkdir()
+    _run("mkfs.xfs", "-q", "-m", "reflink=1", str(file))
+    # discard: blocks that the file system frees go back to the file below.
+    _run("mount", "-o", "loop,discard", str(file), str(mount_point))
+
+
+def _reason_not_to_mount_xfs() -> str | None:
+    with tempfile.TemporaryDirectory() as folder:
+        mount_point = Path(folder) / "xfs"
+        try:
+            _mount_xfs(Path(folder) / "xfs.img", XFS_BYTES_MIN, mount_point)
+        except ServerFailed as error:
+            return str(error)
+        _run("umount", str(mount_point))
+    return None
+
+
+class Qcow2(ForeignPeer):
+    """A new qcow2 image with qemu's defaults: 64 KiB clusters, page cache, thread pool (io_uring was no faster here)."""
+
+    can_snapshot = True
 
     @property
     def _image(self) -> Path:
@@ -304,23 +426,91 @@ class QemuNbdQcow2(ForeignPeer):
     def _create(self) -> None:
         _run("qemu-img", "create", "-q", "-f", "qcow2", str(self._image), str(self.size_bytes))
 
-    def _command(self) -> list[str]:
-        # --persistent: it would end with its first client, and `fill` is one.
-        return [
-            "qemu-nbd",
-            "--persistent",
-            f"--socket={self.socket_path}",
-            "--format=qcow2",
-            str(self._image),
-        ]
-
-    def snapshot(self) -> None:
+    def _take_snapshot(self, name: str) -> None:
         """Internal; qemu-img wants the image closed, so the server starts anew."""
         self._stop()
-        _run("qemu-img", "snapshot", "-c", "bench", str(self._image))
+        _run("qemu-img", "snapshot", "-c", name, str(self._image))
         self._start()
 
 
+class QemuNbdQcow2(Qcow2):
+    """Served by qemu-nbd."""
+
+    name = QCOW2
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return _missing_program("qemu-nbd", "qemu-img")
+
+    def _command(self) -> list[str]:
+        # --persistent: it would end with its first client, and `fill` is one.  --shared=0: as many as come.
+        options = ["--persistent", "--shared=0", f"--socket={self.socket_path}", "--format=qcow2"]
+        return ["qemu-nbd", *options, str(self._image)]
+
+
+class QemuNbdQcow2Snapshots(QemuNbdQcow2):
+    """The same after a while of use: with 20 internal snapshots of the filled disk."""
+
+    name = QCOW2_SNAPSHOTS
+    snapshots = 20
+
+
+class QemuStorageDaemonQcow2(Qcow2):
+    """Served by qemu-storage-daemon; clones are overlays that have the disk as their common backing file."""
+
+    name = STORAGE_DAEMON
+
+    def __init__(self, folder: Path, size_bytes: int) -> None:
+        super().__init__(folder, size_bytes)
+        self._overlays: list[Path] = []
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return _missing_program("qemu-storage-daemon", "qemu-img")
+
+    @property
+    def uri(self) -> str:
+        return self._uri(self._image.stem)
+
+    def _uri(self, name: str) -> str:
+        return f"nbd+unix:///{name}?socket={self.socket_path}"
+
+    def clones(self, count: int) -> list[str]:
+        self._stop()
+        self._overlays = [self.folder / f"overlay{number}.qcow2" for number in range(count)]
+        for overlay in self._overlays:
+            _run("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(self._image), "-F", "qcow2", str(overlay))
+        self._start()
+        return [self._uri(overlay.stem) for overlay in self._overlays]
+
+    def _command(self) -> list[str]:
+        command = ["qemu-storage-daemon", "--nbd-server", f"addr.type=unix,addr.path={self.socket_path}"]
+        command += _blockdev(self._image, "read-only=on" if self._overlays else "read-only=off")
+        for overlay in self._overlays:
+            command += _blockdev(overlay, f"backing={self._image.stem}")
+        for image in self._overlays or [self._image]:
+            name = image.stem
+            command += ["--export", f"type=nbd,id={name}-export,node-name={name},name={name},writable=on"]
+        return command
+
+
+def _blockdev(image: Path, option: str) -> list[str]:
+    """One image as a node of qemu's that is named after it."""
+    node = f"driver=qcow2,node-name={image.stem},file.driver=file,file.filename={image},{option}"
+    return ["--blockdev", node]
+
+
 PEERS: dict[str, type[Peer]] = {
-    peer.name: peer for peer in (NbdkitMemory, NbdkitFile, QemuNbdQcow2, BlockdevNative, BlockdevPython, BlockdevUnchecked)
+    peer.name: peer
+    for peer in (
+        NbdkitMemory,
+        NbdkitFile,
+        NbdkitFileReflink,
+        QemuNbdQcow2,
+        QemuNbdQcow2Snapshots,
+        QemuStorageDaemonQcow2,
+        BlockdevNative,
+        BlockdevPython,
+        BlockdevUnchecked,
+    )
 }

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from bench import fio
 from bench.__main__ import DEFAULT_FOLDER
+from bench.disks import Sizes, served_disk
 from bench.fio import FioFailed
 from bench.peers import PEERS
-from bench.rounds import Plan, served_disk
+from bench.rounds import Plan
 from bench.server import ServerFailed
 from bench.workloads import GIB, NATIVE, WORKLOADS, Workload
 from blockdev.errors import BlockdevError
@@ -74,9 +75,13 @@ def _perf(process_id: int, target: Path) -> Iterator[None]:
 
 
 def _record(plan: Plan, workload: Workload, peer: str, target: Path) -> fio.Measurement:
-    output = plan.scratch / "fio.json"
-    with served_disk(plan, workload, PEERS[peer]) as disk, _perf(disk.process_id, target):
-        return fio.measure(workload, disk.uri, disk.size_bytes, plan.runtime_seconds, plan.seed, output)
+    output, folder = plan.scratch / "fio.json", plan.scratch / "disk"
+    with (
+        served_disk(workload, PEERS[peer], plan.sizes, folder, plan.seed) as disk,
+        _perf(disk.peer.process_id, target),
+    ):
+        size_bytes = disk.peer.size_bytes
+        return fio.measure(workload, disk.uris, size_bytes, plan.runtime_seconds, plan.seed, output)
 
 
 def _show(record: Path, percent: float, callers: bool) -> None:
@@ -101,7 +106,7 @@ def main() -> int:
     DEFAULT_FOLDER.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="run-", dir=DEFAULT_FOLDER))
     record: Path = arguments.keep or scratch / "perf.data"
-    plan = Plan(1, arguments.runtime, GIB, 4 * GIB, 1, scratch)
+    plan = Plan(1, arguments.runtime, Sizes(GIB, 4 * GIB, 8 * GIB), 1, scratch)
     try:
         done = _record(plan, workload, arguments.peer, record)
         print(f"{arguments.peer}, {workload.title}: {done.iops:,.0f} IOPS under perf\n")

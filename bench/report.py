@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from bench.rounds import Run
-from bench.workloads import RATIOS, WORKLOADS, Ratio, Workload
+from bench.workloads import RATIOS, WORKLOADS, Ratio, Value, Workload
 
-RESULT_FORMAT = 1
+RESULT_FORMAT = 2
 NOISE_SHARE_MAX = 0.10  # of all cores; runs beside more than this are named in the text
 
 
@@ -18,8 +18,10 @@ def _of(runs: Iterable[Run], workload: str, peer: str) -> dict[int, Run]:
     return {run.round: run for run in runs if run.workload == workload and run.peer == peer}
 
 
-def _speed(run: Run, workload: str) -> float:
-    unit = next(w.unit for w in WORKLOADS if w.name == workload)
+def _value(run: Run, value: Value) -> float:
+    if value != "speed":
+        return run.latency_us[value.removeprefix("p")]
+    unit = next(w.unit for w in WORKLOADS if w.name == run.workload)
     return run.iops if unit == "IOPS" else run.megabytes_per_second
 
 
@@ -28,20 +30,16 @@ def compare(runs: Sequence[Run], ratio: Ratio) -> dict[str, Any] | None:
     ours = _of(runs, ratio.workload, ratio.peer)
     others = _of(runs, ratio.other_workload, ratio.other_peer)
     values = [
-        _speed(ours[round], ratio.workload) / _speed(others[round], ratio.other_workload)
+        _value(ours[round], ratio.value) / _value(others[round], ratio.other_value)
         for round in sorted(ours.keys() & others.keys())
     ]
     if not values:
         return None
     median = statistics.median(values)
-    return {
-        **asdict(ratio),
-        "median": median,
-        "min": min(values),
-        "max": max(values),
-        "bar_met": None if ratio.bar is None else median >= ratio.bar,
-        "goal_met": None if ratio.goal is None else median >= ratio.goal,
-    }
+    met = None
+    if ratio.bar is not None:
+        met = median >= ratio.bar if ratio.value == "speed" else median <= ratio.bar
+    return {**asdict(ratio), "median": median, "min": min(values), "max": max(values), "bar_met": met}
 
 
 def _median_of(runs: Sequence[Run], field: str) -> Any:
@@ -98,7 +96,7 @@ def text(result: dict[str, Any]) -> str:
 
 
 def _head_lines(result: dict[str, Any]) -> list[str]:
-    machine, plan = result["machine"], result["plan"]
+    machine, plan, sizes = result["machine"], result["plan"], result["plan"]["sizes"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
         f"blockdev benchmark of {result['started']}",
@@ -106,7 +104,8 @@ def _head_lines(result: dict[str, Any]) -> list[str]:
         f"{machine['file_system']}",
         versions,
         f"{plan['rounds']} rounds of {plan['runtime_seconds']} s, seed {plan['seed']}, disks of "
-        f"{plan['filled_bytes'] >> 20} MiB filled and {plan['fresh_bytes'] >> 20} MiB fresh",
+        f"{sizes['filled_bytes'] >> 20} MiB filled, {sizes['fresh_bytes'] >> 20} MiB fresh, "
+        f"{sizes['sustained_bytes'] >> 20} MiB for sustained writes",
     ]
     lines += [f"left out: {name}: {reason}" for name, reason in result["left_out"].items()]
     return lines + [
@@ -130,31 +129,31 @@ def _table(rows: list[list[str]]) -> list[str]:
 
 def _ratio_lines(ratios: list[dict[str, Any]]) -> list[str]:
     if not ratios:
-        return ["no ratios: blockdev's own peers did not run"]
-    rows = [["ratio", "median", "min", "max", "bar", "", "goal", ""]]
+        return ["no ratios: no two peers to compare did run"]
+    rows = [["ratio", "median", "min", "max", "bar", ""]]
     for ratio in ratios:
-        rows.append(
-            [
-                _ratio_title(ratio),
-                f"{ratio['median']:.2f}",
-                f"{ratio['min']:.2f}",
-                f"{ratio['max']:.2f}",
-                *_verdict(ratio["bar"], ratio["bar_met"]),
-                *_verdict(ratio["goal"], ratio["goal_met"]),
-            ]
-        )
+        span = [f"{ratio[key]:.2f}" for key in ("median", "min", "max")]
+        rows.append([title_of(ratio), *span, *_verdict(ratio)])
     return _table(rows)
 
 
-def _ratio_title(ratio: dict[str, Any]) -> str:
+def title_of(ratio: dict[str, Any]) -> str:
+    """In words: what over what."""
+    values = "" if ratio["value"] == "speed" else f", {ratio['value']} / {ratio['other_value']}"
+    sides = (ratio["workload"], ratio["peer"]), (ratio["other_workload"], ratio["other_peer"])
+    if sides[0] == sides[1]:
+        return f"{ratio['workload']}: {ratio['peer']}{values}"
     if ratio["workload"] == ratio["other_workload"]:
-        return f"{ratio['workload']}: {ratio['peer']} / {ratio['other_peer']}"
+        return f"{ratio['workload']}: {ratio['peer']} / {ratio['other_peer']}{values}"
     other = "" if ratio["peer"] == ratio["other_peer"] else f" of {ratio['other_peer']}"
-    return f"{ratio['workload']} / {ratio['other_workload']}{other}: {ratio['peer']}"
+    return f"{ratio['workload']} / {ratio['other_workload']}{other}: {ratio['peer']}{values}"
 
 
-def _verdict(wanted: float | None, met: bool | None) -> list[str]:
-    return ["", ""] if wanted is None else [f"{wanted:.2f}", "met" if met else "MISSED"]
+def _verdict(ratio: dict[str, Any]) -> list[str]:
+    if ratio["bar"] is None:
+        return ["", ""]
+    sign = ">=" if ratio["value"] == "speed" else "<="
+    return [f"{sign} {ratio['bar']:.2f}", "met" if ratio["bar_met"] else "MISSED"]
 
 
 def _workload_lines(workload: Workload, rows: list[dict[str, Any]]) -> list[str]:

@@ -1,29 +1,34 @@
 """Runs workloads against peers in turns and keeps every single run.
 
-Every run has a disk made for it, except that workloads which only read share one disk per peer and group.  A disk is
-filled, and what the page cache still holds of that is written out, before the clock starts.
+Every run has a disk made for it, except that workloads which only read share one per peer and state of the disk for as
+long as their group runs.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
+import nbd
 from bench import fio
+from bench.disks import Disk, Sizes, served_disk
 from bench.fio import FioFailed
 from bench.machine import busy_cpu_seconds
 from bench.peers import Peer
 from bench.server import ServerFailed, usage_of
-from bench.workloads import GIB, Workload
+from bench.workloads import GIB, Workload, for_the_bars
 from blockdev.errors import BlockdevError
 
-FILL_SEED_OFFSET = 1_000_000  # so that no write under test repeats the data it overwrites
+CHECKPOINT_PAUSE_SECONDS = 0.1  # between the end of one and the next
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,7 @@ class Plan:
 
     rounds: int
     runtime_seconds: float
-    filled_bytes: int
-    fresh_bytes: int
+    sizes: Sizes
     seed: int
     scratch: Path
 
@@ -58,6 +62,7 @@ class Run:
     resident_bytes: int
     other_cpu_share: float  # of all cores, by neither server nor client: noise, and the kernel's writeback
     details: dict[str, Any]  # what the server tells of itself after the run
+    series: list[tuple[float, float]] | None  # (seconds since the start, IOPS), of a sustained run
 
 
 @dataclass(frozen=True)
@@ -73,13 +78,16 @@ class Failure:
 Cell = tuple[Workload, type[Peer]]
 
 
-def cells(workloads: Sequence[Workload], peers: Sequence[type[Peer]]) -> list[Cell]:
-    """Who runs what; a peer without snapshots has no run after one."""
+def cells(
+    workloads: Sequence[Workload], peers: Sequence[type[Peer]], only_for_the_bars: bool = False
+) -> list[Cell]:
+    """Who runs what."""
+    wanted = for_the_bars()
     return [
-        (w, p)
-        for w in workloads
-        for p in peers
-        if (w.state != "snapshot" or p.can_snapshot) and (p.only is None or w.name in p.only)
+        (workload, peer)
+        for workload in workloads
+        for peer in peers
+        if peer.name in workload.peers and (not only_for_the_bars or (workload.name, peer.name) in wanted)
     ]
 
 
@@ -89,85 +97,108 @@ def turns(cells: list[Cell], round: int) -> list[Cell]:
     return [cells[(round + step * i) % len(cells)] for i in range(len(cells))]
 
 
-def run_all(
-    plan: Plan,
-    workloads: Sequence[Workload],
-    peers: Sequence[type[Peer]],
-    told: Callable[[Run | Failure], None],
-) -> Iterator[Run | Failure]:
+def run_all(plan: Plan, cells: Sequence[Cell], told: Callable[[Run | Failure], None]) -> Iterator[Run | Failure]:
     """Every run of the plan, group after group; `told` hears of each when it is done.
 
     A failure ends the turns of that peer on that workload, and nothing else.
     """
-    for _, members in groupby(workloads, key=lambda workload: workload.group):
-        yield from _run_group(plan, cells(list(members), peers), told)
+    for _, members in groupby(cells, key=lambda cell: cell[0].group):
+        with _Disks(plan) as disks:
+            yield from _run_group(plan, list(members), disks, told)
+
+
+class _Disks:
+    """The disks of one group: `of` a cell, for one run, or until the group is done if it only reads."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._stack = ExitStack()
+        self._numbers = count()
+        self._shared: dict[tuple[str, str, int, int], Disk] = {}
+
+    def __enter__(self) -> _Disks:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.close()
+
+    @contextmanager
+    def of(self, cell: Cell) -> Iterator[Disk]:
+        workload, peer = cell
+        if not workload.reads_only:
+            with self._made(cell) as disk:
+                yield disk
+            return
+        key = (peer.name, workload.state, workload.snapshots, workload.clones)
+        if key not in self._shared:
+            self._shared[key] = self._stack.enter_context(self._made(cell))
+        yield self._shared[key]
+
+    def _made(self, cell: Cell) -> AbstractContextManager[Disk]:
+        # Short: the sockets lie in it, and a socket's path has 107 bytes.
+        folder = self._plan.scratch / f"disk-{next(self._numbers)}"
+        return served_disk(*cell, self._plan.sizes, folder, self._plan.seed)
 
 
 def _run_group(
-    plan: Plan, cells: list[Cell], told: Callable[[Run | Failure], None]
+    plan: Plan, cells: list[Cell], disks: _Disks, told: Callable[[Run | Failure], None]
 ) -> Iterator[Run | Failure]:
     failed: set[Cell] = set()
-    with ExitStack() as shared:
-        disks: dict[str, Peer] = {}
-        for round in range(plan.rounds):
-            for position, cell in enumerate(turns(cells, round)):
-                if cell in failed:
-                    continue
-                workload, peer = cell
-                try:
-                    done: Run | Failure = _take_turn(plan, cell, round, position, disks, shared)
-                except (BlockdevError, FioFailed, ServerFailed) as error:
-                    done = Failure(workload.name, peer.name, round, str(error))
-                    failed.add(cell)
-                told(done)
-                yield done
-
-
-def _take_turn(
-    plan: Plan, cell: Cell, round: int, position: int, disks: dict[str, Peer], shared: ExitStack
-) -> Run:
-    """One run; `disks` and `shared` keep those of the workloads that only read until the group is done."""
-    workload, peer = cell
-    if not workload.reads_only:
-        with served_disk(plan, workload, peer) as disk:
-            return _run_one(plan, workload, disk, round, position)
-    if peer.name not in disks:
-        disks[peer.name] = shared.enter_context(served_disk(plan, workload, peer))
-    return _run_one(plan, workload, disks[peer.name], round, position)
-
-
-def _size_bytes(plan: Plan, workload: Workload) -> int:
-    return plan.fresh_bytes if workload.state == "fresh" else plan.filled_bytes
+    for round in range(plan.rounds):
+        for position, cell in enumerate(turns(cells, round)):
+            if cell in failed:
+                continue
+            workload, peer = cell
+            try:
+                with disks.of(cell) as disk:
+                    done: Run | Failure = _run_one(plan, workload, disk, round, position)
+            except (BlockdevError, FioFailed, ServerFailed, nbd.Error, subprocess.TimeoutExpired) as error:
+                done = Failure(workload.name, peer.name, round, str(error))
+                failed.add(cell)
+            told(done)
+            yield done
 
 
 @contextmanager
-def served_disk(plan: Plan, workload: Workload, peer: type[Peer]) -> Iterator[Peer]:
-    """A disk in the state the workload begins with, and nothing of it waiting to be written."""
-    with peer(plan.scratch / peer.name, _size_bytes(plan, workload)) as disk:
-        if workload.state != "fresh":
-            fio.fill(disk.uri, disk.size_bytes, plan.seed + FILL_SEED_OFFSET, plan.scratch / "fio.json")
-        if workload.state == "snapshot":
-            disk.snapshot()
-        if not disk.keeps_memory_only:
-            os.sync()
-        yield disk
+def _checkpoints(peer: Peer) -> Iterator[None]:
+    """One after the other while the block runs; raises what the server refused one with."""
+    stop = threading.Event()
+
+    def write_them() -> None:
+        while not stop.wait(CHECKPOINT_PAUSE_SECONDS):
+            peer.checkpoint()
+
+    with ThreadPoolExecutor(1) as threads:
+        written = threads.submit(write_them)
+        try:
+            yield
+        finally:
+            stop.set()
+        written.result()
 
 
-def _run_one(plan: Plan, workload: Workload, disk: Peer, round: int, position: int) -> Run:
-    seed = plan.seed + round
-    usage, busy, began = usage_of(disk.process_id), busy_cpu_seconds(), time.monotonic()
-    done = fio.measure(
-        workload, disk.uri, disk.size_bytes, plan.runtime_seconds, seed, plan.scratch / "fio.json"
+def _measured(plan: Plan, workload: Workload, disk: Disk, seed: int) -> fio.Measurement:
+    if workload.state == "cold":
+        disk.peer.evict()
+    return fio.measure(
+        workload, disk.uris, disk.peer.size_bytes, plan.runtime_seconds, seed, plan.scratch / "fio.json"
     )
+
+
+def _run_one(plan: Plan, workload: Workload, disk: Disk, round: int, position: int) -> Run:
+    seed, peer = plan.seed + round, disk.peer
+    usage, busy, began = usage_of(peer.process_id), busy_cpu_seconds(), time.monotonic()
+    with _checkpoints(peer) if workload.checkpoints else nullcontext():
+        done = _measured(plan, workload, disk, seed)
     elapsed = time.monotonic() - began
-    usage_after, busy_after = usage_of(disk.process_id), busy_cpu_seconds()
+    usage_after, busy_after = usage_of(peer.process_id), busy_cpu_seconds()
     server_cpu = usage_after.cpu_seconds - usage.cpu_seconds
     other_cpu = max(0.0, busy_after - busy - server_cpu - done.client_cpu_seconds)
     written = usage_after.written_bytes - usage.written_bytes
     gib = done.bytes_done / GIB
     return Run(
         workload=workload.name,
-        peer=disk.name,
+        peer=peer.name,
         round=round,
         position=position,
         seed=seed,
@@ -178,8 +209,9 @@ def _run_one(plan: Plan, workload: Workload, disk: Peer, round: int, position: i
         bytes_done=done.bytes_done,
         server_cpu_seconds_per_gib=server_cpu / gib,
         client_cpu_seconds_per_gib=done.client_cpu_seconds / gib,
-        written_bytes_per_byte=None if workload.reads_only else written / done.bytes_done,
+        written_bytes_per_byte=written / done.bytes_written if done.bytes_written else None,
         resident_bytes=usage_after.resident_bytes,
         other_cpu_share=other_cpu / (elapsed * (os.cpu_count() or 1)),
-        details=disk.details(),
+        details=peer.details(),
+        series=done.series,
     )
