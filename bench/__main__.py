@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import machine, report
+from bench import machine, plot, report
 from bench.disks import Sizes
 from bench.peers import PEERS
 from bench.rounds import Failure, Plan, Run, cells, run_all
@@ -136,7 +136,8 @@ def main(given: list[str] | None = None) -> int:
     target.write_text(json.dumps(result, indent=1) + "\n")
     shown = report.text(result)
     target.with_suffix(".txt").write_text(shown)
-    print(f"{shown}\nwritten to {target} and {target.with_suffix('.txt')}")
+    plot.draw(result, target.with_suffix(""))
+    print(f"{shown}\nwritten to {target}, {target.with_suffix('.txt')} and the charts in {target.with_suffix('')}")
     return 1 if result["failures"] else 0
 
 

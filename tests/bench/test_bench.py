@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from bench.peers import PEERS, BlockdevNative, NbdkitMemory
 from bench.rounds import Run, cells, turns
 from bench.workloads import MIB, NATIVE, QCOW2, RATIOS, REFLINK, WORKLOADS, Ratio, for_the_bars
 
-from bench import report
+from bench import plot, report
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +56,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "random-read: 4 KiB random read" in done.stdout
-    assert sorted(path.name for path in folder.iterdir()) == ["result.json", "result.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["result", "result.json", "result.txt"]
+    drawn = {path.stem for path in (folder / "result").glob("*.png")}
+    assert drawn == {name for name, _ in plot.charts(json.loads((folder / "result.json").read_text()))}
     return json.loads((folder / "result.json").read_text())
 
 
@@ -64,6 +67,28 @@ def test_every_peer_runs_and_none_is_left_out(result: dict) -> None:
     assert result["left_out"] == unable
     assert result["failures"] == []
     assert {run["peer"] for run in result["runs"]} == set(PEERS) - set(unable)
+
+
+def test_charts_have_the_bars_and_speed_and_latency_of_each_group(result: dict) -> None:
+    names = [name for name, _ in plot.charts(result)]
+    assert len(set(names)) == len(names)
+    groups = ("read", "sustained", "overwrite", "boot-storm")
+    assert set(names) == {"bars", "series-sustained"} | {f"{kind}-{g}" for kind in ("speed", "latency") for g in groups}
+
+
+def test_chart_of_snapshots_shows_the_speed_at_each_depth() -> None:
+    deep = [workload for workload in WORKLOADS if workload.group == "snapshots deep, read"]
+    runs = [_run(w.name, 0, NATIVE, 1000.0 + w.snapshots) for w in deep]
+    drawn = dict(plot.charts(report.result({"workloads": [asdict(workload) for workload in deep]}, runs)))
+    assert list(drawn) == ["bars", "snapshots-deep-read"]
+    axes = drawn["snapshots-deep-read"].axes[0]
+    assert list(axes.lines[0].get_ydata()) == [1000, 1001, 1010, 1100, 2000]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "10", "100", "1,000"]
+
+
+def test_every_peer_has_a_colour_of_its_own() -> None:
+    assert set(plot.COLOURS) == set(PEERS)
+    assert len(set(plot.COLOURS.values())) == len(PEERS)
 
 
 def test_result_tells_what_was_measured_and_on_what(result: dict) -> None:
