@@ -16,7 +16,7 @@ from bench.peers import PEERS, BlockdevNative, NbdkitMemory
 from bench.rounds import Run, cells, turns
 from bench.workloads import MIB, NATIVE, QCOW2, RATIOS, REFLINK, WORKLOADS, Ratio, for_the_bars
 
-from bench import plot, report
+from bench import memory, plot, report
 
 ROOT = Path(__file__).parents[2]
 
@@ -222,3 +222,12 @@ def test_turns_give_each_cell_other_neighbours_and_leave_none_out() -> None:
     assert all(sorted(map(str, order)) == sorted(map(str, all_cells)) for order in orders)
     assert len({str(order) for order in orders}) == 4
     assert len({str(order[0]) for order in orders}) == 4
+
+
+def test_memory_of_maps_is_measured_and_their_budget_is_kept(tmp_path: Path) -> None:
+    measured = memory.measure(tmp_path, 1 << 30, seed=1)
+    assert 1.9 < measured["maps"]["gib_per_mapped_tib"] < 3.0  # a node of 4 KiB for 2 MiB, and what stands around it
+    assert measured["eviction"]["nodes_faulted"] > 0
+    assert measured["eviction"]["within_budget"] is True
+    assert measured["dedup_index"]["entry_bytes"] > measured["dedup_index"]["budget_bytes"] / 2
+    assert measured["dedup_index"]["within_budget"] is True
