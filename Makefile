@@ -20,7 +20,7 @@ $(VENV)/.built: $(VENV)/.installed $(EXTENSION_SOURCES)
 	flock $(VENV)/.lock scripts/build $(VENV)
 	touch $@
 
-# the engine with a hook in its medium, for tests/torture; with sanitizers, for tests/fuzz; without checksums, for bench
+# the engine with a hook in its medium, for tests/torture; with sanitizers, for tests/fuzz and tests/engine; without checksums, for bench
 build/%/.built: $(VENV)/.built
 	flock $(VENV)/.lock scripts/build-variant $(VENV) $*
 	touch $@
@@ -31,7 +31,7 @@ run: build
 lint: build
 	scripts/lint
 
-test: build build/torture/.built build/fuzz/.built build/unchecked/.built lint
+test: build build/torture/.built build/fuzz/.built build/threads/.built build/unchecked/.built lint
 	$(PYTHON) -m pytest
 
 torture: build build/torture/.built

@@ -5,6 +5,7 @@ BLOCKDEV_VARIANT, or BLOCKDEV_DEBUG=1 for debug:
   debug       bounds checks, the undefined behaviour sanitizer (a finding ends the process) and O(N) verification
   torture     the medium asks a hook, planted bugs can be switched on (tests/torture)
   unchecked   no checksums: what they cost is measured against it (bench)
+  threads     the thread sanitizer (tests/engine/test_thread_sanitizer.py)
   fuzz        address and undefined behaviour sanitizers, and calls that tell a fuzzer where it has been (tests/fuzz)
 """
 
@@ -18,15 +19,17 @@ from setuptools import Extension, find_packages, setup
 
 SANITIZE = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
 FUZZ = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+THREADS = ["-fsanitize=thread"]
 OPTIMIZE = ["-O3", "-g1", "-fno-plt"]
 COMPILE_ARGS = {
     "release": OPTIMIZE,
     "debug": ["-O1", "-g", "-DBLOCKDEV_DEBUG=1", *SANITIZE],
     "torture": ["-O1", "-g1", "-DBLOCKDEV_TORTURE=1"],
     "unchecked": [*OPTIMIZE, "-DBLOCKDEV_UNCHECKED=1"],
+    "threads": ["-O1", "-g", *THREADS],
     "fuzz": ["-O1", "-g1", *FUZZ, "-fsanitize-coverage=trace-pc,trace-cmp"],
 }
-LINK_ARGS = {"debug": SANITIZE, "fuzz": FUZZ}
+LINK_ARGS = {"debug": SANITIZE, "threads": THREADS, "fuzz": FUZZ}
 VARIANT = "debug" if os.environ.get("BLOCKDEV_DEBUG") == "1" else os.environ.get("BLOCKDEV_VARIANT", "release")
 DEBUG = VARIANT == "debug"
 WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-sign-compare", "-Wno-maybe-uninitialized"]

@@ -49,7 +49,7 @@ cdef struct Disk:
     uint32_t id
     uint32_t epoch
     bint snapshot                   # read-only
-    bint deleted                    # under lock
+    uint32_t deleted                # written under lock, exclusively
     uint64_t size_bytes             # changes under lock held exclusively
     uint64_t lsn                    # of a snapshot
     Map map

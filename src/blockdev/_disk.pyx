@@ -309,7 +309,7 @@ cdef int disk_write(Disk* disk, const void* buffer, uint32_t count, uint64_t off
 
 cdef int disk_flush(Disk* disk) noexcept nogil:
     """Make durable every write that was replied to before, on any connection."""
-    if disk.deleted:
+    if load_u32(&disk.deleted):
         return ESHUTDOWN
     return log_flush(disk.pool.log, load_u64(&disk.pool.log.next_lsn))
 

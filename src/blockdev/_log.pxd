@@ -53,7 +53,7 @@ cdef struct Log:
     bint directory_dirty            # a segment was created since the directory was synced
     Segment* unsynced[4096]
     uint32_t unsynced_count
-    int poisoned                    # errno of the failure, 0: sound
+    uint32_t poisoned               # errno of the failure, 0: sound; atomic, written under lock
     uint64_t data_limit_bytes       # ENTRY_DATA is refused when the segments would exceed this
     uint64_t hard_limit_bytes       # the same for ENTRY_RECORD; other kinds may use half of what is between
     # statistics, atomic

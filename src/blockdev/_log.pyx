@@ -60,7 +60,7 @@ cdef void log_destroy(Log* log) noexcept nogil:
 cdef void poison(Log* log, int failure) noexcept nogil:
     """Refuse all further writes.  Caller holds log.lock."""
     if not log.poisoned:
-        log.poisoned = failure
+        store_u32(&log.poisoned, failure)
         medium_report(b"blockdev: log write failed: %s; writes are refused until the engine is restarted\n",
                       failure, 0, 0)
     pthread_cond_broadcast(&log.changed)

@@ -12,7 +12,7 @@ every read section that could see them has ended (nodes_reclaim).
 from libc.errno cimport EIO
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from blockdev._sync cimport load_pointer, pthread_mutex_t
+from blockdev._sync cimport load_hint, load_pointer, pthread_mutex_t, store_hint
 
 cdef enum:
     NODE_FANOUT = 512
@@ -49,6 +49,11 @@ cdef struct SlotVector:
     uint64_t count
     uint64_t room
 
+cdef struct NodeCounts:
+    uint64_t used                   # slots of the node file, ever
+    uint64_t resident               # in memory
+    uint64_t dirty
+
 cdef struct NodeStore:
     int files[2]                    # map/nodes and map/nodes-mirror
     bint read_only                  # copies that are bad are left as they are
@@ -80,6 +85,7 @@ cdef struct NodeStore:
 cdef NodeStore* nodes_create(
     int file, int mirror, const uint8_t* uuid, uint64_t generation, uint64_t next_id) noexcept nogil
 cdef void nodes_destroy(NodeStore* store) noexcept nogil
+cdef NodeCounts nodes_counts(NodeStore* store) noexcept nogil
 
 cdef uint32_t nodes_enter(NodeStore* store) noexcept nogil          # begin a read section; returns the token to leave with
 cdef void nodes_leave(NodeStore* store, uint32_t token) noexcept nogil
@@ -110,8 +116,8 @@ cdef inline int node_get(NodeStore* store, uint64_t id, uint32_t level, MapNode*
         return node_fault(store, id, level, out)
     if node.level != level:
         return EIO
-    if not node.referenced:
-        node.referenced = 1
+    if not load_hint(&node.referenced):
+        store_hint(&node.referenced, 1)
     out[0] = node
     return 0
 

@@ -10,8 +10,8 @@ from blockdev._medium cimport (
     BUG_NODES_NOT_SYNCED, BUG_SLOTS_REUSED_EARLY, medium_read, medium_report, medium_sync, medium_write, planted,
 )
 from blockdev._sync cimport (
-    add_u64, aligned_zeroed, count_u64, load_pointer, load_u64, pthread_mutex_destroy, pthread_mutex_init,
-    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, store_pointer, store_u64, thread_stripe,
+    add_u64, aligned_zeroed, count_u64, load_hint, load_pointer, load_u64, pthread_mutex_destroy, pthread_mutex_init,
+    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, store_hint, store_pointer, store_u64, thread_stripe,
 )
 
 cdef enum:
@@ -69,6 +69,16 @@ cdef NodeStore* nodes_create(
     for i in range(FAULT_LOCKS):
         pthread_mutex_init(&store.fault_locks[i], NULL)
     return store
+
+
+cdef NodeCounts nodes_counts(NodeStore* store) noexcept nogil:
+    cdef NodeCounts counts
+    pthread_mutex_lock(&store.lock)
+    counts.used = store.next_id
+    counts.resident = store.resident_count
+    counts.dirty = store.dirty_count
+    pthread_mutex_unlock(&store.lock)
+    return counts
 
 
 cdef void nodes_destroy(NodeStore* store) noexcept nogil:
@@ -399,8 +409,8 @@ cdef uint64_t nodes_evict(NodeStore* store, uint64_t keep_count) noexcept nogil:
         node = place[0]
         if node == NULL or not node.clean:
             continue
-        if node.referenced:
-            node.referenced = 0
+        if load_hint(&node.referenced):
+            store_hint(&node.referenced, 0)
             continue
         unpublish(store, node)
         evicted += 1

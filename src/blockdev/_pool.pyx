@@ -31,15 +31,15 @@ from blockdev._medium cimport (
     planted,
 )
 from blockdev._nodes cimport (
-    NODE_RECORD_BYTES, RetiredSlot, SlotVector, nodes_create, nodes_destroy, nodes_evict, nodes_finish, nodes_freeze,
+    NODE_RECORD_BYTES, NodeCounts, RetiredSlot, SlotVector, nodes_counts, nodes_create, nodes_destroy, nodes_evict, nodes_finish, nodes_freeze,
     nodes_reclaim, nodes_release_slots, nodes_thaw, nodes_write, slots_push,
 )
 from blockdev._segments cimport (
     BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, segments_add, segments_create, segments_destroy,
 )
 from blockdev._sync cimport (
-    load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_rwlock_destroy, pthread_rwlock_rdlock,
-    pthread_rwlock_unlock, pthread_rwlock_wrlock, rwlock_init_writer_first, store_u64,
+    load_u32, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_rwlock_destroy, pthread_rwlock_rdlock,
+    pthread_rwlock_unlock, pthread_rwlock_wrlock, rwlock_init_writer_first, store_u32, store_u64,
 )
 
 cdef extern from "<errno.h>" nogil:
@@ -111,7 +111,7 @@ cdef int apply_action(PoolState* pool, Action* action, uint64_t lsn) noexcept no
     elif action.kind == RecordType.RESIZE:
         return apply_resize(pool, action.target, action.size_bytes)
     elif action.kind == RecordType.DELETE:
-        action.target.deleted = True
+        store_u32(&action.target.deleted, 1)
     return 0
 
 
@@ -343,7 +343,7 @@ cdef class Core:
     cdef raise_for(self, int failure, str what):
         if failure == 0:
             return
-        if self.state.log != NULL and self.state.log.poisoned:
+        if self.state.log != NULL and load_u32(&self.state.log.poisoned):
             raise errors.Poisoned("an earlier write to the pool failed; see the engine's log, and restart the engine")
         if failure == ENOSPC:
             raise errors.PoolFull(FULL)
@@ -389,7 +389,7 @@ cdef class Core:
             failure = nodes_write(self.state.nodes, self.state.frozen)
             if not failure and not planted(BUG_LOG_BEHIND_CHECKPOINT):
                 failure = log_flush(self.state.log, lsn)
-            if not failure and self.state.log.poisoned:
+            if not failure and load_u32(&self.state.log.poisoned):
                 failure = EIO           # maps and log may disagree
         self.raise_for(failure, "checkpoint")
 
@@ -409,7 +409,7 @@ cdef class Core:
         """Free map nodes that nobody uses, beyond the budget."""
         with nogil:
             nodes_reclaim(self.state.nodes)
-            if self.state.nodes.resident_count > resident_nodes_max:
+            if nodes_counts(self.state.nodes).resident > resident_nodes_max:
                 nodes_evict(self.state.nodes, resident_nodes_max - resident_nodes_max // 8)
 
     def export_dedup(self, uint64_t first_bucket, uint64_t bucket_count):
@@ -441,30 +441,31 @@ cdef class Core:
     def stats(self):
         """Counters and sizes; see Pool.stats."""
         cdef PoolState* pool = self.state
+        cdef NodeCounts nodes = nodes_counts(pool.nodes)
         return {
-            "segment_bytes": pool.segments.bytes_used,
-            "segment_count": pool.segments.id_end - 1,
-            "map_bytes": 2 * pool.nodes.next_id * NODE_RECORD_BYTES,
-            "next_lsn": pool.log.next_lsn,
-            "durable_lsn": pool.log.durable_lsn,
-            "syncs": pool.log.syncs,
-            "batches": pool.log.batches,
-            "poisoned": pool.log.poisoned,
-            "nodes_resident": pool.nodes.resident_count,
-            "nodes_dirty": pool.nodes.dirty_count,
-            "nodes_copied": pool.nodes.nodes_copied,
-            "nodes_visited": pool.nodes.nodes_visited,
-            "nodes_faulted": pool.nodes.nodes_faulted,
-            "nodes_healed": pool.nodes.nodes_healed,
-            "nodes_evicted": pool.nodes.nodes_evicted,
-            "dedup_entries": pool.dedup.entry_count,
-            "blocks_read": pool.counters.blocks_read,
-            "blocks_written": pool.counters.blocks_written,
-            "blocks_deduplicated": pool.counters.blocks_deduplicated,
-            "blocks_unchanged": pool.counters.blocks_unchanged,
-            "blocks_zero": pool.counters.blocks_zero,
-            "dedup_mismatches": pool.counters.dedup_mismatches,
-            "checksum_errors": pool.counters.checksum_errors,
+            "segment_bytes": load_u64(&pool.segments.bytes_used),
+            "segment_count": load_u32(&pool.segments.id_end) - 1,
+            "map_bytes": 2 * nodes.used * NODE_RECORD_BYTES,
+            "next_lsn": load_u64(&pool.log.next_lsn),
+            "durable_lsn": load_u64(&pool.log.durable_lsn),
+            "syncs": load_u64(&pool.log.syncs),
+            "batches": load_u64(&pool.log.batches),
+            "poisoned": load_u32(&pool.log.poisoned),
+            "nodes_resident": nodes.resident,
+            "nodes_dirty": nodes.dirty,
+            "nodes_copied": load_u64(&pool.nodes.nodes_copied),
+            "nodes_visited": load_u64(&pool.nodes.nodes_visited),
+            "nodes_faulted": load_u64(&pool.nodes.nodes_faulted),
+            "nodes_healed": load_u64(&pool.nodes.nodes_healed),
+            "nodes_evicted": load_u64(&pool.nodes.nodes_evicted),
+            "dedup_entries": load_u64(&pool.dedup.entry_count),
+            "blocks_read": load_u64(&pool.counters.blocks_read),
+            "blocks_written": load_u64(&pool.counters.blocks_written),
+            "blocks_deduplicated": load_u64(&pool.counters.blocks_deduplicated),
+            "blocks_unchanged": load_u64(&pool.counters.blocks_unchanged),
+            "blocks_zero": load_u64(&pool.counters.blocks_zero),
+            "dedup_mismatches": load_u64(&pool.counters.dedup_mismatches),
+            "checksum_errors": load_u64(&pool.counters.checksum_errors),
         }
 
     def close(self, list disks):
@@ -476,7 +477,7 @@ cdef class Core:
             disk = (<DiskObject>one).disk
             with nogil:
                 pthread_rwlock_wrlock(&disk.lock)
-                disk.deleted = True
+                store_u32(&disk.deleted, 1)
                 pthread_rwlock_unlock(&disk.lock)
         with nogil:
             failure = log_close(self.state.log)
@@ -541,7 +542,7 @@ cdef class DiskObject:
 
     @property
     def deleted(self):
-        return bool(self.disk.deleted)
+        return bool(load_u32(&self.disk.deleted))
 
     def set_label(self, name, bytes tag):
         """Take a new name and tag; the pool calls this at the place of the record in the log."""
@@ -564,7 +565,7 @@ cdef class DiskObject:
             raise errors.ReadOnly(f"{place}: a snapshot cannot be written; clone it")
         if failure == ESHUTDOWN:
             raise errors.Gone(f"{place}: it was deleted or its pool is closed")
-        if failure == EIO and self.disk.pool.log.poisoned:
+        if failure == EIO and load_u32(&self.disk.pool.log.poisoned):
             raise errors.Poisoned(f"{place}: an earlier write to the pool failed; restart the engine")
         if failure == EIO:
             raise errors.Corrupt(f"{place}: bytes at rest do not verify; run blockdevctl pool check")

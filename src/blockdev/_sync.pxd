@@ -44,6 +44,8 @@ cdef extern from *:
     static inline uint32_t load_u32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
     static inline void store_u32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
     static inline uint32_t add_u32(uint32_t *p, int32_t v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
+    static inline uint32_t load_hint(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+    static inline void store_hint(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
     static inline void *load_pointer(void *const *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
     static inline void store_pointer(void **p, void *v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
     static inline void fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
@@ -77,6 +79,8 @@ cdef extern from *:
     uint32_t load_u32(const uint32_t* place) noexcept nogil
     void store_u32(uint32_t* place, uint32_t value) noexcept nogil
     uint32_t add_u32(uint32_t* place, int32_t value) noexcept nogil
+    uint32_t load_hint(const uint32_t* place) noexcept nogil             # relaxed: for what may be out of date
+    void store_hint(uint32_t* place, uint32_t value) noexcept nogil
     void* load_pointer(void** place) noexcept nogil
     void store_pointer(void** place, void* value) noexcept nogil
     void fence() noexcept nogil
