@@ -31,8 +31,8 @@ from blockdev._medium cimport (
     planted,
 )
 from blockdev._nodes cimport (
-    NODE_RECORD_BYTES, NodeCounts, RetiredSlot, SlotVector, nodes_counts, nodes_create, nodes_destroy, nodes_evict, nodes_finish, nodes_freeze,
-    nodes_reclaim, nodes_release_slots, nodes_thaw, nodes_write, slots_push,
+    NODE_RECORD_BYTES, NodeCounts, RetiredSlot, SlotVector, nodes_counts, nodes_create, nodes_destroy, nodes_evict,
+    nodes_finish, nodes_freeze, nodes_reclaim, nodes_release_slots, nodes_thaw, nodes_write, slots_push,
 )
 from blockdev._segments cimport (
     BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, segments_add, segments_create, segments_destroy,
