@@ -27,7 +27,7 @@ from bench.workloads import GIB, MIB, WORKLOADS
 
 DEFAULT_FOLDER = Path(__file__).parents[1] / ".cache" / "bench"
 FULL = {"rounds": 5, "runtime": 2.0, "filled": 1 * GIB, "fresh": 4 * GIB, "sustained": 8 * GIB}
-QUICK = {"rounds": 3, "runtime": 1.0, "filled": 256 * MIB, "fresh": 1 * GIB, "sustained": 1 * GIB}
+QUICK = {"rounds": 3, "runtime": 1.0, "filled": 256 * MIB, "fresh": 1 * GIB, "sustained": 512 * MIB}
 
 
 def _arguments(given: list[str] | None) -> argparse.Namespace:

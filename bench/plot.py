@@ -53,7 +53,7 @@ def charts(result: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
         if not workloads:
             continue
         name = group.replace(",", "").replace(" ", "-")
-        if len({workload["snapshots"] for workload in workloads}) > 2:
+        if any(workload["snapshots"] > 1 for workload in workloads):
             yield name, _depth(result, group, workloads)
             continue
         yield f"speed-{name}", _speed(result, workloads)

@@ -16,7 +16,7 @@ from bench.peers import PEERS, BlockdevNative, NbdkitMemory
 from bench.rounds import Run, cells, turns
 from bench.workloads import MIB, NATIVE, QCOW2, RATIOS, REFLINK, WORKLOADS, Ratio, for_the_bars
 
-from bench import memory, plot, report
+from bench import kernels, memory, plot, report
 
 ROOT = Path(__file__).parents[2]
 
@@ -231,3 +231,40 @@ def test_memory_of_maps_is_measured_and_their_budget_is_kept(tmp_path: Path) -> 
     assert measured["eviction"]["within_budget"] is True
     assert measured["dedup_index"]["entry_bytes"] > measured["dedup_index"]["budget_bytes"] / 2
     assert measured["dedup_index"]["within_budget"] is True
+
+
+def test_every_kernel_can_be_called_and_timed(tmp_path: Path) -> None:
+    timed = {name: kernels.measure(name, tmp_path, calls=2000) for name in kernels.KERNELS}
+    assert all(each.nanoseconds_low <= each.nanoseconds <= each.nanoseconds_high for each in timed.values())
+    assert timed["map-update-copy"].nanoseconds > timed["map-update"].nanoseconds
+    assert timed["map-lookup-256"].nanoseconds > timed["map-lookup"].nanoseconds
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kernel_whose_arguments_changed_is_refused() -> None:
+    with pytest.raises(TypeError):
+        kernels.Function("_cow", "map_update")(0, 0)
+
+
+CALLGRIND = """
+fn=(1) __pyx_f_8blockdev_4_cow_map_update
+12 30
++2 10
+cfn=(2) __pyx_f_8blockdev_4_cow_map_place
+calls=4 20
+* 400
+fn=(3) main
+7 5
+cfn=(1)
+calls=2 12
+-1 440
+fn=(2)
+20 400
+totals: 445
+"""
+
+
+def test_instructions_are_counted_with_and_without_those_of_callees() -> None:
+    place, update = kernels.read_counts(CALLGRIND)
+    assert place == kernels.Count("_cow.map_place", calls=4, instructions=100, instructions_own=100)
+    assert update == kernels.Count("_cow.map_update", calls=2, instructions=220, instructions_own=20)
