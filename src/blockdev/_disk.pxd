@@ -18,6 +18,7 @@ cdef enum:
     BLOCK_BYTES = 4096
     BLOCK_LOCKS = 1024              # power of two
     READ_CHUNK_BLOCKS = 128         # addresses looked up at once
+    READ_PIECE_BLOCKS = 16          # read and verified at once
     WRITE_CHUNK_BLOCKS = 64         # blocks written under one hold of cut_lock
     LABEL_BYTES = 256
 

@@ -53,29 +53,40 @@ cdef int fetch_mixed(
     return 0
 
 
-cdef int fetch_run(PoolState* pool, uint64_t address, uint32_t count, char* out, uint32_t* bad) noexcept nogil:
-    """Read `count` blocks at consecutive addresses and verify each; on EIO `bad` is the first that failed."""
-    cdef Segment* segment = NULL
-    cdef uint32_t index = <uint32_t>address
-    cdef uint32_t i
-    cdef Fingerprint fingerprint
+cdef int fetch_piece(
+    PoolState* pool, Segment* segment, uint64_t address, uint32_t count, char* out, uint32_t* bad
+) noexcept nogil:
+    """Read `count` blocks and verify each; on EIO `bad` is the first that failed."""
+    cdef Fingerprint* expected = segment.fingerprints + <uint32_t>address
+    cdef Fingerprint found
     cdef int failure
     bad[0] = 0
-    failure = segment_pin(pool.segments, address >> 32, &segment)
-    if failure:
-        return failure
     if address + count > load_u64(&pool.log.first_unwritten):
         failure = fetch_mixed(pool, segment, address, count, out)
     else:
-        failure = segment_read(segment, index, count, out)
-    for i in range(count):
-        if failure:
-            break
-        fingerprint = fingerprint_block(out + <uint64_t>i * BLOCK_BYTES)
-        if (fingerprint.low != segment.fingerprints[index + i].low
-                or fingerprint.high != segment.fingerprints[index + i].high):
-            bad[0] = i
+        failure = segment_read(segment, <uint32_t>address, count, out)
+    while not failure and bad[0] < count:
+        found = fingerprint_block(out + <uint64_t>bad[0] * BLOCK_BYTES)
+        if found.low != expected[bad[0]].low or found.high != expected[bad[0]].high:
             failure = EIO
+        else:
+            bad[0] += 1
+    return failure
+
+
+cdef int fetch_run(PoolState* pool, uint64_t address, uint32_t count, char* out, uint32_t* bad) noexcept nogil:
+    """Read `count` blocks at consecutive addresses, in pieces that are still in the CPU's cache when they are verified."""
+    cdef Segment* segment = NULL
+    cdef uint32_t done = 0, piece
+    cdef int failure = segment_pin(pool.segments, address >> 32, &segment)
+    bad[0] = 0
+    if failure:
+        return failure
+    while done < count and not failure:
+        piece = count - done if count - done < READ_PIECE_BLOCKS else READ_PIECE_BLOCKS
+        failure = fetch_piece(pool, segment, address + done, piece, out + <uint64_t>done * BLOCK_BYTES, bad)
+        bad[0] += done
+        done += piece
     segment_unpin(pool.segments, segment)
     return failure
 
