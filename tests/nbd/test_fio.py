@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-
 import pytest
 
 from tests.nbd.conftest import Server
@@ -12,8 +10,11 @@ from tests.nbd.conftest import Server
 MIXED = "512/15:1k/5:4k/40:4608/5:16k/10:64k/10:128k/5:1M/10"
 
 
-def fio(run, server: Server, work: Path, *options: str) -> dict:
-    """Runs one verified job; fio itself fails on the first byte that is not what it wrote."""
+CONNECTIONS = 8
+
+
+def fio_jobs(run, server: Server, *options: str) -> list[dict]:
+    """Runs verified jobs; fio itself fails on the first byte that is not what it wrote."""
     text = run(
         "fio",
         "--name=verify",
@@ -28,9 +29,13 @@ def fio(run, server: Server, work: Path, *options: str) -> dict:
         "--output-format=json",
         *options,
     )
-    job = json.loads(text[text.index("{") :])["jobs"][0]
-    assert job["error"] == 0
-    return job
+    jobs = json.loads(text[text.index("{") :])["jobs"]
+    assert all(job["error"] == 0 for job in jobs)
+    return jobs
+
+
+def fio(run, server: Server, *options: str) -> dict:
+    return fio_jobs(run, server, *options)[0]
 
 
 @pytest.mark.parametrize(
@@ -43,14 +48,32 @@ def fio(run, server: Server, work: Path, *options: str) -> dict:
     ],
     ids=["mixed-random", "mixed-sequential", "mixed-read-and-write", "dedup-and-flush"],
 )
-def test_fio_verifies_every_byte(server: Server, run, work: Path, seed: int, workload: list[str]) -> None:
-    job = fio(run, server, work, f"--randseed={seed}", *workload)
+def test_fio_verifies_every_byte(server: Server, run, seed: int, workload: list[str]) -> None:
+    job = fio(run, server, f"--randseed={seed}", *workload)
     assert job["write"]["io_bytes"] > 10 << 20 and job["read"]["io_bytes"] > 0
 
 
-def test_what_fio_wrote_verifies_after_a_restart(server: Server, run, work: Path, seed: int) -> None:
+def test_fio_verifies_every_byte_of_deep_queues_on_many_connections(server: Server, run, seed: int) -> None:
+    jobs = fio_jobs(
+        run,
+        server,
+        "--rw=randwrite",
+        f"--bssplit={MIXED}",
+        "--verify_backlog=256",
+        "--iodepth=128",
+        f"--numjobs={CONNECTIONS}",
+        "--size=7m",
+        "--offset_increment=7m",
+        "--fsync=64",
+        f"--randseed={seed}",
+    )
+    assert len(jobs) == CONNECTIONS
+    assert all(job["write"]["io_bytes"] > 6 << 20 and job["read"]["io_bytes"] > 0 for job in jobs)
+
+
+def test_what_fio_wrote_verifies_after_a_restart(server: Server, run, seed: int) -> None:
     workload = ["--rw=randwrite", f"--bssplit={MIXED}", f"--randseed={seed}"]
-    fio(run, server, work, *workload, "--end_fsync=1", "--do_verify=0")
+    fio(run, server, *workload, "--end_fsync=1", "--do_verify=0")
     assert server.stop() == 0
     server.start()
-    fio(run, server, work, *workload, "--verify_only=1")
+    fio(run, server, *workload, "--verify_only=1")
