@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 from bench import machine, plot, report
 from bench.disks import Sizes
 from bench.peers import PEERS
-from bench.rounds import Failure, Plan, Run, cells, run_all
+from bench.rounds import Cell, Failure, Plan, Run, cells, run_all
 from bench.server import ServerFailed
 from bench.workloads import GIB, MIB, WORKLOADS
 
@@ -109,14 +110,29 @@ def _measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "workloads": [asdict(workload) for workload in dict.fromkeys(workload for workload, _ in wanted_cells)],
         "left_out": left_out,
     }
-    done = list(run_all(plan, wanted_cells, _tell))
+    done, stopped = _run_until_stopped(plan, wanted_cells)
     runs = [run for run in done if isinstance(run, Run)]
     failures = [asdict(failure) for failure in done if isinstance(failure, Failure)]
-    return report.result({**head, "failures": failures}, runs)
+    return report.result({**head, "failures": failures, "stopped": stopped}, runs)
+
+
+def _run_until_stopped(plan: Plan, wanted: Sequence[Cell]) -> tuple[list[Run | Failure], str | None]:
+    """All runs, or those that were done when something ended them early, and what that was."""
+    done: list[Run | Failure] = []
+    try:
+        for each in run_all(plan, wanted, _tell):
+            done.append(each)
+    except (ServerFailed, OSError, KeyboardInterrupt, Terminated) as error:
+        return done, f"{type(error).__name__}: {error}".removesuffix(": ")
+    return done, None
+
+
+class Terminated(Exception):
+    """SIGTERM; unwinds, which stops the servers."""
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(143)  # unwinds, which stops the servers
+    raise Terminated
 
 
 def main(given: list[str] | None = None) -> int:
@@ -126,8 +142,8 @@ def main(given: list[str] | None = None) -> int:
     scratch = Path(tempfile.mkdtemp(prefix="run-", dir=arguments.scratch.absolute()))
     try:
         result = _measure(arguments, scratch)
-    except (ServerFailed, OSError) as error:
-        print(f"bench: {error}", file=sys.stderr)
+    except (ServerFailed, OSError, Terminated) as error:
+        print(f"bench: {error or 'stopped'}", file=sys.stderr)
         return 1
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -138,7 +154,7 @@ def main(given: list[str] | None = None) -> int:
     target.with_suffix(".txt").write_text(shown)
     plot.draw(result, target.with_suffix(""))
     print(f"{shown}\nwritten to {target}, {target.with_suffix('.txt')} and the charts in {target.with_suffix('')}")
-    return 1 if result["failures"] else 0
+    return 1 if result["failures"] or result["stopped"] else 0
 
 
 if __name__ == "__main__":

@@ -107,6 +107,8 @@ def _head_lines(result: dict[str, Any]) -> list[str]:
         f"{sizes['filled_bytes'] >> 20} MiB filled, {sizes['fresh_bytes'] >> 20} MiB fresh, "
         f"{sizes['sustained_bytes'] >> 20} MiB for sustained writes",
     ]
+    if result["stopped"]:
+        lines.append(f"STOPPED EARLY, by {result['stopped']}")
     lines += [f"left out: {name}: {reason}" for name, reason in result["left_out"].items()]
     return lines + [
         f"FAILED: {each['workload']} on {each['peer']}: {each['message']}" for each in result["failures"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from bench.fio import connections
-from bench.peers import PEERS, BlockdevNative, NbdkitMemory
+from bench.peers import PEERS, BlockdevNative, NbdkitFile, NbdkitMemory
 from bench.rounds import Run, cells, turns
 from bench.workloads import MIB, NATIVE, QCOW2, RATIOS, REFLINK, WORKLOADS, Ratio, for_the_bars
 
@@ -216,6 +216,32 @@ def test_the_page_cache_is_emptied_for_peers_that_keep_files_only() -> None:
     assert {peer.keeps_memory_only for _, peer in cells(cold, list(PEERS.values()))} == {False}
 
 
+def test_evicted_files_are_in_the_page_cache_no_more(tmp_path: Path) -> None:
+    def cached_bytes() -> int:
+        command = ["fincore", "--bytes", "--noheadings", "--output=RES", str(tmp_path / "disk.raw")]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    (tmp_path / "disk.raw").write_bytes(os.urandom(MIB))
+    assert cached_bytes() == MIB
+    NbdkitFile(tmp_path, MIB).evict()
+    assert cached_bytes() == 0
+
+
+def test_a_run_that_is_stopped_keeps_what_was_done(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "--rounds=50", "--runtime=0.2", "--filled-mib=16", "--peer=nbdkit-memory"]
+    command += ["--workload=random-read", f"--scratch={tmp_path}", f"--json={tmp_path / 'result.json'}"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for _ in range(2):
+            assert "IOPS" in running.stderr.readline()
+        running.terminate()
+        assert running.wait(timeout=60) == 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["stopped"] == "Terminated"
+    assert 2 <= len(result["runs"]) < 50
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result", "result.json", "result.txt"]
+
+
 def test_turns_give_each_cell_other_neighbours_and_leave_none_out() -> None:
     all_cells = cells(WORKLOADS[:1], list(PEERS.values()))
     orders = [turns(all_cells, round) for round in range(4)]
@@ -225,7 +251,7 @@ def test_turns_give_each_cell_other_neighbours_and_leave_none_out() -> None:
 
 
 def test_memory_of_maps_is_measured_and_their_budget_is_kept(tmp_path: Path) -> None:
-    measured = memory.measure(tmp_path, 1 << 30, seed=1)
+    measured = memory.measure(tmp_path, 4 << 30, seed=1)
     assert 1.9 < measured["maps"]["gib_per_mapped_tib"] < 3.0  # a node of 4 KiB for 2 MiB, and what stands around it
     assert measured["eviction"]["nodes_faulted"] > 0
     assert measured["eviction"]["within_budget"] is True
