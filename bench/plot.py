@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no window, no state, Agg
+from matplotlib.ticker import NullFormatter
 
 from bench.report import RESULT_FORMAT, title_of
 from bench.workloads import (
@@ -40,6 +41,8 @@ COLOURS = {
     STORAGE_DAEMON: "#c96f9b",
 }
 MET, MISSED = "#2e8b57", "#c0392b"
+WHOLE, SHORT = "{x:,.0f}", "{x:g}"  # how numbers stand at an axis
+MINOR_LABELS_SPAN = 40  # from here on numbers between powers of ten would not fit
 MARKERS = {"50": "|", "99": "o", "99.9": "D"}
 
 
@@ -108,6 +111,7 @@ def _speed(result: dict[str, Any], workloads: Sequence[dict[str, Any]]) -> Figur
         shown = axes.barh(peers, values, color=[COLOURS[peer] for peer in peers])
         axes.bar_label(shown, [f" {value:,.0f}" for value in values], fontsize=8)
         axes.margins(x=0.12)
+        axes.xaxis.set_major_formatter(WHOLE)
         axes.set_xlabel(workload["unit"], fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         _titled(axes, workload)
@@ -119,13 +123,19 @@ def _latency(result: dict[str, Any], workloads: Sequence[dict[str, Any]]) -> Fig
     for axes, workload in zip(panels, workloads, strict=True):
         rows = _rows(result, workload)
         for percentile, marker in MARKERS.items():
-            values = [row["latency_us"][percentile] for row in rows]
+            # Where each write is followed by a flush, that is what the client waits for.
+            values = [(row["flush_latency_us"] or row["latency_us"])[percentile] for row in rows]
             peers = [row["peer"] for row in rows]
             colours = [COLOURS[peer] for peer in peers]
             axes.scatter(values, peers, c=colours, marker=marker, s=40, label=f"p{percentile}")
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(WHOLE)
+        first, last = axes.get_xlim()
+        axes.xaxis.set_minor_formatter(NullFormatter() if last > MINOR_LABELS_SPAN * first else WHOLE)
+        axes.tick_params(axis="x", which="minor", labelsize=7)
         axes.grid(axis="x", which="both", alpha=0.3)
-        axes.set_xlabel("µs", fontsize=8)
+        axes.margins(y=0.2)
+        axes.set_xlabel("µs, of the flushes" if rows[0]["flush_latency_us"] else "µs", fontsize=8)
         _titled(axes, workload)
     panels[0].legend(fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     return figure
@@ -146,6 +156,10 @@ def _bars(ratios: Sequence[dict[str, Any]]) -> Figure:
         titles.append(f"{title_of(ratio)}  {sign} {ratio['bar']:g}")
     axes.set_yticks(range(len(titles)), titles, fontsize=8)
     axes.set_xscale("log")
+    for formatted in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        formatted(SHORT)
+    axes.tick_params(axis="x", which="both", labelsize=7)
+    axes.margins(x=0.08)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("times what was asked, median and span of the rounds; right of 1: met", fontsize=8)
     return figure
@@ -168,6 +182,7 @@ def _series(result: dict[str, Any], workloads: Sequence[dict[str, Any]]) -> Figu
         axes.set_xlabel("seconds since the start", fontsize=8)
         axes.set_ylabel("IOPS", fontsize=8)
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(WHOLE)
         axes.legend(fontsize=8)
         _titled(axes, workload)
     return figure
@@ -185,8 +200,9 @@ def _depth(result: dict[str, Any], group: str, workloads: Sequence[dict[str, Any
     axes.set_xticks(range(len(workloads)), [f"{workload['snapshots']:,}" for workload in workloads])
     axes.set_xlabel("snapshots", fontsize=8)
     axes.set_ylabel("IOPS", fontsize=8)
-    axes.set_yscale("log")
-    axes.grid(axis="y", which="both", alpha=0.3)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(WHOLE)
+    axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8)
     axes.set_title(f"{group}: 4 KiB random, depth {workloads[0]['depth']}", fontsize=9, loc="left")
     return figure
