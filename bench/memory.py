@@ -19,6 +19,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from bench import machine
 from bench.disks import BLOCK_BYTES
 from bench.server import usage_of
 from bench.workloads import GIB, MIB
@@ -98,6 +99,7 @@ def measure(scratch: Path, mapped_bytes: int, seed: int) -> dict[str, Any]:
     pool, index_pool = scratch / "maps", scratch / "index"
     maps = measure_maps(pool, mapped_bytes, seed)
     return {
+        "machine": machine.describe(scratch),
         "seed": seed,
         "maps": maps,
         "eviction": measure_eviction(pool, mapped_bytes),
