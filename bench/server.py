@@ -63,6 +63,8 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(environment or {})},
+                # As blockdev's own server: the kernel shares CPUs among sessions first, and fio is of ours.
+                start_new_session=True,
             )
         try:
             self._wait_until_it_accepts()
