@@ -1,4 +1,4 @@
-"""Keeps nbdkit alive when a client goes away in the middle of its requests.
+"""Keeps nbdkit alive when a client goes away in the middle of its requests, and sends each reply with one call.
 
 nbdkit 1.32 serves a connection with several threads.  When one of them finds the connection broken (a reply cannot be
 sent, a request ends in the middle), it marks it dead and takes its socket away; a thread that waits for its turn to
@@ -12,14 +12,18 @@ So nbdkit's own calls of read, send and close are redirected to the functions he
   connection is between the request it has read and the end of its reply.
 Then nobody is left who could reply when a connection is marked dead.
 
+nbdkit sends a reply's header and its data with a call each, and marks the first with MSG_MORE, which Unix sockets ignore:
+two calls, and the client wakes up twice.  Here what is marked so is held back, if it is small, and goes out with what
+follows.  One thread sends all parts of a reply, with the connection's lock held, so the thread itself holds them.
+
 Invariants: `busy(fd)` counts the threads that have read a request from fd and not replied; a thread is counted on one fd at
-most, its `busy_fd`.  TLS connections do not pass here (gnutls has calls of its own): an engine that serves TLS gives
+most, its `busy_fd`, to which belongs what it holds back.  TLS connections do not pass here (gnutls has calls of its own): an engine that serves TLS gives
 a connection one thread (targets/nbdkit.py).
 """
 
 from libc.errno cimport EAGAIN, EINTR, EINVAL, ENOSYS, errno
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport strcmp
+from libc.string cimport memcpy, memmove, memset, strcmp
 
 from blockdev._sync cimport add_u32, load_u32, store_u32
 
@@ -34,12 +38,17 @@ cdef enum:
     LOOK_AGAIN_NS = 1000000
     PATIENCE_ROUNDS = 60000        # a minute; then a thread was lost in a way not foreseen here
     HOOKS = 3
+    HELD_BYTES_MAX = 64            # headers of a reply
 
 cdef extern from *:
     """
     static __thread int busy_fd = -1;
+    static __thread char held[64];
+    static __thread size_t held_count;
     """
     int busy_fd
+    char held[64]
+    size_t held_count
 
 cdef extern from "<sys/socket.h>" nogil:
     enum:
@@ -49,6 +58,13 @@ cdef extern from "<sys/socket.h>" nogil:
         SHUT_RDWR
     ssize_t recv(int fd, void* buffer, size_t count, int flags)
     ssize_t send(int fd, const void* buffer, size_t count, int flags)
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec* msg_iov
+        size_t msg_iovlen
+    ssize_t sendmsg(int fd, const msghdr* message, int flags)
     int shutdown(int fd, int how)
 
 cdef extern from "<unistd.h>" nogil:
@@ -142,9 +158,10 @@ cdef inline uint32_t* busy(int fd) noexcept nogil:
 
 
 cdef void become_busy(int fd) noexcept nogil:
-    global busy_fd
+    global busy_fd, held_count
     if busy_fd != fd:
         busy_fd = fd
+        held_count = 0
         add_u32(busy(fd), 1)
 
 
@@ -175,12 +192,40 @@ cdef bint ends_the_connection(const Request* request) noexcept nogil:
     )
 
 
+cdef ssize_t send_with_held(int fd, const void* buffer, size_t count, int flags) noexcept nogil:
+    """Like send, after what was held back, of which nothing is left when this returns without an error."""
+    global held_count
+    cdef iovec parts[2]
+    cdef msghdr message
+    cdef ssize_t sent
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = parts
+    message.msg_iovlen = 2
+    parts[0].iov_base = &held[0]
+    parts[1].iov_base = <void*> buffer
+    parts[1].iov_len = count
+    while held_count:
+        parts[0].iov_len = held_count
+        sent = sendmsg(fd, &message, flags)
+        if sent < 0:
+            return -1
+        if <size_t> sent > held_count:
+            sent -= held_count
+            held_count = 0
+            return sent
+        memmove(held, held + sent, held_count - sent)
+        held_count -= sent
+    return send(fd, buffer, count, flags) if count else 0
+
+
 cdef ssize_t guarded_read(int fd, void* buffer, size_t count) noexcept nogil:
     cdef bint is_request = count == REQUEST_BYTES and busy_fd != fd
     cdef ssize_t length
     cdef int error
     if not is_tracked(fd):
         return read(fd, buffer, count)
+    if held_count and busy_fd == fd:           # the other side may wait for it
+        send_with_held(fd, NULL, 0, MSG_NOSIGNAL)
     length = recv(fd, buffer, count, MSG_WAITALL) if is_request else read(fd, buffer, count)
     error = errno
     if length <= 0:
@@ -199,13 +244,20 @@ cdef ssize_t guarded_read(int fd, void* buffer, size_t count) noexcept nogil:
 
 
 cdef ssize_t guarded_send(int fd, const void* buffer, size_t count, int flags) noexcept nogil:
-    cdef ssize_t length = send(fd, buffer, count, flags | MSG_NOSIGNAL)
+    global held_count
+    cdef ssize_t length
     if not is_tracked(fd):
-        return length
+        return send(fd, buffer, count, flags | MSG_NOSIGNAL)
+    if flags & MSG_MORE and busy_fd == fd and held_count + count <= HELD_BYTES_MAX:
+        memcpy(held + held_count, buffer, count)
+        held_count += count
+        return count
+    length = send_with_held(fd, buffer, count, flags | MSG_NOSIGNAL)
     if length == -1:
         if errno == EINTR or errno == EAGAIN:
             return -1
         shutdown(fd, SHUT_RDWR)     # the thread that reads sees the end and tells nbdkit
+        held_count = 0
         length = count
     if <size_t> length == count and not flags & MSG_MORE:     # nbdkit marks all but the last part of a reply
         become_idle(fd)
