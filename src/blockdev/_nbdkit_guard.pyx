@@ -17,8 +17,8 @@ two calls, and the client wakes up twice.  Here what is marked so is held back, 
 follows.  One thread sends all parts of a reply, with the connection's lock held, so the thread itself holds them.
 
 Invariants: `busy(fd)` counts the threads that have read a request from fd and not replied; a thread is counted on one fd at
-most, its `busy_fd`, to which belongs what it holds back.  TLS connections do not pass here (gnutls has calls of its own): an engine that serves TLS gives
-a connection one thread (targets/nbdkit.py).
+most, its `busy_fd`, to which belongs what it holds back.  TLS connections do not pass here (gnutls has calls of its own):
+an engine that serves TLS gives a connection one thread (targets/nbdkit.py).
 """
 
 from libc.errno cimport EAGAIN, EINTR, EINVAL, ENOSYS, errno
