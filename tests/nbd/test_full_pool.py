@@ -31,7 +31,7 @@ PROGRESS = 20  # requests of a kind, of each lane: it goes on
 FIO_BLOCKS = 16
 PAUSE_SECONDS = 0.05  # of the snapshot's reader
 WRITER_BEFORE = 99  # of what the disk holds at first
-FILE_SYSTEM_BYTES, FOREIGN_BYTES = 448 * MEBIBYTE, 128 * MEBIBYTE
+FILE_SYSTEM_BYTES, FOREIGN_BYTES = 640 * MEBIBYTE, 320 * MEBIBYTE
 
 
 class FullLoad:
@@ -186,8 +186,8 @@ def fill_and_go_on(
         fio.verify()
         free()
         load.check_goes_on()
+        load.end()  # before it has filled everything again
         fio.write_on(FIO_BLOCKS)
-        load.end()
     finally:
         load.crew.stopped.set()
     load.check_after_kill()
