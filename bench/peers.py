@@ -144,7 +144,10 @@ class ForeignPeer(Peer):
 
     @property
     def uri(self) -> str:
-        return f"nbd+unix:///?socket={self.socket_path}"
+        return self._uri("")
+
+    def _uri(self, export: str) -> str:
+        return f"nbd+unix:///{export}?socket={self.socket_path}"
 
     @property
     def process_id(self) -> int:
@@ -360,9 +363,6 @@ class NbdkitFileReflink(NbdkitFile):
     def uri(self) -> str:
         return self._uri(self._image.name)
 
-    def _uri(self, name: str) -> str:
-        return f"nbd+unix:///{name}?socket={self.socket_path}"
-
     def clones(self, count: int) -> list[str]:
         names = [f"clone-{number}.raw" for number in range(count)]
         for name in names:
@@ -471,9 +471,6 @@ class QemuStorageDaemonQcow2(Qcow2):
     @property
     def uri(self) -> str:
         return self._uri(self._image.stem)
-
-    def _uri(self, name: str) -> str:
-        return f"nbd+unix:///{name}?socket={self.socket_path}"
 
     def clones(self, count: int) -> list[str]:
         self._stop()
