@@ -574,7 +574,7 @@ cdef class Checker:
     cdef Walk pass_
     cdef char* buffer                   # READ_SLOTS slots
 
-    def __cinit__(self, Core core, bint heal, uint32_t unsettled=0xFFFFFFFF):
+    def __cinit__(self, Core core, bint heal, uint32_t unsettled):
         """heal: write copies that do not verify anew from those that do.  unsettled: see Walk."""
         cdef NodeStore* store = core.state.nodes
         self.core = core

@@ -33,7 +33,7 @@ def inspect(
     step; what it raises ends the inspection.
     """
     path = os.path.abspath(os.fspath(path))
-    if not any(os.path.exists(superblock.path_of(path, which)) for which in (0, 1)):
+    if not superblock.is_there(path):
         raise NotFound(f"{path} is not a pool: it has no superblock")
     lock_file = take_lock(path)
     try:

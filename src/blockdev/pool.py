@@ -134,7 +134,7 @@ class Pool:
         Busy when another engine has it, NotFound, UnknownFormat, Corrupt.
         """
         path = os.path.abspath(os.fspath(path))
-        if not any(os.path.exists(superblock.path_of(path, which)) for which in (0, 1)):
+        if not superblock.is_there(path):
             raise NotFound(f"{path} is not a pool (it has no superblock): make one with blockdevctl init")
         lock_file = take_lock(path)
         try:

@@ -90,6 +90,11 @@ def path_of(pool_path: str, which: int) -> str:
     return f"{pool_path}/superblock-{which}"
 
 
+def is_there(pool_path: str) -> bool:
+    """Whether this is a pool's directory at all, sound or not."""
+    return any(os.path.exists(path_of(pool_path, which)) for which in (0, 1))
+
+
 def read_both(pool_path: str) -> list[Superblock]:
     """The sound superblocks, newest first.  Corrupt or UnknownFormat when there is none."""
     sound: list[Superblock] = []
