@@ -9,7 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from blockdev.api.schemas import Compacted
 from tests.cli.served import Home, run_tool, until
+from tests.engine.content import distinct_blocks
 
 ADDRESSES = {
     ("get", "/vms"),
@@ -37,6 +39,7 @@ ADDRESSES = {
     ("patch", "/pool"),
     ("post", "/pool/check"),
     ("post", "/pool/scrub"),
+    ("post", "/pool/compact"),
     ("get", "/jobs"),
     ("get", "/jobs/{id}"),
     ("delete", "/jobs/{id}"),
@@ -104,6 +107,9 @@ def test_life_of_a_vm(rest: httpx.Client) -> None:
         ("PATCH", "/vms/none", {}, 400, "invalid_argument"),
         ("POST", "/vms/none/clones", {"name": "x", "count": 2, "prefix": "y"}, 400, "invalid_argument"),
         ("POST", "/vms/none/clones", {"count": 501, "prefix": "y"}, 422, "invalid_argument"),
+        ("POST", "/pool/compact", {"rate_bytes": 0}, 422, "invalid_argument"),
+        ("POST", "/pool/compact", {"rate_bytes": "fast"}, 422, "invalid_argument"),
+        ("POST", "/pool/compact", {"rate_bytes": 1, "surprise": 1}, 422, "invalid_argument"),
         ("DELETE", "/jobs/none", None, 404, "not_found"),
         ("GET", "/jobs/none?wait_seconds=1000", None, 422, "invalid_argument"),
     ],
@@ -146,6 +152,34 @@ def test_job_tells_its_progress_and_its_result(rest: httpx.Client, tmp_path: Pat
     assert job["result"]["name"] == "job" and job["result"]["description"] == "" and job["finished"]
     assert job["id"] in [other["id"] for other in rest.get("/jobs").json()["jobs"]]
     assert rest.delete(f"/jobs/{job['id']}").json()["state"] == "done"
+
+
+def test_compaction_is_a_job_that_gives_space_back(home: Home, rest: httpx.Client, tmp_path: Path) -> None:
+    for number, name in enumerate(("stays", "gone")):
+        (tmp_path / name).write_bytes(distinct_blocks(number << 20, 4096))
+        image = {"path": str(tmp_path / name), "format": "raw"}
+        made = rest.post("/vms", json={"name": name, "disks": [{"name": "root", "image": image}]})
+        assert finished(rest, made.json())["state"] == "done"
+    rest.delete("/vms/gone")
+    before = rest.get("/status").json()
+    assert before["compaction"] is None and "compaction" not in before["engine"]
+
+    slow = rest.post("/pool/compact", json={"rate_bytes": 1}).json()
+    assert (slow["kind"], slow["subject"]) == ("compact", "pool")
+    running = until(lambda: rest.get("/status").json()["compaction"], "the compaction to be seen")
+    assert running["kind"] == "compact" and running["done_bytes"] <= running["total_bytes"]
+    rest.delete(f"/jobs/{slow['id']}")
+    assert finished(rest, rest.get(f"/jobs/{slow['id']}").json())["state"] == "cancelled"
+    assert rest.get("/status").json()["compaction"] is None
+
+    job = finished(rest, rest.post("/pool/compact").json())
+    assert job["state"] == "done" and job["fraction"] == 1 and job["done_bytes"] == job["total_bytes"] > 0
+    compacted = Compacted.model_validate(job["result"], strict=True)
+    assert compacted.freed_bytes > 12 << 20 and compacted.live_bytes >= 16 << 20 and compacted.kept == []
+    after = rest.get("/status").json()
+    freed_bytes = before["engine"]["stats"]["used_bytes"] - after["engine"]["stats"]["used_bytes"]
+    assert freed_bytes > 12 << 20
+    run_tool("qemu-img", "compare", "-f", "raw", "-F", "raw", tmp_path / "stays", home.uri("stays/root"))
 
 
 def test_cancelled_job_takes_back_what_it_did(home: Home, rest: httpx.Client, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""blockdevctl pool check and scrub: progress, Ctrl-C, and findings that stay in pool status until they are gone."""
+"""blockdevctl pool check, scrub and compact: progress, Ctrl-C, findings that stay until they are gone, space that comes back."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -12,13 +13,14 @@ from typing import Any
 import pytest
 
 from blockdev import Pool
+from blockdev.api.schemas import Compacted
 from blockdev.cli.progress import Lines
 from tests.cli.served import Home, run_tool, until
 from tests.cli.test_terminal import Terminal
 from tests.engine.content import distinct_blocks
 
 BLOCK = 4096
-SLOW = "100K"  # a scrub at this rate takes minutes
+SLOW = "100K"  # a scrub or a compaction at this rate takes minutes
 
 
 @pytest.fixture
@@ -48,6 +50,11 @@ def damage(home: Home, number: int) -> None:
 def known(home: Home) -> dict[str, Any]:
     found: dict[str, Any] = home.json("pool", "status")["inspections"]
     return found
+
+
+def compacting(home: Home) -> dict[str, Any] | None:
+    progress: dict[str, Any] | None = home.json("pool", "status")["compaction"]
+    return progress
 
 
 def test_findings_stay_until_they_are_gone_whatever_is_restarted(served: Home) -> None:
@@ -129,9 +136,10 @@ def test_a_scrub_outlives_the_control_plane_and_is_joined(served: Home) -> None:
     until(lambda: known(served)["running"] is None, "the scrub to end")
 
 
-def test_serve_stops_while_a_scrub_runs(served: Home) -> None:
-    process = served.start_command("pool", "scrub", "--rate", SLOW)
-    until(lambda: known(served)["running"], "the scrub to be seen")
+@pytest.mark.parametrize("verb", ["scrub", "compact"])
+def test_serve_stops_while_work_on_the_pool_runs(served: Home, verb: str) -> None:
+    process = served.start_command("pool", verb, "--rate", SLOW)
+    until(lambda: compacting(served) if verb == "compact" else known(served)["running"], f"the {verb} to be seen")
     before = time.monotonic()
     served.stop()
     assert time.monotonic() - before < 30
@@ -151,6 +159,67 @@ def test_offline_needs_no_server_and_refuses_a_served_pool(served: Home, tmp_pat
     assert served.json("pool", "scrub", "--offline", tmp_path / "another")["findings"] == []
     assert served.run("pool", "check", "--offline", tmp_path).status == 3
     assert served.run("pool", "check", tmp_path / "another").status == 2
+
+
+COMPACTED = re.compile(r"compact: .* given back, \d+ segments? removed, \d+ rewritten; .* of live data\n")
+
+
+def add_garbage(home: Home) -> None:
+    """16 MiB that nothing needs any more."""
+    image = home.above / "gone.raw"
+    image.write_bytes(distinct_blocks(1 << 20, 4096))
+    home("vm", "create", "gone", "--image", f"root={image}")
+    home("vm", "delete", "gone", "--yes")
+
+
+def used_bytes(home: Home) -> int:
+    return int(home.json("pool", "status")["engine"]["stats"]["used_bytes"])
+
+
+def reads_the_same(home: Home) -> bool:
+    for export in ("web/root", "web/root@monday", "test/root"):
+        run_tool("qemu-img", "compare", "-f", "raw", "-F", "raw", home.above / "image.raw", home.uri(export))
+    return "sound" in home("pool", "scrub")
+
+
+def test_compact_gives_back_what_was_deleted_and_overwritten(served: Home) -> None:
+    add_garbage(served)
+    before = used_bytes(served)
+    assert COMPACTED.fullmatch(served("pool", "compact"))
+    after = used_bytes(served)
+    assert before - after > 12 << 20
+    assert reads_the_same(served)
+
+    run_tool("qemu-io", "-f", "raw", "-c", "write -P 1 0 8M", served.uri("web/root"))
+    served("snapshot", "delete", "web@monday", "--yes")
+    served("vm", "delete", "test", "--yes")
+    found = served.json("pool", "compact")
+    assert set(found) == set(Compacted.model_fields)
+    assert found["freed_bytes"] > 6 << 20 and 8 << 20 <= found["live_bytes"] < 10 << 20 and found["kept"] == []
+    assert after - used_bytes(served) > 6 << 20
+    run_tool("qemu-io", "-f", "raw", "-c", "read -P 1 0 8M", served.uri("web/root"))
+
+
+def test_compact_shows_a_bar_and_control_c_ends_it_without_harm(served: Home) -> None:
+    add_garbage(served)
+    terminal = Terminal(served, "pool", "compact", "--rate", SLOW)
+    terminal.wait_for("━")
+    running = until(lambda: compacting(served), "the compaction to be seen")
+    assert running["kind"] == "compact" and running["total_bytes"] >= running["done_bytes"]
+    assert re.search(r"compact: +running, \d+%", served("pool", "status"))
+    terminal.type("\x03")
+    assert terminal.end() == 130
+    until(lambda: compacting(served) is None, "the compaction to end")
+    assert reads_the_same(served)
+    assert COMPACTED.fullmatch(served("pool", "compact"))
+    assert reads_the_same(served)
+
+
+def test_compact_refuses_a_rate_that_is_none_and_says_when_nobody_serves(served: Home) -> None:
+    for rate in ("fast", "0", "-1"):
+        assert served.run("pool", "compact", f"--rate={rate}").status == 2
+    served.stop()
+    assert served.run("pool", "compact").status == 11
 
 
 def test_plain_lines_say_how_far_how_fast_and_how_long(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blockdev.compaction import CompactionReport
 from blockdev.constants import NAME_BYTES_MAX, TAG_BYTES_MAX, VDISK_BYTES_MAX
 from blockdev.engine import protocol
 from blockdev.engine.protocol import HEADER, MAGIC, VERSION, Header, Kind, ProtocolError, Request
-from blockdev.errors import Busy, InvalidArgument
+from blockdev.errors import Busy, Corrupt, InvalidArgument
+from blockdev.runner import Outcome, Progress
 
 VALUES = st.recursive(
     st.none()
@@ -50,6 +53,20 @@ GOOD: dict[str, dict[str, Any]] = {
     "inspection": {"run": 1, "wait_ms": 0},
     "cancel_inspection": {"run": 1},
     "findings": {},
+    "compact": {"rate_bytes": None},
+    "compaction": {"run": 1, "wait_ms": 1000},
+    "cancel_compaction": {"run": 1},
+}
+PROGRESS = Progress(run=3, kind="compact", started=1795348800.0, done_bytes=4096, total_bytes=8192)
+REPORT = CompactionReport(1, 2, 3, 4, 5, 6, ("segment 00000007: the pool has no room for its live blocks",))
+COMPACTION = {**PROGRESS._asdict(), "state": "done", "report": REPORT._asdict(), "error": None}
+INSPECTION = {
+    **PROGRESS._replace(kind="check")._asdict(),
+    "state": "done",
+    "findings": [[1, "web/root", 4096, 8192, "segment 00000001 slots 3 to 4 do not verify"]],
+    "dropped": 0,
+    "healed": [],
+    "error": None,
 }
 
 
@@ -128,6 +145,16 @@ def test_a_request_with_a_missing_or_an_unknown_argument_is_refused(operation: s
         ("diff", "newer", None),
         ("hello", "session", b"short"),
         ("hello", "client", ""),
+        ("inspect", "kind", "compact"),
+        ("inspect", "rate_bytes", 0),
+        ("compact", "rate_bytes", 0),
+        ("compact", "rate_bytes", -1),
+        ("compact", "rate_bytes", 1.5),
+        ("compact", "rate_bytes", "100M"),
+        ("compact", "rate_bytes", 1 << 63),
+        ("compaction", "run", 0),
+        ("compaction", "wait_ms", protocol.WAIT_MS_MAX + 1),
+        ("cancel_compaction", "run", None),
     ],
 )
 def test_a_bad_argument_is_refused(operation: str, argument: str, value: Any) -> None:
@@ -214,6 +241,46 @@ def test_any_answer_row_is_an_object_or_an_error(row: Any) -> None:
     for check in (protocol.check_object, protocol.check_extent):
         with pytest.raises(ProtocolError):
             check(row)
+
+
+def travelled(body: dict[str, Any]) -> dict[str, Any]:
+    return protocol.decode_body(protocol.encode(Kind.ANSWER, 1, body)[16:])
+
+
+def test_a_compaction_comes_back_as_it_stood() -> None:
+    assert protocol.check_compaction(travelled(COMPACTION)) == Outcome(PROGRESS, "done", REPORT)
+    cancelled = {**COMPACTION, "state": "cancelled", "report": None}
+    assert protocol.check_compaction(travelled(cancelled)) == Outcome(PROGRESS, "cancelled")
+    error = {"code": "corrupt", "message": "map node 3 does not verify"}
+    failed = protocol.check_compaction(travelled({**cancelled, "state": "failed", "error": error}))
+    assert type(failed.error) is Corrupt and failed.error.message == "map node 3 does not verify"
+    assert failed.report is None
+
+
+@pytest.mark.parametrize(
+    ("check", "good"),
+    [(protocol.check_compaction, COMPACTION), (protocol.check_inspection, INSPECTION)],
+)
+def test_an_answer_that_tells_of_no_work_is_refused(
+    check: Callable[[dict[str, Any]], Any], good: dict[str, Any]
+) -> None:
+    good = travelled(good)
+    assert check(good).state == "done"
+    for field in sorted(set(good) - {"error"}):
+        for value in (None, 1, "nonsense", []):
+            if type(value) is not type(good[field]):
+                with pytest.raises(ProtocolError):
+                    check({**good, field: value})
+    for change in ({"kind": "format"}, {"state": "over"}, {"state": "failed"}):
+        with pytest.raises(ProtocolError):
+            check({**good, **change})
+
+
+@pytest.mark.parametrize("field", CompactionReport._fields)
+def test_a_compaction_without_a_whole_report_is_refused(field: str) -> None:
+    report = {name: value for name, value in REPORT._asdict().items() if name != field}
+    with pytest.raises(ProtocolError, match=field):
+        protocol.check_compaction(travelled({**COMPACTION, "report": report}))
 
 
 @given(st.dictionaries(st.sampled_from(["code", "message", "x"]), VALUES))

@@ -13,6 +13,7 @@ import msgpack
 import pytest
 
 from blockdev import Pool
+from blockdev.compaction import Compaction, CompactionReport
 from blockdev.engine import client as client_module
 from blockdev.engine import operations, protocol, server
 from blockdev.engine.attachments import Attachments
@@ -23,12 +24,16 @@ from blockdev.errors import (
     AlreadyExists,
     BlockdevError,
     Busy,
+    Corrupt,
     InvalidArgument,
     MediumError,
     NotFound,
     Unavailable,
 )
+from blockdev.runner import Outcome
 from blockdev.types import Extent
+from tests.engine.content import distinct_blocks
+from tests.engine.test_space import bytes_on_disk
 from tests.engine_socket.conftest import StartEngine
 from tests.engine_socket.engine_main import DIED_AS_TOLD
 
@@ -67,7 +72,7 @@ def test_operations_mirror_the_pool(client: EngineClient, pool: Pool) -> None:
         run = client.inspect(kind)
         while (found := client.inspection(run, 1.0)).state == "running":
             pass
-        assert found.state == "done" and found.findings == found.healed == []
+        assert found.report is not None and found.report.findings == found.report.healed == []
 
 
 def test_status_says_who_serves_what(client: EngineClient, pool: Pool) -> None:
@@ -206,6 +211,77 @@ def test_many_threads_share_one_client(client: EngineClient) -> None:
         thread.join(DEADLINE_S)
     assert not errors
     assert len(client.objects()) == 240
+
+
+# compaction
+
+
+STAYS = distinct_blocks(0, 1024)
+
+
+@pytest.fixture
+def littered(client: EngineClient, pool: Pool) -> int:
+    """The pool with 4 MiB on a disk, between 12 MiB that were deleted.  The id of the disk."""
+    [stays, gone] = client.create([(4 << 20, "web/root", b""), (12 << 20, "web/gone", b"")])
+    for number in range(4):
+        piece = slice(number << 20, (number + 1) << 20)
+        pool.get(stays.id).write(piece.start, STAYS[piece])
+        pool.get(gone.id).write(3 * piece.start, distinct_blocks((1 << 20) + number * 1000, 768))
+    client.delete([gone.id])
+    client.flush()
+    return stays.id
+
+
+def ended(client: EngineClient, run: int) -> Outcome[CompactionReport]:
+    while (found := client.compaction(run, 1.0)).state == "running":
+        pass
+    return found
+
+
+def test_a_compaction_gives_space_back_and_what_stays_reads_the_same(
+    client: EngineClient, pool: Pool, pool_path: str, littered: int
+) -> None:
+    before, used_before = bytes_on_disk(pool_path), client.status()["stats"]["used_bytes"]
+    found = ended(client, client.compact())
+    report = found.report
+    assert found.state == "done" and found.error is None and report is not None and report.kept == ()
+    assert report.live_bytes == len(STAYS) and report.segments_removed + report.segments_rewritten > 0
+    assert found.progress.kind == "compact" and found.progress.done_bytes == found.progress.total_bytes > 0
+    assert used_before - client.status()["stats"]["used_bytes"] > 11 << 20
+    assert before - bytes_on_disk(pool_path) > 11 << 20
+    assert pool.get(littered).read(0, len(STAYS)) == STAYS
+    assert pool.scrub() == []
+
+
+def test_a_compaction_is_seen_joined_and_cancelled(client: EngineClient, pool: Pool, littered: int) -> None:
+    run = client.compact(rate_bytes=1)
+    assert client.compact() == run
+    assert client.compaction(run).state == "running" and client.compaction(run).report is None
+    progress = client.status()["compaction"]
+    assert progress["run"] == run and progress["kind"] == "compact"
+    client.cancel_compaction(run)
+    found = ended(client, run)
+    assert found.state == "cancelled" and found.report is None and found.error is None
+    assert client.status()["compaction"] is None
+    assert pool.get(littered).read(0, len(STAYS)) == STAYS
+    again = client.compact()
+    assert again != run and ended(client, again).state == "done"
+    assert pool.get(littered).read(0, len(STAYS)) == STAYS
+    with pytest.raises(NotFound):
+        client.compaction(run)
+
+
+def test_a_compaction_that_fails_says_why(
+    client: EngineClient, littered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mark(_compaction: Compaction) -> None:
+        raise Corrupt("map node 3 does not verify in either copy")
+
+    monkeypatch.setattr(Compaction, "mark", mark)
+    found = ended(client, client.compact())
+    assert found.state == "failed" and type(found.error) is Corrupt and "map node 3" in found.error.message
+    with pytest.raises(InvalidArgument, match="rate_bytes"):
+        client.compact(rate_bytes=0)
 
 
 # the lead: one client changes the pool

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from blockdev.findings import InspectionKind
 from blockdev.types import ExtentState
 from blockdev.vmmap import model
 
@@ -119,7 +118,9 @@ class NewRestore(Body):
     force: bool = Field(False, description="cut attached clients off")
 
 
-class Inspection(Body):
+class Pace(Body):
+    """How fast a check, a scrub or a compaction goes."""
+
     rate_bytes: int | None = Field(None, gt=0, description="to read in a second, at the most; absent: no limit")
 
 
@@ -132,8 +133,20 @@ class Inspected(BaseModel):
     read_bytes: int
 
 
-class InspectionProgress(BaseModel):
-    kind: InspectionKind
+class Compacted(BaseModel):
+    """The result of a compaction."""
+
+    segments_removed: int = Field(description="nothing in them was needed any more")
+    segments_rewritten: int = Field(description="without what was not needed, compressed")
+    nodes_freed: int = Field(description="map nodes whose places can be used again")
+    freed_bytes: int = Field(description="given back to the file system")
+    copied_bytes: int = Field(description="live data that was read to be written again, uncompressed")
+    live_bytes: int = Field(description="data that a disk or snapshot reaches, uncompressed")
+    kept: list[str] = Field(description="what could not be rewritten, and why")
+
+
+class Progress(BaseModel):
+    kind: Literal["check", "scrub", "compact", "reclaim"] = Field(description="reclaim: the pool compacts by itself")
     started: str
     done_bytes: int
     total_bytes: int
@@ -149,7 +162,7 @@ class InspectionRan(BaseModel):
 class PoolFindings(BaseModel):
     """What the last check and the last scrub found and is still there."""
 
-    running: InspectionProgress | None = Field(description="a check or scrub that goes on now")
+    running: Progress | None = Field(description="a check or scrub that goes on now")
     last_check: InspectionRan | None
     last_scrub: InspectionRan | None
     findings: list[model.Finding]
@@ -157,10 +170,10 @@ class PoolFindings(BaseModel):
 
 
 class JobView(BaseModel):
-    """A long operation.  `result` depends on its kind: a VM, a Disk, an Exported, or an Inspected."""
+    """A long operation.  `result` depends on its kind: a VM, a Disk, an Exported, an Inspected, or a Compacted."""
 
     id: str
-    kind: Literal["create", "import", "export", "check", "scrub"]
+    kind: Literal["create", "import", "export", "check", "scrub", "compact"]
     subject: str = Field(description="what it works on: web, web/root, pool")
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     total_bytes: int = Field(description="0: not known")
@@ -230,3 +243,4 @@ class StatusView(BaseModel):
     foreign: list[str] = Field(description="pool objects whose names are not of VMs; left alone")
     imports: list[model.Import]
     inspections: PoolFindings | None = Field(description="null while the engine is away")
+    compaction: Progress | None = Field(description="one that goes on now")

@@ -44,21 +44,26 @@ def _tell_status(session: Session, found: dict[str, Any]) -> None:
     fields += [("importing", f"{i['vm']}/{i['disk']}") for i in found["imports"]]
     if found["inspections"] is not None:
         fields += _inspections(found["inspections"])
+    if found["compaction"] is not None:
+        fields.append(_running(found["compaction"]))
     print_fields(fields)
 
 
 def _inspections(known: dict[str, Any]) -> list[tuple[str, str]]:
     """When the pool was looked at, and what is wrong."""
     fields = [(f"last {kind}", _when(known[f"last_{kind}"])) for kind in ("check", "scrub")]
-    running = known["running"]
-    if running is not None:
-        done, total = running["done_bytes"], max(running["total_bytes"], 1)
-        fields.append((running["kind"], f"running, {done / total:.0%} ({show_size(done)} of {show_size(total)})"))
+    if known["running"] is not None:
+        fields.append(_running(known["running"]))
     fields += [("DAMAGED", tell_finding(finding)) for finding in known["findings"][:STATUS_FINDINGS_MAX]]
     more = known["more_findings"] + len(known["findings"][STATUS_FINDINGS_MAX:])
     if more:
         fields.append(("DAMAGED", f"and {more} more: pool status --json names what is known"))
     return fields
+
+
+def _running(progress: dict[str, Any]) -> tuple[str, str]:
+    done, total = progress["done_bytes"], progress["total_bytes"]
+    return progress["kind"], f"running, {done / max(total, 1):.0%} ({show_size(done)} of {show_size(total)})"
 
 
 def _when(ran: dict[str, Any] | None) -> str:
@@ -168,3 +173,24 @@ def _tell_findings(kind: str, found: dict[str, Any]) -> None:
         click.echo(f"and {found['more_findings']} more")
     if not found["findings"]:
         click.echo(f"{kind}: the pool is sound, {show_size(found['read_bytes'])} read")
+
+
+@pool.command()
+@rate_option
+@pass_session
+def compact(session: Session, rate: int | None) -> None:
+    """Give back the space of what was deleted, overwritten or discarded, and compress what stays.
+
+    Guests go on meanwhile; Ctrl-C ends it without harm, and what was given back until then stays so.
+    """
+    job = session.client.post("/pool/compact", {"rate_bytes": rate})
+    found = session.follow(job, "compaction of the pool", if_cancelled="what was given back until then stays so")
+    session.show(found, lambda: _tell_compacted(found))
+
+
+def _tell_compacted(found: dict[str, Any]) -> None:
+    removed = f"{show_count(found['segments_removed'], 'segment')} removed, {found['segments_rewritten']} rewritten"
+    freed, live = show_size(found["freed_bytes"]), show_size(found["live_bytes"])
+    click.echo(f"compact: {freed} given back, {removed}; {live} of live data")
+    for reason in found["kept"]:
+        click.echo(f"kept: {reason}")

@@ -66,7 +66,7 @@ def display(title: str, quiet: bool) -> Iterator[Display]:
             yield shown
 
 
-def follow(client: Client, job: dict[str, Any], title: str, quiet: bool) -> Any:
+def follow(client: Client, job: dict[str, Any], title: str, if_cancelled: str, quiet: bool) -> Any:
     """The result of `job` when it is done.  Raises its error; Ctrl-C cancels the job and waits for its end."""
     try:
         with display(title, quiet) as shown:
@@ -80,7 +80,7 @@ def follow(client: Client, job: dict[str, Any], title: str, quiet: bool) -> Any:
     if job["state"] == "done":
         return job["result"]
     if job["state"] == "cancelled":
-        raise from_code("error", f"{title}: cancelled, nothing was changed")
+        raise from_code("error", f"{title}: cancelled, {if_cancelled}")
     raise from_code(job["error"]["code"], job["error"]["message"])
 
 

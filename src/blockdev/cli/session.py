@@ -45,9 +45,9 @@ class Session:
     def say(self, document: Any, sentence: str) -> None:
         self.show(document, lambda: click.echo(sentence))
 
-    def follow(self, job: dict[str, Any], title: str) -> Any:
-        """The job's result, with its progress shown until then."""
-        return follow(self.client, job, title, quiet=self.json)
+    def follow(self, job: dict[str, Any], title: str, if_cancelled: str = "nothing was changed") -> Any:
+        """The job's result, with its progress shown until then.  if_cancelled: what to say of a cancelled one."""
+        return follow(self.client, job, title, if_cancelled, quiet=self.json)
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)

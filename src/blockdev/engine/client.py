@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
+from blockdev.compaction import CompactionReport
 from blockdev.engine import protocol
 from blockdev.engine.protocol import HEADER_BYTES, EngineInspection, EngineObject, Header, Kind, ProtocolError
 from blockdev.errors import BlockdevError, Unavailable
 from blockdev.findings import InspectionKind
+from blockdev.runner import Outcome
 from blockdev.types import Extent
 
 CONNECT_SECONDS_MAX = 5.0
@@ -137,7 +139,7 @@ class EngineClient:
         return answer
 
     def status(self) -> dict[str, Any]:
-        """version, protocol, pid, plugin, path, uuid, capacity_bytes, attachment_count, and the pool's stats."""
+        """version, protocol, pid, plugin, path, uuid, capacity_bytes, attachment_count, compaction, the pool's stats."""
         return self._ask("status")
 
     def attachments(self) -> list[tuple[int, str, str]]:
@@ -171,13 +173,11 @@ class EngineClient:
 
     def inspect(self, kind: InspectionKind, rate_bytes: int | None = None) -> int:
         """Begin a check or scrub, or join the one that runs; returns its number.  Busy: one of the other kind runs."""
-        run: int = protocol.check_field(self._ask("inspect", kind=kind, rate_bytes=rate_bytes), "run", int)
-        return run
+        return self._begin("inspect", kind=kind, rate_bytes=rate_bytes)
 
-    def inspection(self, run: int, wait_s: float = 0.0) -> EngineInspection:
+    def inspection(self, run: int, wait_s: float = 0.0) -> Outcome[EngineInspection]:
         """How it stands; the answer comes at its end, or after `wait_s` (at most a second)."""
-        wait_ms = min(int(wait_s * 1000), protocol.WAIT_MS_MAX)
-        return protocol.check_inspection(self._ask("inspection", run=run, wait_ms=wait_ms))
+        return protocol.check_inspection(self._ask("inspection", run=run, wait_ms=_wait_ms(wait_s)))
 
     def cancel_inspection(self, run: int) -> None:
         """Let it end soon; it changed nothing."""
@@ -188,6 +188,18 @@ class EngineClient:
         answer = self._ask("findings")
         rows = protocol.check_field(answer, "findings", list)
         return {**answer, "findings": [protocol.check_finding(row) for row in rows]}
+
+    def compact(self, rate_bytes: int | None = None) -> int:
+        """Begin a compaction, or join the one that runs; returns its number."""
+        return self._begin("compact", rate_bytes=rate_bytes)
+
+    def compaction(self, run: int, wait_s: float = 0.0) -> Outcome[CompactionReport]:
+        """How it stands; as `inspection`."""
+        return protocol.check_compaction(self._ask("compaction", run=run, wait_ms=_wait_ms(wait_s)))
+
+    def cancel_compaction(self, run: int) -> None:
+        """Let it end soon; what it gave back stays so."""
+        self._ask("cancel_compaction", run=run)
 
     def flush(self) -> None:
         self._ask("flush")
@@ -235,6 +247,10 @@ class EngineClient:
         self._ask("set_capacity", capacity_bytes=capacity_bytes)
 
     # connections
+
+    def _begin(self, operation: str, **arguments: Any) -> int:
+        run: int = protocol.check_field(self._ask(operation, **arguments), "run", int)
+        return run
 
     def _make(
         self, operation: str, labels: list[tuple[str | None, bytes]], **arguments: Any
@@ -356,3 +372,7 @@ class EngineClient:
         if isinstance(error, FileNotFoundError | ConnectionError):
             return Unavailable(f"the engine is not running at {self._path}: start it with blockdevctl serve")
         return Unavailable(f"the engine at {self._path} cannot be reached: {error.strerror or error}")
+
+
+def _wait_ms(wait_s: float) -> int:
+    return min(int(wait_s * 1000), protocol.WAIT_MS_MAX)

@@ -2,7 +2,7 @@
 
 Invariants: changes run one at a time; a change from a session that another has taken the lead from is refused; an
 object with attached clients is not renamed, deleted, restored or shrunk unless the request says force.
-Locks: `_change_lock` before any lock of the pool; long operations (diff, inspections) do not take it.
+Locks: `_change_lock` before any lock of the pool; long operations (diff, inspections, compactions) do not take it.
 Durable: a change, before it is answered.
 """
 
@@ -15,13 +15,15 @@ from importlib import metadata
 from typing import Any
 
 from blockdev import Pool, VDisk, VDiskSnapshot
+from blockdev.compaction import COMPACT
 from blockdev.constants import CHUNK_EXTENTS_MAX
 from blockdev.engine import protocol
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.protocol import OBJECTS_PAGE_MAX, ProtocolError, Request
 from blockdev.errors import Busy, InvalidArgument, NotFound
 from blockdev.findings import Finding, InspectionKind
-from blockdev.inspection import Outcome
+from blockdev.inspection import Report
+from blockdev.runner import Outcome, Runner
 
 NAMED_IN_MESSAGE_MAX = 5
 Answer = dict[str, Any]
@@ -91,6 +93,9 @@ class Operations:
             "inspection": self._inspection,
             "cancel_inspection": self._cancel_inspection,
             "findings": self._findings,
+            "compact": self._compact,
+            "compaction": self._compaction,
+            "cancel_compaction": self._cancel_compaction,
             "create": self._create,
             "snapshot": self._snapshot,
             "clone": self._clone,
@@ -160,6 +165,7 @@ class Operations:
             "uuid": str(self._pool.uuid),
             "capacity_bytes": self._pool.capacity_bytes,
             "attachment_count": len(self._attachments.all()),
+            "compaction": _progress_fields(self._pool.compactor),
             "stats": self._pool.stats(),
         }
 
@@ -200,7 +206,8 @@ class Operations:
         return {"run": self._pool.inspector.start(kind, rate_bytes)}
 
     def _inspection(self, run: int, wait_ms: int) -> Answer:
-        return _inspection_fields(self._pool.inspector.outcome(run, wait_ms / 1000))
+        outcome = self._pool.inspector.outcome(run, wait_ms / 1000)
+        return {**_outcome_fields(outcome), **_inspection_fields(outcome.report)}
 
     def _cancel_inspection(self, run: int) -> Answer:
         self._pool.inspector.cancel(run)
@@ -209,14 +216,25 @@ class Operations:
     def _findings(self) -> Answer:
         """What the last check and scrub found and is still there, and how far the one is that runs."""
         known = self._pool.inspector.known()
-        progress = self._pool.inspector.progress()
         return {
-            "running": progress and progress._asdict(),
+            "running": _progress_fields(self._pool.inspector),
             "check": known.check and known.check._asdict(),
             "scrub": known.scrub and known.scrub._asdict(),
             "findings": _finding_rows(known.findings),
             "dropped": known.dropped,
         }
+
+    def _compact(self, rate_bytes: int | None) -> Answer:
+        """Begin a compaction, which goes on whether or not the client stays; or join the one that runs."""
+        return {"run": self._pool.compactor.start(COMPACT, rate_bytes)}
+
+    def _compaction(self, run: int, wait_ms: int) -> Answer:
+        outcome = self._pool.compactor.outcome(run, wait_ms / 1000)
+        return {**_outcome_fields(outcome), "report": outcome.report and outcome.report._asdict()}
+
+    def _cancel_compaction(self, run: int) -> Answer:
+        self._pool.compactor.cancel(run)
+        return {}
 
     # changes, each under _change_lock
 
@@ -349,13 +367,25 @@ def _finding_rows(findings: Iterable[Finding]) -> list[list[Any]]:
     return [[f.object_id, f.name, f.offset, f.length, f.what] for f in findings]
 
 
-def _inspection_fields(outcome: Outcome) -> Answer:
-    report, error = outcome.report, outcome.error
+def _progress_fields(runner: Runner[Any]) -> Answer | None:
+    """How far the work is that runs."""
+    progress = runner.progress()
+    return None if progress is None else progress._asdict()
+
+
+def _outcome_fields(outcome: Outcome[Any]) -> Answer:
+    """What is told of every work."""
+    error = outcome.error
     return {
         **outcome.progress._asdict(),
         "state": outcome.state,
+        "error": {"code": error.code, "message": error.message} if error else None,
+    }
+
+
+def _inspection_fields(report: Report | None) -> Answer:
+    return {
         "findings": _finding_rows(report.findings) if report else [],
         "dropped": report.dropped if report else 0,
         "healed": list(report.healed) if report else [],
-        "error": {"code": error.code, "message": error.message} if error else None,
     }

@@ -9,13 +9,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgpack
 
+from blockdev.compaction import COMPACT, RECLAIM, CompactionReport
 from blockdev.constants import NAME_BYTES_MAX, SECTOR_BYTES, TAG_BYTES_MAX, VDISK_BYTES_MAX
 from blockdev.errors import BlockdevError, InvalidArgument, from_code
 from blockdev.findings import InspectionKind
+from blockdev.runner import Outcome, Progress, State
 from blockdev.types import Extent
 
 MAGIC = b"BDEN"
@@ -27,8 +29,12 @@ ITEMS_MAX = 65536  # ids, names or specs in one request
 OBJECTS_PAGE_MAX = 8192  # objects in one answer: at their longest names and tags they still fit a frame
 MESSAGE_CHARACTERS_MAX = 8192
 SESSION_BYTES = 16
-WAIT_MS_MAX = 1000  # that the answer to `inspection` may take
+WAIT_MS_MAX = 1000  # that the answer to `inspection` or `compaction` may take
 CLIENT_CHARACTERS_MAX = 200
+INSPECTION_KINDS: tuple[str, ...] = get_args(InspectionKind)
+COMPACTION_KINDS = (COMPACT, RECLAIM)
+
+R = TypeVar("R")
 
 
 class ProtocolError(InvalidArgument):
@@ -73,18 +79,12 @@ class EngineFinding(NamedTuple):
 
 
 class EngineInspection(NamedTuple):
-    """How a check or a scrub stands."""
+    """What a check or a scrub found, as the engine socket tells of it."""
 
-    run: int
-    kind: InspectionKind
-    state: Literal["running", "done", "cancelled", "failed"]
-    started: float  # seconds since 1970
-    done_bytes: int
-    total_bytes: int
-    findings: list[EngineFinding]  # when it is done
+    findings: list[EngineFinding]
     dropped: int  # findings that are not named
     healed: list[str]
-    error: BlockdevError | None  # when it failed
+    done_bytes: int
 
 
 class Request(NamedTuple):
@@ -223,7 +223,7 @@ def _is_capacity(value: Any) -> bool:
 
 
 def _is_inspection_kind(value: Any) -> bool:
-    return type(value) is str and value in get_args(InspectionKind)
+    return type(value) is str and value in INSPECTION_KINDS
 
 
 def _is_rate_or_none(value: Any) -> bool:
@@ -264,6 +264,9 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "inspection": {"run": is_id, "wait_ms": _is_wait},
     "cancel_inspection": {"run": is_id},
     "findings": {},
+    "compact": {"rate_bytes": _is_rate_or_none},
+    "compaction": {"run": is_id, "wait_ms": _is_wait},
+    "cancel_compaction": {"run": is_id},
 }
 # These change the pool: one at a time, and none from a session that another has taken the lead from.
 CHANGES = frozenset({"create", "snapshot", "clone", "restore", "relabel", "delete", "resize", "set_capacity"})
@@ -327,21 +330,47 @@ def check_finding(row: Any) -> EngineFinding:
     return EngineFinding(*row)
 
 
-def check_inspection(body: Mapping[str, Any]) -> EngineInspection:
-    """The inspection that an answer tells of."""
+def check_inspection(body: Mapping[str, Any]) -> Outcome[EngineInspection]:
+    """How the inspection stands that an answer tells of."""
+    return _check_outcome(body, INSPECTION_KINDS, _check_inspected)
+
+
+def check_compaction(body: Mapping[str, Any]) -> Outcome[CompactionReport]:
+    """How the compaction stands that an answer tells of."""
+    return _check_outcome(body, COMPACTION_KINDS, _check_compacted)
+
+
+def _check_outcome(
+    body: Mapping[str, Any], kinds: tuple[str, ...], check_report: Callable[[Mapping[str, Any]], R]
+) -> Outcome[R]:
     kind, state = check_field(body, "kind", str), check_field(body, "state", str)
-    if not _is_inspection_kind(kind) or state not in ("running", "done", "cancelled", "failed"):
-        raise ProtocolError("the engine told of an inspection that is none")
-    healed = check_field(body, "healed", list)
-    return EngineInspection(
+    if kind not in kinds or state not in get_args(State):
+        raise ProtocolError("the engine told of work on the pool that is none")
+    progress = Progress(
         run=check_field(body, "run", int),
         kind=kind,
-        state=state,
         started=check_field(body, "started", float),
         done_bytes=check_field(body, "done_bytes", int),
         total_bytes=check_field(body, "total_bytes", int),
+    )
+    return Outcome(
+        progress,
+        state,
+        check_report(body) if state == "done" else None,
+        check_error(check_field(body, "error", dict)) if state == "failed" else None,
+    )
+
+
+def _check_inspected(body: Mapping[str, Any]) -> EngineInspection:
+    return EngineInspection(
         findings=[check_finding(row) for row in check_field(body, "findings", list)],
         dropped=check_field(body, "dropped", int),
-        healed=[str(line) for line in healed],
-        error=check_error(check_field(body, "error", dict)) if state == "failed" else None,
+        healed=[str(line) for line in check_field(body, "healed", list)],
+        done_bytes=check_field(body, "done_bytes", int),
     )
+
+
+def _check_compacted(body: Mapping[str, Any]) -> CompactionReport:
+    report = check_field(body, "report", dict)
+    counts = {field: check_field(report, field, int) for field in CompactionReport._fields if field != "kept"}
+    return CompactionReport(**counts, kept=tuple(str(line) for line in check_field(report, "kept", list)))

@@ -6,14 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body
 
-from blockdev.api import inspections
+from blockdev.api import pool_work
 from blockdev.api.routes.jobs import view
-from blockdev.api.schemas import Attachment, AttachmentList, Inspection, JobView, PoolResize, StatusView
+from blockdev.api.schemas import Attachment, AttachmentList, JobView, Pace, PoolResize, StatusView
 from blockdev.api.services import Services, Wired
 from blockdev.vmmap.model import Status
 
 router = APIRouter(tags=["pool"])
-Asked = Annotated[Inspection | None, Body()]
+Asked = Annotated[Pace | None, Body()]
 
 
 @router.get("/status")
@@ -38,15 +38,26 @@ def resize_pool(body: PoolResize, services: Wired) -> StatusView:
 @router.post("/pool/check", status_code=202)
 def check_pool(services: Wired, body: Asked = None) -> JobView:
     """Verify what describes data; the job's result is an Inspected.  One that runs already is joined."""
-    return view(inspections.start(services, "check", body.rate_bytes if body else None))
+    return view(pool_work.inspect(services, "check", body.rate_bytes if body else None))
 
 
 @router.post("/pool/scrub", status_code=202)
 def scrub_pool(services: Wired, body: Asked = None) -> JobView:
     """Check, and read and verify all data; the job's result is an Inspected.  One that runs already is joined."""
-    return view(inspections.start(services, "scrub", body.rate_bytes if body else None))
+    return view(pool_work.inspect(services, "scrub", body.rate_bytes if body else None))
+
+
+@router.post("/pool/compact", status_code=202)
+def compact_pool(services: Wired, body: Asked = None) -> JobView:
+    """Give back the space of what no disk or snapshot reaches, and compress the rest; the job's result is a Compacted.
+
+    One that runs already is joined.  Cancelled, it leaves what it gave back until then as it is.
+    """
+    return view(pool_work.compact(services, body.rate_bytes if body else None))
 
 
 def _view_status(services: Services, status: Status) -> StatusView:
-    known = inspections.known(services) if status.engine_running else None
-    return StatusView(**vars(status), inspections=known)
+    known = pool_work.known(services) if status.engine_running else None
+    engine = dict(status.engine)
+    compaction = pool_work.view_progress(engine.pop("compaction", None))
+    return StatusView(**{**vars(status), "engine": engine}, inspections=known, compaction=compaction)
