@@ -54,6 +54,7 @@ LIBPYTHON = f"python{sysconfig.get_config_var('LDVERSION')}"
 EXTENSIONS = [
     extension("_medium"),
     extension("_dedup", VECTORS),
+    extension("_cold", libraries=["zstd"]),
     extension("_nodes"),
     extension("_cow"),
     extension("_segments"),
@@ -62,6 +63,7 @@ EXTENSIONS = [
     extension("_pool"),
     extension("_replay"),
     extension("_check"),
+    extension("_compact"),
     extension("_nbdkit_guard"),
     extension("_nbdkit", libraries=[LIBPYTHON]),
 ]

@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcmp, memset
 
+from blockdev._cold cimport ColdHeader, cold_heal
 from blockdev._cow cimport map_runs
 from blockdev._dedup cimport Fingerprint, fingerprint_block
 from blockdev._disk cimport Disk, PoolState, fetch_run
@@ -17,8 +18,8 @@ from blockdev._nodes cimport (
 from blockdev._pool cimport Core, DiskObject
 from blockdev._segments cimport (
     ENTRY_DATA, ENTRY_RECORD, SLOT_BYTES, BatchEntry, BatchHeader, Segment, batch_recognise, batch_slots, make_address,
-    segment_header_holds, segment_index_holds, segment_pin, segment_seal_again, segment_unpin, segment_write_header,
-    segments_get,
+    cold_identity, segment_header_holds, segment_index_holds, segment_pin, segment_read, segment_seal_again,
+    segment_unpin, segment_write_header, segments_get,
 )
 from blockdev._sync cimport (
     load_pointer, load_u32, load_u64, pthread_mutex_lock, pthread_mutex_unlock, pthread_rwlock_rdlock,
@@ -144,8 +145,6 @@ cdef void check_leaf(Walk* walk, MapNode* node) noexcept nogil:
 cdef void check_slot(Walk* walk, Segment* segment, uint32_t index, const char* block) noexcept nogil:
     """`block`: what the file has there; NULL: it cannot be read."""
     cdef Fingerprint fingerprint
-    if slot_reason(segment, index):
-        return                          # no block: batch headers are verified on their own, records are for replay
     if block == NULL:
         note_damage(&walk.blocks_damaged, make_address(segment.id, index), UNREADABLE_BLOCK)
         return
@@ -519,12 +518,31 @@ cdef bint is_growing(Log* log, Segment* segment) noexcept nogil:
     return growing
 
 
+cdef void check_cold(Walk* walk, Segment* segment) noexcept nogil:
+    """Both copies of header and index of a compacted segment."""
+    cdef ColdHeader header
+    cdef uint32_t bad = 0, lost = 0
+    cdef int failure
+    cold_identity(walk.pool.segments, segment, &header)
+    failure = cold_heal(segment.file, &header, walk.heal, &bad, &lost)
+    if not failure and walk.heal and bad:
+        failure = medium_sync(segment.file)
+    if bad or failure:
+        note_fault(&walk.faults, INDEX_LOST, segment.id, segment.slot_count, 1, failure == 0 and not lost)
+
+
 cdef void check_segment(Walk* walk, uint64_t id, uint32_t* slot_count) noexcept nogil:
     cdef Segment* segment = NULL
     cdef bint growing, complete
     slot_count[0] = 0
     if segment_pin(walk.pool.segments, id, &segment):
-        note_fault(&walk.faults, SEGMENT_LOST, id, 0, 0, False)
+        if segments_get(walk.pool.segments, id) != NULL:        # else compaction removed it meanwhile
+            note_fault(&walk.faults, SEGMENT_LOST, id, 0, 0, False)
+        return
+    if segment.cold != NULL:
+        slot_count[0] = segment.slot_count
+        check_cold(walk, segment)
+        segment_unpin(walk.pool.segments, segment)
         return
     # before its slots are counted: it may end meanwhile
     growing = is_growing(walk.pool.log, segment) or (segment.id >= walk.unsettled and not segment.sealed)
@@ -535,20 +553,31 @@ cdef void check_segment(Walk* walk, uint64_t id, uint32_t* slot_count) noexcept 
 
 
 cdef void check_slots(Walk* walk, uint64_t id, uint32_t first, uint32_t count, char* buffer) noexcept nogil:
-    """Verify the blocks in `count` slots of a segment."""
+    """Verify the blocks in `count` slots of a segment; headers are verified on their own, records are for replay."""
     cdef Segment* segment = NULL
-    cdef char* slot
-    cdef uint32_t i
-    cdef bint whole
+    cdef uint32_t i = first, run
     if segment_pin(walk.pool.segments, id, &segment):
         return                          # check_segment said so
-    whole = medium_read(segment.file, buffer, <uint64_t>count * SLOT_BYTES, <uint64_t>first * SLOT_BYTES) == 0
+    while i < first + count:
+        run = 0
+        while i + run < first + count and slot_reason(segment, i + run) == 0:
+            run += 1
+        if run:
+            check_run(walk, segment, i, run, buffer)
+        i += run + 1
+    segment_unpin(walk.pool.segments, segment)
+
+
+cdef void check_run(Walk* walk, Segment* segment, uint32_t first, uint32_t count, char* buffer) noexcept nogil:
+    """Verify the blocks in slots that each hold one."""
+    cdef bint whole = segment_read(segment, first, count, buffer) == 0
+    cdef char* slot
+    cdef uint32_t i
     for i in range(count):
         slot = buffer + <uint64_t>i * SLOT_BYTES
-        if not whole and medium_read(segment.file, slot, SLOT_BYTES, <uint64_t>(first + i) * SLOT_BYTES):
+        if not whole and segment_read(segment, first + i, 1, slot):
             slot = NULL
         check_slot(walk, segment, first + i, slot)
-    segment_unpin(walk.pool.segments, segment)
 
 
 # --- one pass --------------------------------------------------------------------------------------------------------

@@ -43,6 +43,10 @@ cdef struct PoolState:
     # held from the append of a block to its map update, so that both happen in one order
     pthread_mutex_t block_locks[1024]
     MapNode* frozen                 # of the checkpoint under way
+    # a write that finds no room waits for compaction, where somebody sees to that
+    uint32_t reclaims               # somebody does; atomic
+    uint32_t starved                # a write waits: a round is asked for; atomic
+    uint64_t useless_lsn            # a round that saw the pool at this LSN found no room; atomic
     Counters counters
 
 cdef struct Disk:

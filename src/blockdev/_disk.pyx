@@ -1,6 +1,6 @@
 """The data path: what a read, write, flush and hole do.  See _disk.pxd for the contract."""
 
-from libc.errno cimport EINVAL, EIO, ENOMEM, EPERM
+from libc.errno cimport EINVAL, EIO, ENOMEM, ENOSPC, EPERM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
@@ -13,12 +13,12 @@ from blockdev._dedup cimport (
 )
 from blockdev._log cimport log_append, log_flush, log_poison, log_read_unwritten
 from blockdev._segments cimport (
-    ENTRY_DATA, ENTRY_HOLE, ENTRY_REFERENCE, Segment, segment_pin, segment_read, segment_unpin,
+    ENTRY_DATA, ENTRY_HOLE, ENTRY_REFERENCE, Segment, segment_pin, segment_read, segment_unpin, segments_get,
 )
-from blockdev._medium cimport BUG_FUA_IGNORED, planted
+from blockdev._medium cimport BUG_FUA_IGNORED, BUG_REVIVED_LOST, planted
 from blockdev._sync cimport (
-    count_u64, load_u32, load_u64, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, pthread_rwlock_rdlock,
-    pthread_rwlock_unlock, pthread_rwlock_wrlock, store_u64,
+    count_u64, load_pointer, load_u32, load_u64, or_u64, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+    pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, store_u32, store_u64,
 )
 
 cdef extern from "<errno.h>" nogil:
@@ -27,6 +27,13 @@ cdef extern from "<errno.h>" nogil:
 
 cdef extern from "<stdio.h>" nogil:
     int dprintf(int fd, const char* format, ...)
+
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int microseconds)
+
+cdef enum:
+    ROOM_WAIT_US = 10000
+    ROOM_WAITS_MAX = 3000           # half a minute
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -91,6 +98,13 @@ cdef int fetch_run(PoolState* pool, uint64_t address, uint32_t count, char* out,
     return failure
 
 
+cdef bint moved(Disk* disk, uint64_t first, uint32_t count, const uint64_t* addresses) noexcept nogil:
+    """Whether the map has other addresses for some blocks by now."""
+    cdef uint64_t now[READ_CHUNK_BLOCKS]
+    return (map_lookup(disk.pool.nodes, &disk.map, first, count, now) == 0
+            and memcmp(now, addresses, count * sizeof(uint64_t)) != 0)
+
+
 cdef int read_blocks(Disk* disk, uint64_t first, uint32_t count, char* out) noexcept nogil:
     """Read whole blocks, up to READ_CHUNK_BLOCKS of them."""
     cdef uint64_t addresses[READ_CHUNK_BLOCKS]
@@ -107,6 +121,10 @@ cdef int read_blocks(Disk* disk, uint64_t first, uint32_t count, char* out) noex
                 run += 1
             failure = fetch_run(disk.pool, addresses[i], run, out + <uint64_t>i * BLOCK_BYTES, &bad)
             if failure:
+                # overwritten since it was looked up, a block may be gone by now
+                if moved(disk, first + i, run, &addresses[i]):
+                    failure = map_lookup(disk.pool.nodes, &disk.map, first + i, count - i, &addresses[i])
+                    continue
                 report_bad_block(disk, (first + i + bad) * BLOCK_BYTES, addresses[i] + bad)
         i += run
     count_u64(&disk.pool.counters.blocks_read, count)
@@ -179,6 +197,22 @@ cdef bint holds_bytes(PoolState* pool, uint64_t address, Fingerprint fingerprint
     return failure == 0 and memcmp(block, data, BLOCK_BYTES) == 0
 
 
+cdef bint take_reference(PoolState* pool, uint64_t address) noexcept nogil:
+    """Count a block that is about to be referred to as live; False: compaction is about to rewrite its segment without it.
+
+    The caller holds cut_lock shared until the log has the reference.
+    """
+    cdef Segment* segment = segments_get(pool.segments, address >> 32)
+    cdef uint32_t index = <uint32_t>address
+    cdef uint64_t* live
+    if segment == NULL or load_u32(&segment.closed):
+        return False
+    live = <uint64_t*>load_pointer(<void**>&segment.live)
+    if live != NULL and not planted(BUG_REVIVED_LOST):
+        or_u64(&live[index >> 6], <uint64_t>1 << (index & 63))
+    return True
+
+
 cdef int write_zero_block(Disk* disk, uint64_t block) noexcept nogil:
     cdef uint64_t address = 0, lsn = 0
     cdef uint64_t* place = NULL
@@ -207,13 +241,16 @@ cdef int write_known_block(
         count_u64(&pool.counters.dedup_mismatches, 1)
         dedup_forget(pool.dedup, fingerprint, known)
         return 0
-    done[0] = True
     failure = map_lookup(pool.nodes, &disk.map, block, 1, &current)
     if failure:
         return failure
     if current == known:
+        done[0] = True
         count_u64(&pool.counters.blocks_unchanged, 1)
         return 0
+    if not take_reference(pool, known):
+        return 0
+    done[0] = True
     count_u64(&pool.counters.blocks_deduplicated, 1)
     failure = map_place(pool.nodes, &disk.map, block, &place)
     if not failure:
@@ -291,27 +328,50 @@ cdef int check_writable(Disk* disk, uint64_t count, uint64_t offset) noexcept no
     return EINVAL if offset + count > disk.size_bytes else 0
 
 
+cdef bint wait_for_room(PoolState* pool, uint32_t* waits) noexcept nogil:
+    """After ENOSPC: whether to try again, because compaction may have made room meanwhile."""
+    if (not load_u32(&pool.reclaims) or waits[0] == ROOM_WAITS_MAX
+            or load_u64(&pool.useless_lsn) == load_u64(&pool.log.next_lsn)):
+        return False
+    waits[0] += 1
+    store_u32(&pool.starved, 1)
+    usleep(ROOM_WAIT_US)
+    return True
+
+
+cdef int write_chunk(Disk* disk, const char* data, uint32_t count, uint64_t offset, uint32_t* done) noexcept nogil:
+    """Write what one hold of cut_lock may: a part of a block, or some blocks.  Caller holds disk.lock shared."""
+    cdef uint32_t blocks = min(count // BLOCK_BYTES, <uint32_t>WRITE_CHUNK_BLOCKS)
+    cdef int failure
+    done[0] = part_length(offset, count)
+    pthread_rwlock_rdlock(&disk.pool.cut_lock)
+    if done[0]:
+        failure = write_part(disk, offset, done[0], data)
+    else:
+        done[0] = blocks * BLOCK_BYTES
+        failure = write_blocks(disk, offset // BLOCK_BYTES, blocks, data)
+    pthread_rwlock_unlock(&disk.pool.cut_lock)
+    return failure
+
+
 cdef int disk_write(Disk* disk, const void* buffer, uint32_t count, uint64_t offset, bint fua) noexcept nogil:
     cdef const char* data = <const char*>buffer
-    cdef uint32_t part, blocks
+    cdef uint32_t done = 0, waits = 0
     cdef int failure
     pthread_rwlock_rdlock(&disk.lock)
     failure = check_writable(disk, count, offset)
     while count and not failure:
-        part = part_length(offset, count)
-        pthread_rwlock_rdlock(&disk.pool.cut_lock)
-        if part:
-            failure = write_part(disk, offset, part, data)
-        else:
-            blocks = count // BLOCK_BYTES
-            if blocks > WRITE_CHUNK_BLOCKS:
-                blocks = WRITE_CHUNK_BLOCKS
-            part = blocks * BLOCK_BYTES
-            failure = write_blocks(disk, offset // BLOCK_BYTES, blocks, data)
-        pthread_rwlock_unlock(&disk.pool.cut_lock)
-        data += part
-        offset += part
-        count -= part
+        failure = write_chunk(disk, data, count, offset, &done)
+        if not failure:
+            data += done
+            offset += done
+            count -= done
+        elif failure == ENOSPC:
+            pthread_rwlock_unlock(&disk.lock)       # a snapshot must not wait with us
+            if wait_for_room(disk.pool, &waits):
+                failure = 0
+            pthread_rwlock_rdlock(&disk.lock)
+            failure = failure or check_writable(disk, count, offset)
     pthread_rwlock_unlock(&disk.lock)
     if fua and not failure and not planted(BUG_FUA_IGNORED):
         failure = disk_flush(disk)

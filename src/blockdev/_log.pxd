@@ -70,5 +70,6 @@ cdef int log_keep_spare(Log* log) noexcept nogil
 cdef int log_drain(Log* log) noexcept nogil
 cdef int log_flush(Log* log, uint64_t target_lsn) noexcept nogil
 cdef void log_poison(Log* log, int failure) noexcept nogil
+cdef int log_roll(Log* log) noexcept nogil
 cdef void log_position(Log* log, uint32_t* segment_id, uint32_t* index, uint64_t* lsn) noexcept nogil
 cdef int log_close(Log* log) noexcept nogil

@@ -12,7 +12,7 @@ from blockdev._medium cimport (
 from blockdev._segments cimport (
     BATCH_ENTRIES_MAX, BATCH_SLOTS_MAX, ENTRY_DATA, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry,
     BatchHeader, batch_sign, batch_slots, make_address, segment_allocate, segment_create, segment_fill_ahead,
-    segment_seal, segment_unpin, segments_evict, segments_keep_spare,
+    segment_seal, segment_unpin, segments_bytes, segments_evict, segments_keep_spare,
 )
 from blockdev._sync cimport (
     add_u32, add_u64, count_u64, load_u32, load_u64, pthread_cond_broadcast, pthread_cond_destroy,
@@ -77,7 +77,7 @@ cdef void close_batch(Log* log) noexcept nogil:
     """End the open batch; log_drain will write it.  Caller holds log.lock."""
     if log.open:
         store_u32(&log.segment.slot_count, log.segment.slot_count + 1)      # the second copy of its header
-        add_u64(&log.segments.bytes_used, SLOT_BYTES)
+        add_u64(&log.segments.bytes_added, SLOT_BYTES)
         log.open = False
         log.open_number += 1
 
@@ -136,7 +136,7 @@ cdef int open_batch(Log* log, EntryKind kind, uint32_t payload_slots) noexcept n
     batch.payload_count = 0
     batch.first_lsn = log.next_lsn
     store_u32(&log.segment.slot_count, log.segment.slot_count + 1)
-    add_u64(&log.segments.bytes_used, SLOT_BYTES)
+    add_u64(&log.segments.bytes_added, SLOT_BYTES)
     log.open = True
     return 0
 
@@ -161,7 +161,7 @@ cdef int reserve(Log* log, EntryKind kind, uint32_t payload_slots, Batch** out, 
         limit = log.data_limit_bytes
     elif kind != ENTRY_RECORD:      # guests leave half of the reserve: a delete must always be possible
         limit -= (log.hard_limit_bytes - log.data_limit_bytes) // 2
-    if load_u64(&log.segments.bytes_used) + (payload_slots + <uint64_t>2) * SLOT_BYTES > limit:
+    if segments_bytes(log.segments) + (payload_slots + <uint64_t>2) * SLOT_BYTES > limit:
         return ENOSPC
     while True:
         batch = &log.ring[log.open_number % BATCH_RING]
@@ -241,7 +241,7 @@ cdef int log_append(
         batch.segment.fingerprints[index].low = a
         batch.segment.fingerprints[index].high = b
     store_u32(&batch.segment.slot_count, batch.segment.slot_count + payload_slots)
-    add_u64(&log.segments.bytes_used, <uint64_t>payload_slots * SLOT_BYTES)
+    add_u64(&log.segments.bytes_added, <uint64_t>payload_slots * SLOT_BYTES)
     address[0] = make_address(batch.segment.id, index)
     end_lsn[0] = take_lsn(log, batch)
     if not batch_has_room(log, batch, 1):
@@ -357,7 +357,7 @@ cdef int sync_segments(Log* log, Segment** unsynced, uint32_t count, bint direct
 
 cdef void note_commit(Log* log) noexcept nogil:
     """Count small syncs in a row.  Caller holds log.lock."""
-    cdef uint64_t slots = load_u64(&log.segments.bytes_used) // SLOT_BYTES
+    cdef uint64_t slots = load_u64(&log.segments.bytes_added) // SLOT_BYTES
     if slots - log.slots_at_sync <= COMMIT_SLOTS:
         store_u32(&log.commits, log.commits + 1)
     else:
@@ -414,6 +414,29 @@ cdef int log_flush(Log* log, uint64_t target_lsn) noexcept nogil:
             poison(log, failure)
         pthread_cond_broadcast(&log.changed)
     failure = 0 if log.durable_lsn >= target_lsn else EIO
+    pthread_mutex_unlock(&log.lock)
+    return failure
+
+
+cdef int log_roll(Log* log) noexcept nogil:
+    """Go on in a new segment and seal the one before, durably: then compaction can have it.  ENOSPC: no room for one."""
+    cdef int failure = 0
+    pthread_mutex_lock(&log.lock)
+    while log.syncing:
+        pthread_cond_wait(&log.changed, &log.lock)
+    if log.poisoned or log.segment == NULL or (log.segment.slot_count == 1 and not log.open):
+        failure = EIO if log.poisoned else 0
+        pthread_mutex_unlock(&log.lock)
+        return failure
+    log.syncing = True
+    close_batch(log)
+    failure = roll_segment(log, ENTRY_RECORD)
+    if not failure:
+        failure = sync_now(log)
+        if failure:
+            poison(log, failure)
+    log.syncing = False
+    pthread_cond_broadcast(&log.changed)
     pthread_mutex_unlock(&log.lock)
     return failure
 

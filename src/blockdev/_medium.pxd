@@ -66,6 +66,10 @@ cpdef enum PlantedBug:                  # each breaks one promise; tests/torture
     BUG_NODES_FORGOTTEN = 18            # a checkpoint that failed takes its nodes for written
     BUG_REPLAYED_NOT_SYNCED = 19        # recovery takes what it read for durable: it was in the page cache only
     BUG_NOT_WRITTEN_AGAIN = 20          # recovery syncs, but does not write, what a failed sync may have lost
+    BUG_REWRITE_NOT_SYNCED = 21         # a compacted segment takes its place before it is durable
+    BUG_SWAP_NOT_SYNCED = 22            # the segment it replaces is removed before its name is durable
+    BUG_MARKED_TOO_NEW = 23             # compaction marks from the maps of now, not from a durable checkpoint's
+    BUG_REVIVED_LOST = 24               # a reference made while a mark is under way does not count
 
 cdef enum:
     MEDIUM_READ = 0          # open for reading

@@ -98,6 +98,7 @@ cdef int node_fault(NodeStore* store, uint64_t id, uint32_t level, MapNode** out
 cdef MapNode* node_new() noexcept nogil                             # zeroed, not in the store yet
 cdef MapNode* node_add(NodeStore* store, MapNode* node, uint64_t owner, uint32_t level) noexcept nogil
 cdef void node_supersede(NodeStore* store, MapNode* old) noexcept nogil
+cdef int node_copy(NodeStore* store, uint64_t id, uint32_t level, uint64_t* entries) noexcept nogil
 
 cdef inline MapNode** nodes_place(NodeStore* store, uint64_t id) noexcept nogil:
     """Where the node table keeps `id`; NULL when the chunk is not there (or the id is beyond all bounds)."""
@@ -130,3 +131,8 @@ cdef int nodes_write(NodeStore* store, MapNode* frozen) noexcept nogil          
 cdef void nodes_thaw(NodeStore* store, MapNode* frozen) noexcept nogil         # a failed checkpoint: dirty again
 cdef void nodes_finish(NodeStore* store, MapNode* frozen) noexcept nogil       # written and synced: clean
 cdef void nodes_release_slots(NodeStore* store, uint64_t generation) noexcept nogil
+
+# for compaction
+cdef void nodes_wait_for_readers(NodeStore* store) noexcept nogil
+cdef int nodes_retire(NodeStore* store, uint64_t id, uint64_t generation) noexcept nogil
+cdef int nodes_trim(NodeStore* store, uint64_t* count) noexcept nogil

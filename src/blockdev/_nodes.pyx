@@ -3,11 +3,12 @@
 from libc.errno cimport EIO, ENOMEM, EROFS
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport abort, calloc, free, malloc, qsort, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from blockdev._dedup cimport checksum64
 from blockdev._medium cimport (
-    BUG_NODES_NOT_SYNCED, BUG_SLOTS_REUSED_EARLY, medium_read, medium_report, medium_sync, medium_write, planted,
+    BUG_NODES_NOT_SYNCED, BUG_SLOTS_REUSED_EARLY, medium_read, medium_report, medium_sync,
+    medium_truncate, medium_write, planted,
 )
 from blockdev._sync cimport (
     add_u64, aligned_zeroed, count_u64, load_hint, load_pointer, load_u64, pthread_mutex_destroy, pthread_mutex_init,
@@ -300,6 +301,26 @@ cdef MapNode* decode_node(const char* record) noexcept nogil:
     return node
 
 
+cdef int node_copy(NodeStore* store, uint64_t id, uint32_t level, uint64_t* entries) noexcept nogil:
+    """The 512 entries of a node, from memory or from its slot; it is not brought in.  Caller is in a read section."""
+    cdef char record[NODE_RECORD_BYTES]
+    cdef MapNode** place = nodes_place(store, id)
+    cdef MapNode* node = NULL if place == NULL else <MapNode*>load_pointer(<void**>place)
+    cdef pthread_mutex_t* lock = &store.fault_locks[id % FAULT_LOCKS]
+    cdef int failure
+    if node != NULL:
+        if node.level != level:
+            return EIO
+        memcpy(entries, node.entries, sizeof(node.entries))
+        return 0
+    pthread_mutex_lock(lock)
+    failure = read_record(store, id, level, record)
+    pthread_mutex_unlock(lock)
+    if not failure:
+        memcpy(entries, record + NODE_HEADER_BYTES, sizeof(node.entries))
+    return failure
+
+
 cdef int node_fault(NodeStore* store, uint64_t id, uint32_t level, MapNode** out) noexcept nogil:
     """Bring a node in from its slot.  Caller is in a read section."""
     cdef char record[NODE_RECORD_BYTES]
@@ -558,9 +579,7 @@ cdef void nodes_release_slots(NodeStore* store, uint64_t generation) noexcept no
     cdef RetiredSlot slot
     cdef MapNode** place
     # a reader that took such an id from a parent before it was replaced may still be on its way to it
-    pthread_mutex_lock(&store.reclaim_lock)
-    wait_for_readers(store)
-    pthread_mutex_unlock(&store.reclaim_lock)
+    nodes_wait_for_readers(store)
     pthread_mutex_lock(&store.lock)
     for i in range(store.retired_slots.count):
         slot = store.retired_slots.items[i]
@@ -573,3 +592,50 @@ cdef void nodes_release_slots(NodeStore* store, uint64_t generation) noexcept no
             unpublish(store, place[0])
     store.retired_slots.count = kept
     pthread_mutex_unlock(&store.lock)
+
+
+# --- compaction ------------------------------------------------------------------------------------------------------
+
+cdef void nodes_wait_for_readers(NodeStore* store) noexcept nogil:
+    """Return when every read section of now has ended."""
+    pthread_mutex_lock(&store.reclaim_lock)
+    wait_for_readers(store)
+    pthread_mutex_unlock(&store.reclaim_lock)
+
+
+cdef int nodes_retire(NodeStore* store, uint64_t id, uint64_t generation) noexcept nogil:
+    """Give up a slot that no map reached when `generation` ended."""
+    cdef int failure
+    pthread_mutex_lock(&store.lock)
+    failure = slots_push(&store.retired_slots, id, generation)
+    pthread_mutex_unlock(&store.lock)
+    return failure
+
+
+cdef int by_descending_id(const void* a, const void* b) noexcept nogil:
+    cdef uint64_t left = (<RetiredSlot*>a).id
+    cdef uint64_t right = (<RetiredSlot*>b).id
+    return 1 if left < right else -(left > right)
+
+
+cdef int nodes_trim(NodeStore* store, uint64_t* count) noexcept nogil:
+    """Cut free slots off the end of the node files, and let the lowest of the others be used first.
+
+    No checkpoint may be under way: it would write behind the end.
+    """
+    cdef uint64_t cut = 0
+    cdef int failure = 0, which
+    pthread_mutex_lock(&store.lock)
+    if store.free_slots.count:
+        qsort(store.free_slots.items, store.free_slots.count, sizeof(RetiredSlot), &by_descending_id)
+    while cut < store.free_slots.count and store.free_slots.items[cut].id + 1 == store.next_id:
+        cut += 1
+        store.next_id -= 1
+    store.free_slots.count -= cut
+    memmove(store.free_slots.items, store.free_slots.items + cut, store.free_slots.count * sizeof(RetiredSlot))
+    pthread_mutex_unlock(&store.lock)
+    count[0] = cut
+    for which in range(2):
+        if cut and not failure:
+            failure = medium_truncate(store.files[which], store.next_id * NODE_RECORD_BYTES)
+    return failure

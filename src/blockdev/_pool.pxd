@@ -17,6 +17,7 @@ cdef class Core:                    # owns the C state of one open pool
     cdef PoolState* state
     cdef readonly bint closed
     cdef public object pool         # weak reference to the Pool, for operations called on a disk
+    cdef readonly object segment_work   # a lock: one segment is inspected, or one is replaced, which waits for its users
     cdef check_slot(self, uint64_t id)
     cdef raise_for(self, int failure, str what)
 

@@ -3,6 +3,7 @@
 Threads: Core's methods are called one at a time (pool.py holds its lock); a disk's methods from any thread at once.
 """
 
+import threading
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -35,7 +36,7 @@ from blockdev._nodes cimport (
     nodes_finish, nodes_freeze, nodes_reclaim, nodes_release_slots, nodes_thaw, nodes_write, slots_push,
 )
 from blockdev._segments cimport (
-    BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, segments_add, segments_create, segments_destroy,
+    BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, segments_add, segments_bytes, segments_create, segments_destroy,
 )
 from blockdev._sync cimport (
     load_u32, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_rwlock_destroy, pthread_rwlock_rdlock,
@@ -213,6 +214,7 @@ cdef class Core:
         cdef bytes segments_path = (path + "/segments").encode()
         cdef const uint8_t* uuid_bytes = <const uint8_t*>PyBytes_AS_STRING(uuid)
         cdef int i
+        self.segment_work = threading.Lock()
         self.state = <PoolState*>calloc(1, sizeof(PoolState))
         if self.state == NULL:
             raise MemoryError()
@@ -270,7 +272,8 @@ cdef class Core:
 
     def set_segment_bytes(self, uint64_t size_bytes):
         """What the segment files take in all, after recovery changed some."""
-        self.state.segments.bytes_used = size_bytes
+        self.state.segments.bytes_added = size_bytes
+        self.state.segments.bytes_removed = 0
 
     def start_log(self, uint32_t next_segment_id, uint64_t next_lsn):
         """Begin to take writes, at `next_lsn`, in a new segment."""
@@ -289,6 +292,20 @@ cdef class Core:
         """How far the segments may grow: by new data, and by anything at all."""
         self.state.log.data_limit_bytes = data_bytes
         self.state.log.hard_limit_bytes = all_bytes
+
+    def reclaims(self, bint somebody):
+        """Whether somebody compacts when a write finds no room; then such writes wait for it."""
+        store_u32(&self.state.reclaims, somebody)
+
+    def starved(self):
+        """Whether a write has waited for room since this was asked last."""
+        cdef bint waited = load_u32(&self.state.starved)
+        store_u32(&self.state.starved, 0)
+        return bool(waited)
+
+    def found_no_room(self, uint64_t lsn):
+        """A round that began at `lsn` did not make room: until something changes writes need not wait for another."""
+        store_u64(&self.state.useless_lsn, lsn)
 
     def commit(self, bytes record, list actions):
         """Append a record and let its actions take effect at its LSN.  Returns the LSN to flush to.
@@ -443,8 +460,9 @@ cdef class Core:
         cdef PoolState* pool = self.state
         cdef NodeCounts nodes = nodes_counts(pool.nodes)
         return {
-            "segment_bytes": load_u64(&pool.segments.bytes_used),
-            "segment_count": load_u32(&pool.segments.id_end) - 1,
+            "segment_bytes": segments_bytes(pool.segments),
+            "segment_bytes_added": load_u64(&pool.segments.bytes_added),
+            "segment_end": load_u32(&pool.segments.id_end),
             "map_bytes": 2 * nodes.used * NODE_RECORD_BYTES,
             "next_lsn": load_u64(&pool.log.next_lsn),
             "durable_lsn": load_u64(&pool.log.durable_lsn),

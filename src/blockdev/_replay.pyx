@@ -15,7 +15,7 @@ from blockdev._dedup cimport Fingerprint, checksum64, dedup_insert, fingerprint_
 from blockdev._disk cimport Disk, PoolState
 from blockdev._medium cimport (
     BUG_GAP_PASSED_OVER, BUG_NOT_WRITTEN_AGAIN, BUG_REPLAYED_NOT_SYNCED, BUG_TAIL_NOT_CUT, BUG_TORN_PAYLOAD_TAKEN,
-    medium_prefetch, medium_read, medium_size, medium_sync, medium_truncate, medium_unlink, medium_write, planted,
+    medium_prefetch, medium_read, medium_size, medium_sync, medium_truncate, medium_write, planted,
 )
 from blockdev._nodes cimport (
     NODE_FANOUT, MapNode, NodeStore, nodes_evict, nodes_finish, nodes_freeze, nodes_reclaim, nodes_thaw, nodes_write,
@@ -24,7 +24,7 @@ from blockdev._pool cimport Core, DiskObject
 from blockdev._segments cimport (
     BATCH_SLOTS_MAX, ENTRY_DATA, ENTRY_HOLE, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry, BatchHeader, Segment,
     SegmentStore, batch_find, batch_recognise, batch_slots, entry_lsn_count, make_address, segment_pin, segment_seal,
-    segment_unpin, segments_get, segments_remove,
+    segment_remove, segment_unpin, segments_get,
 )
 from blockdev._sync cimport store_u32, store_u64
 
@@ -548,7 +548,7 @@ cdef class Replay:
         cdef PoolState* pool = self.core.state
         cdef uint32_t id, end_id, end_index
         cdef Segment* segment
-        cdef uint64_t lsn
+        cdef uint64_t lsn, freed_bytes = 0
         cdef int failure
         end_id, end_index, lsn = self.end()
         self.write_again()
@@ -561,10 +561,9 @@ cdef class Replay:
                 self.settle(id, end_index if id == end_id else 0, lsn)
             else:
                 path = f"{segments_path}/{segment.id:08x}.{segment.generation}"
-                failure = medium_unlink(path.encode())
+                failure = segment_remove(pool.segments, segment, &freed_bytes)
                 if failure:
                     raise errors.medium_failure(f"{path} cannot be removed", failure)
-                segments_remove(pool.segments, segment)
         return pool.segments.id_end, lsn
 
     cdef write_again(self):

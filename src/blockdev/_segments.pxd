@@ -7,6 +7,9 @@ would have, too.
 A batch is one header slot (what it holds, for whom, and its checksum), up to 124 payload slots, and the header slot
 again: one lost sector loses no mapping.
 
+Compaction replaces the file of a sealed segment by one of the next generation that has only its live blocks (see
+_cold.pxd), or removes it.  Addresses stay what they were.
+
 Room on the disk is reserved before it is written to, so that a full file system is an ENOSPC to the one who asked and not
 a failed write.  A spare file is kept for what must go on then: deletes and discards.
 
@@ -15,6 +18,7 @@ Threads: any may pin and read.  Creating, allocating, taking and keeping the spa
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from blockdev._cold cimport ColdHeader, ColdIndex
 from blockdev._dedup cimport Fingerprint
 from blockdev._sync cimport pthread_mutex_t
 
@@ -22,7 +26,7 @@ cdef enum:
     SLOT_BYTES = 4096
     BATCH_ENTRIES_MAX = 124         # what a header slot has room for
     BATCH_SLOTS_MAX = 126           # with both copies of the header
-    SEGMENTS_MAX = 1 << 22
+    SEGMENTS_MAX = 1 << 24          # ids are not used again: 1 PiB written, at 64 MiB each
     ALLOCATE_SLOTS = 4096           # room on the disk is reserved in steps of 16 MiB
     SPARE_SLOTS_MIN = 512           # a spare of less is of no use
 
@@ -75,11 +79,18 @@ cdef struct Segment:
     uint32_t unread                 # slots that a scan for batches could not read: not to be sealed without them
     uint64_t first_lsn
     uint64_t end_lsn
+    uint32_t block_count            # of a sealed segment, once compaction has counted them; 0: not known
+    uint32_t closed                 # takes no new references: compaction is about to rewrite it; atomic
+    uint64_t* live                  # one bit a slot while a mark is under way, see _compact.pxd; atomic
     pthread_mutex_t lock            # guards what follows
     int file                        # -1: not open
-    uint32_t pins                   # users of file and fingerprints
+    uint32_t pins                   # users of file, fingerprints and cold
     uint32_t referenced             # for the eviction clock
+    bint replacing                  # its file is being replaced: no new pins
+    bint gone                       # its file is removed
+    Segment* next_removed           # in store.removed
     Fingerprint* fingerprints       # one a slot, zero for a slot that holds no block; NULL: not in memory
+    ColdIndex* cold                 # how a compacted segment lies in its file; NULL: as the log wrote it
 
 cdef struct SegmentStore:           # the local directory of segments; the narrow interface an object store would have too
     char* path                      # of the directory, owned
@@ -87,13 +98,15 @@ cdef struct SegmentStore:           # the local directory of segments; the narro
     uint32_t segment_slots          # room of a segment
     Segment** table                 # by id; entries are never freed while the store is open
     uint32_t id_end                 # ids in use are below; atomic
-    uint64_t bytes_used             # in all segment files; atomic
+    uint64_t bytes_added            # to segment files since the pool is open, and what they had then; atomic
+    uint64_t bytes_removed          # from them; atomic
     int spare_file                  # a file with room on the disk, to be the next segment when there is no other; -1: none
     uint32_t spare_slots            # how much room it has
     uint32_t spare_slots_wanted     # with less than this, what is left is not for guests' data
     uint64_t open_count             # atomic
     uint64_t open_max
     uint32_t clock_hand
+    Segment* removed                # kept for whoever still has them from the table; changed by one thread
     pthread_mutex_t evict_lock
 
 cdef inline uint64_t make_address(uint32_t segment_id, uint32_t index) noexcept nogil:
@@ -103,8 +116,8 @@ cdef SegmentStore* segments_create(
     const char* path, const uint8_t* uuid, uint32_t segment_slots, uint64_t open_max) noexcept nogil
 cdef void segments_destroy(SegmentStore* store) noexcept nogil
 cdef int segments_add(SegmentStore* store, uint32_t id, uint32_t generation, uint64_t size_bytes) noexcept nogil
-cdef void segments_remove(SegmentStore* store, Segment* segment) noexcept nogil
 cdef Segment* segments_get(SegmentStore* store, uint64_t id) noexcept nogil
+cdef uint64_t segments_bytes(SegmentStore* store) noexcept nogil     # in all segment files
 cdef void segments_evict(SegmentStore* store) noexcept nogil         # close files nobody used lately, down to open_max
 
 # for the log
@@ -118,6 +131,16 @@ cdef int segment_pin(SegmentStore* store, uint64_t id, Segment** out) noexcept n
 cdef void segment_unpin(SegmentStore* store, Segment* segment) noexcept nogil
 cdef int segment_read(Segment* segment, uint32_t index, uint32_t count, void* buffer) noexcept nogil
 cdef int segment_seal(SegmentStore* store, Segment* segment, bint truncate) noexcept nogil
+
+# for compaction
+cdef int segment_rewrite_begin(SegmentStore* store, int* file) noexcept nogil
+cdef void segment_rewrite_abandon(SegmentStore* store, int file) noexcept nogil
+cdef void cold_identity(SegmentStore* store, Segment* segment, ColdHeader* header) noexcept nogil
+cdef void segment_let_go(SegmentStore* store, Segment* segment) noexcept nogil
+cdef int segment_swap(
+    SegmentStore* store, Segment* segment, int file, uint64_t* old_bytes, uint64_t* new_bytes) noexcept nogil
+cdef int segment_drop(SegmentStore* store, Segment* segment, uint32_t generation, uint64_t size_bytes) noexcept nogil
+cdef int segment_remove(SegmentStore* store, Segment* segment, uint64_t* freed_bytes) noexcept nogil
 
 # for check and scrub: what describes a pinned segment on the disk
 cdef bint segment_header_holds(SegmentStore* store, Segment* segment) noexcept nogil

@@ -6,15 +6,20 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset, strdup
 
+from blockdev._cold cimport ColdHeader, ColdIndex, cold_free, cold_load, cold_read
 from blockdev._dedup cimport Fingerprint, checksum64
 from blockdev._medium cimport (
-    MEDIUM_CREATE, MEDIUM_WRITE, medium_allocate, medium_close, medium_open, medium_read, medium_rename, medium_size,
-    medium_sync, medium_truncate, medium_unlink, medium_write,
+    MEDIUM_CREATE, MEDIUM_READ, MEDIUM_WRITE, medium_allocate, medium_close, medium_open, medium_read, medium_rename,
+    BUG_REWRITE_NOT_SYNCED, medium_size, medium_sync, medium_truncate, medium_unlink, medium_write,
+    planted,
 )
 from blockdev._sync cimport (
-    add_u64, load_u32, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
-    store_u32,
+    add_u64, load_pointer, load_u32, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_unlock, store_pointer, store_u32,
 )
+
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int microseconds)
 
 cdef uint64_t SEGMENT_MAGIC = 0x31474553444C42      # "BLDSEG1" little-endian
 cdef uint64_t TRAILER_MAGIC = 0x31444E45444C42      # "BLDEND1"
@@ -24,6 +29,7 @@ cdef enum:
     PATH_BYTES = 4096
     FILL_AHEAD_SLOTS = 256              # 1 MiB, some 85 commits of one block
     FILL_PIECE_BYTES = 1 << 17
+    PIN_WAIT_US = 20
 
 
 cdef SegmentStore* segments_create(
@@ -58,6 +64,10 @@ cdef void segments_destroy(SegmentStore* store) noexcept nogil:
         segment = store.table[id]
         if segment != NULL:
             free_segment(segment)
+    while store.removed != NULL:
+        segment = store.removed
+        store.removed = segment.next_removed
+        free_segment(segment)
     close_spare(store)
     pthread_mutex_destroy(&store.evict_lock)
     free(store.table)
@@ -69,6 +79,7 @@ cdef void free_segment(Segment* segment) noexcept nogil:
     if segment.file >= 0:
         medium_close(segment.file)
     free(segment.fingerprints)
+    cold_free(segment.cold)
     pthread_mutex_destroy(&segment.lock)
     free(segment)
 
@@ -89,7 +100,7 @@ cdef bint may_add(SegmentStore* store, uint32_t id) noexcept nogil:
 
 cdef void add_segment(SegmentStore* store, Segment* segment) noexcept nogil:
     """From here on other threads find it."""
-    store.table[segment.id] = segment
+    store_pointer(<void**>&store.table[segment.id], segment)
     if segment.id >= load_u32(&store.id_end):
         store_u32(&store.id_end, segment.id + 1)
 
@@ -100,20 +111,16 @@ cdef int segments_add(SegmentStore* store, uint32_t id, uint32_t generation, uin
     if segment == NULL:
         return EFBIG
     add_segment(store, segment)
-    add_u64(&store.bytes_used, size_bytes)
+    add_u64(&store.bytes_added, size_bytes)
     return 0
 
 
-cdef void segments_remove(SegmentStore* store, Segment* segment) noexcept nogil:
-    """Forget a segment whose file is gone.  Nobody else may know it."""
-    if segment.file >= 0:
-        add_u64(&store.open_count, <uint64_t>-1)
-    store.table[segment.id] = NULL
-    free_segment(segment)
-
-
 cdef Segment* segments_get(SegmentStore* store, uint64_t id) noexcept nogil:
-    return store.table[id] if id < load_u32(&store.id_end) else NULL
+    return <Segment*>load_pointer(<void**>&store.table[id]) if id < load_u32(&store.id_end) else NULL
+
+
+cdef uint64_t segments_bytes(SegmentStore* store) noexcept nogil:
+    return load_u64(&store.bytes_added) - load_u64(&store.bytes_removed)
 
 
 cdef void segment_path(SegmentStore* store, Segment* segment, char* path) noexcept nogil:
@@ -312,7 +319,7 @@ cdef int segment_create(
         free_segment(segment)
         return failure
     add_u64(&store.open_count, 1)
-    add_u64(&store.bytes_used, SLOT_BYTES)
+    add_u64(&store.bytes_added, SLOT_BYTES)
     add_segment(store, segment)
     out[0] = segment
     return 0
@@ -464,6 +471,37 @@ cdef int scan_batches(SegmentStore* store, Segment* segment, uint64_t size_bytes
     return 0
 
 
+cdef void cold_identity(SegmentStore* store, Segment* segment, ColdHeader* header) noexcept nogil:
+    """What the header of a compacted segment's file must say, and how many slots it may tell of."""
+    memset(header, 0, sizeof(ColdHeader))
+    memcpy(header.uuid, store.uuid, 16)
+    header.id = segment.id
+    header.generation = segment.generation
+    header.slot_count = store.segment_slots
+
+
+cdef int load_compacted(SegmentStore* store, Segment* segment) noexcept nogil:
+    cdef ColdHeader header
+    cdef int failure
+    cold_identity(store, segment, &header)
+    failure = cold_load(segment.file, &header, &segment.cold, &segment.fingerprints)
+    if failure:
+        return EIO if failure == ENOENT else failure
+    store_u32(&segment.slot_count, header.slot_count)
+    segment.first_lsn = header.first_lsn
+    segment.end_lsn = header.end_lsn
+    segment.sealed = 1
+    return 0
+
+
+cdef void drop_contents(Segment* segment) noexcept nogil:
+    """Free what is in memory of a segment."""
+    free(segment.fingerprints)
+    segment.fingerprints = NULL
+    cold_free(segment.cold)
+    segment.cold = NULL
+
+
 cdef int open_segment(SegmentStore* store, Segment* segment) noexcept nogil:
     """Open the file and bring the fingerprints in.  Caller holds segment.lock."""
     cdef char path[PATH_BYTES]
@@ -474,9 +512,12 @@ cdef int open_segment(SegmentStore* store, Segment* segment) noexcept nogil:
     if failure:
         segment.file = -1
         return failure
-    failure = medium_size(segment.file, &size_bytes)
-    if not failure:
-        failure = load_trailer(store, segment, size_bytes)
+    if segment.generation:
+        failure = load_compacted(store, segment)
+    else:
+        failure = medium_size(segment.file, &size_bytes)
+        if not failure:
+            failure = load_trailer(store, segment, size_bytes)
         if failure == ENOENT:
             failure = scan_batches(store, segment, size_bytes)
     if failure:
@@ -491,8 +532,7 @@ cdef void close_segment(SegmentStore* store, Segment* segment) noexcept nogil:
     """Caller holds segment.lock; there are no pins."""
     medium_close(segment.file)
     segment.file = -1
-    free(segment.fingerprints)
-    segment.fingerprints = NULL
+    drop_contents(segment)
     add_u64(&store.open_count, <uint64_t>-1)
 
 
@@ -506,7 +546,7 @@ cdef void segments_evict(SegmentStore* store) noexcept nogil:
         store.clock_hand += 1
         if store.clock_hand >= end:
             store.clock_hand = 0
-        segment = store.table[store.clock_hand]
+        segment = segments_get(store, store.clock_hand)
         if segment == NULL:
             continue
         pthread_mutex_lock(&segment.lock)
@@ -528,7 +568,13 @@ cdef int segment_pin(SegmentStore* store, uint64_t id, Segment** out) noexcept n
     if segment.file < 0 and load_u64(&store.open_count) >= store.open_max:
         segments_evict(store)
     pthread_mutex_lock(&segment.lock)
-    if segment.file < 0:
+    while segment.replacing:
+        pthread_mutex_unlock(&segment.lock)
+        usleep(PIN_WAIT_US)
+        pthread_mutex_lock(&segment.lock)
+    if segment.gone:
+        failure = EIO
+    elif segment.file < 0:
         failure = open_segment(store, segment)
     if not failure:
         segment.pins += 1
@@ -548,6 +594,8 @@ cdef int segment_read(Segment* segment, uint32_t index, uint32_t count, void* bu
     """Read `count` slots of a pinned segment; EIO beyond its end."""
     if <uint64_t>index + count > load_u32(&segment.slot_count):
         return EIO
+    if segment.cold != NULL:
+        return cold_read(segment.file, segment.cold, index, count, <char*>buffer)
     return medium_read(segment.file, buffer, <uint64_t>count * SLOT_BYTES, <uint64_t>index * SLOT_BYTES)
 
 
@@ -578,9 +626,143 @@ cdef int segment_seal(SegmentStore* store, Segment* segment, bint truncate) noex
         failure = medium_truncate(segment.file, end + index_bytes + SLOT_BYTES)
     if not failure:
         segment.sealed = 1
-        add_u64(&store.bytes_used, index_bytes + SLOT_BYTES)
+        add_u64(&store.bytes_added, index_bytes + SLOT_BYTES)
     free(buffer)
     return failure
+
+
+# --- compaction ------------------------------------------------------------------------------------------------------
+
+cdef void rewrite_path(SegmentStore* store, char* path) noexcept nogil:
+    snprintf(path, PATH_BYTES, b"%s/rewrite", store.path)
+
+
+cdef int segment_rewrite_begin(SegmentStore* store, int* file) noexcept nogil:
+    """An empty file to write a segment's live blocks to; one left by a rewrite that did not end goes."""
+    cdef char path[PATH_BYTES]
+    cdef int failure
+    rewrite_path(store, path)
+    failure = medium_open(path, MEDIUM_CREATE, file)
+    if failure == EEXIST:
+        failure = medium_unlink(path)
+        if not failure:
+            failure = medium_open(path, MEDIUM_CREATE, file)
+    return failure
+
+
+cdef void segment_rewrite_abandon(SegmentStore* store, int file) noexcept nogil:
+    cdef char path[PATH_BYTES]
+    rewrite_path(store, path)
+    medium_close(file)
+    medium_unlink(path)
+
+
+cdef void keep_others_out(Segment* segment) noexcept nogil:
+    """Return with segment.lock held when nobody has the segment pinned.  `replacing` is for the caller to end."""
+    pthread_mutex_lock(&segment.lock)
+    segment.replacing = True
+    while segment.pins:
+        pthread_mutex_unlock(&segment.lock)
+        usleep(PIN_WAIT_US)
+        pthread_mutex_lock(&segment.lock)
+
+
+cdef int cold_verify(int file, const ColdHeader* known) noexcept nogil:
+    """Whether header and index of a compacted segment can be read."""
+    cdef ColdHeader header = known[0]
+    cdef ColdIndex* index = NULL
+    cdef Fingerprint* fingerprints = NULL
+    cdef int failure = cold_load(file, &header, &index, &fingerprints)
+    cold_free(index)
+    free(fingerprints)
+    return failure
+
+
+cdef void segment_let_go(SegmentStore* store, Segment* segment) noexcept nogil:
+    """Unpin a segment, and close it if nobody else has it: it was looked at once only."""
+    pthread_mutex_lock(&segment.lock)
+    segment.pins -= 1
+    if segment.pins == 0 and segment.file >= 0:
+        close_segment(store, segment)
+    pthread_mutex_unlock(&segment.lock)
+
+
+cdef int segment_swap(SegmentStore* store, Segment* segment, int file, uint64_t* old_bytes, uint64_t* new_bytes) noexcept nogil:
+    """Let `file`, a complete rewrite, be the segment's; takes the caller's pin.  An error leaves all as it was.
+
+    The caller makes the new name durable before it removes the old one.  Until then a start may find either or both, and of
+    both it takes the higher generation: nothing may be added to the old one any more.
+    """
+    cdef char new_path[PATH_BYTES]
+    cdef char made_path[PATH_BYTES]
+    cdef ColdHeader header
+    cdef int failure = 0 if planted(BUG_REWRITE_NOT_SYNCED) else medium_sync(file)
+    rewrite_path(store, made_path)
+    cold_identity(store, segment, &header)
+    header.generation += 1
+    snprintf(new_path, PATH_BYTES, b"%s/%08x.%u", store.path, segment.id, header.generation)
+    if not failure:
+        failure = medium_size(segment.file, old_bytes) or medium_size(file, new_bytes)
+    if not failure:                     # it is read back before anything relies on it
+        failure = cold_verify(file, &header)
+    if not failure:
+        failure = medium_rename(made_path, new_path)
+    segment_unpin(store, segment)
+    if failure:
+        segment_rewrite_abandon(store, file)
+        return failure
+    keep_others_out(segment)
+    if segment.file >= 0:
+        close_segment(store, segment)
+    segment.generation += 1
+    segment.block_count = 0
+    segment.replacing = False
+    pthread_mutex_unlock(&segment.lock)
+    medium_close(file)
+    add_u64(&store.bytes_added, new_bytes[0])
+    return 0
+
+
+cdef int segment_drop(SegmentStore* store, Segment* segment, uint32_t generation, uint64_t size_bytes) noexcept nogil:
+    """Remove the file of an older generation."""
+    cdef char path[PATH_BYTES]
+    cdef int failure
+    snprintf(path, PATH_BYTES, b"%s/%08x.%u", store.path, segment.id, generation)
+    failure = medium_unlink(path)
+    if not failure:
+        add_u64(&store.bytes_removed, size_bytes)
+    return failure
+
+
+cdef int segment_remove(SegmentStore* store, Segment* segment, uint64_t* freed_bytes) noexcept nogil:
+    """Remove a segment, which nothing refers to; its id is not used again."""
+    cdef char path[PATH_BYTES]
+    cdef uint64_t size_bytes = 0
+    cdef int failure = 0
+    keep_others_out(segment)
+    segment_path(store, segment, path)
+    if segment.file < 0:
+        failure = medium_open(path, MEDIUM_READ, &segment.file)
+        if not failure:
+            add_u64(&store.open_count, 1)
+    if not failure:
+        failure = medium_size(segment.file, &size_bytes)
+    if not failure:
+        failure = medium_unlink(path)
+    if segment.file >= 0:
+        close_segment(store, segment)
+    segment.gone = not failure
+    segment.replacing = False
+    pthread_mutex_unlock(&segment.lock)
+    if failure:
+        return failure
+    # whoever has it from the table already finds that it is gone
+    store_pointer(<void**>&store.table[segment.id], NULL)
+    segment.next_removed = store.removed
+    store.removed = segment
+    add_u64(&store.bytes_removed, size_bytes)
+    freed_bytes[0] = size_bytes
+    return 0
 
 
 # --- check and scrub -------------------------------------------------------------------------------------------------
@@ -624,5 +806,5 @@ cdef int segment_seal_again(SegmentStore* store, Segment* segment) noexcept nogi
     if failure:
         return failure
     # the file was counted with what was behind its last slot
-    add_u64(&store.bytes_used, <uint64_t>segment.slot_count * SLOT_BYTES - before)
+    add_u64(&store.bytes_removed, before - <uint64_t>segment.slot_count * SLOT_BYTES)
     return medium_sync(segment.file)

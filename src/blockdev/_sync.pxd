@@ -41,6 +41,7 @@ cdef extern from *:
     static inline void store_u64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
     static inline uint64_t add_u64(uint64_t *p, uint64_t v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
     static inline uint64_t count_u64(uint64_t *p, uint64_t v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
+    static inline void or_u64(uint64_t *p, uint64_t v) { __atomic_fetch_or(p, v, __ATOMIC_RELAXED); }
     static inline uint32_t load_u32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
     static inline void store_u32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
     static inline uint32_t add_u32(uint32_t *p, int32_t v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
@@ -76,6 +77,7 @@ cdef extern from *:
     void store_u64(uint64_t* place, uint64_t value) noexcept nogil
     uint64_t add_u64(uint64_t* place, uint64_t value) noexcept nogil     # sequentially consistent, returns the old value
     uint64_t count_u64(uint64_t* place, uint64_t value) noexcept nogil   # relaxed: for statistics
+    void or_u64(uint64_t* place, uint64_t bits) noexcept nogil           # relaxed: others see it after a lock changed hands
     uint32_t load_u32(const uint32_t* place) noexcept nogil
     void store_u32(uint32_t* place, uint32_t value) noexcept nogil
     uint32_t add_u32(uint32_t* place, int32_t value) noexcept nogil

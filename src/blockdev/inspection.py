@@ -4,8 +4,8 @@ A check verifies what describes data: superblocks, checkpoint tables, maps and t
 scrub takes a checkpoint first, so that all of that is on disk, and also reads every block.  Both write a copy that does
 not verify anew from one that does; else they change nothing.
 
-Threads: Inspector's methods may be called from any; nothing blocks under `_lock`.  An inspection runs in the thread that
-calls `run`, or in one of its own after `start`; it holds no lock of the pool for longer than a step.
+Threads: Inspector's methods may be called from any.  An inspection runs in the thread that calls `run`, or in one of its
+own after `start`; it holds no lock of the pool for longer than a step.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
 from blockdev import _check, _medium, diagnostics, findings, records, superblock
 from blockdev._check import READ_SLOTS, Checker, Reason
-from blockdev.clock import monotonic_seconds, now_seconds
+from blockdev.clock import now_seconds
 from blockdev.constants import BLOCK_BYTES
-from blockdev.errors import BlockdevError, Busy, Gone, NotFound
+from blockdev.errors import BlockdevError
 from blockdev.findings import DISK_FINDINGS_MAX, FINDINGS_MAX, Finding, InspectionKind, Known, Ran
+from blockdev.runner import Pace, Runner
 
 if TYPE_CHECKING:
     from blockdev._pool import Core, VDisk, VDiskSnapshot
@@ -35,10 +36,6 @@ NODE_BYTES = 2 * 4608  # both copies
 CHECK_SHARE = 32  # a check reads about this part of a segment
 ALL_SETTLED = 0xFFFFFFFF
 LOOKS = 3  # at a superblock that a checkpoint may be writing
-
-
-class Cancelled(Exception):
-    """The inspection was told to end."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +50,6 @@ class Subject:
     unsettled: int = ALL_SETTLED  # segments from this one on may be without an index
 
 
-class Progress(NamedTuple):
-    """How far an inspection is."""
-
-    run: int  # counted from the start of the engine
-    kind: InspectionKind
-    started: float  # seconds since 1970
-    done_bytes: int
-    total_bytes: int
-
-
 class Report(NamedTuple):
     """What an inspection that came to its end found."""
 
@@ -71,32 +58,6 @@ class Report(NamedTuple):
     dropped: int  # findings that are not named
     healed: tuple[str, ...]
     done_bytes: int
-
-
-class Pace:
-    """Counts bytes, waits so that they stay below a rate, and notices that the inspection is to end."""
-
-    def __init__(
-        self,
-        rate_bytes: int | None,
-        wait: Callable[[float], bool],
-        now: Callable[[], float] = monotonic_seconds,
-    ) -> None:
-        """rate_bytes: a second, None: no limit; wait(seconds): True when the inspection is to end."""
-        self.done_bytes = 0
-        self._rate_bytes = rate_bytes
-        self._wait = wait
-        self._now = now
-        self._started = now()
-
-    def spend(self, byte_count: int) -> None:
-        """Cancelled."""
-        self.done_bytes += byte_count
-        ahead_s = 0.0
-        if self._rate_bytes:
-            ahead_s = self.done_bytes / self._rate_bytes - (self._now() - self._started)
-        if self._wait(max(ahead_s, 0.0)):
-            raise Cancelled
 
 
 class Inspection:
@@ -176,13 +137,15 @@ class Inspection:
     # segments
 
     def _inspect_segment(self, checker: Checker, id: int) -> None:
-        slot_count = checker.check_segment(id)
+        with self.subject.core.segment_work:
+            slot_count = checker.check_segment(id)
         if self.kind == "check":
             self._pace.spend(self._share(slot_count * BLOCK_BYTES))
             return
         for first in range(0, slot_count, READ_SLOTS):
             count = min(READ_SLOTS, slot_count - first)
-            checker.check_slots(id, first, count)
+            with self.subject.core.segment_work:
+                checker.check_slots(id, first, count)
             self._pace.spend(count * BLOCK_BYTES)
 
     def _take_faults(self, checker: Checker) -> None:
@@ -302,130 +265,18 @@ def _table_verifies(path: str, block: superblock.Superblock) -> bool:
     )
 
 
-State = Literal["running", "done", "cancelled", "failed"]
-
-
-class Outcome(NamedTuple):
-    """How the latest inspection stands."""
-
-    progress: Progress
-    state: State
-    report: Report | None = None
-    error: BlockdevError | None = None
-
-
-class Inspector:
+class Inspector(Runner[Report]):
     """The inspections of one pool, and what they found."""
 
     def __init__(self, core: Core, path: str) -> None:
         """path: of the pool."""
-        self._core = core
+        super().__init__(core)
         self._path = path
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._cancelled = threading.Event()
-        self._inspection: Inspection | None = None  # that runs
-        self._outcome: Outcome | None = None  # of the latest, when it is over
-        self._run = 0
-        self._started = 0.0
-        self._closed = False
         self._known_lock = threading.Lock()  # guards what follows; taken without `_lock`
         self._known: Known | None = None
 
-    # one inspection
-
-    def run(self, kind: InspectionKind) -> Report:
-        """Inspect in this thread, after the one that may be running.  Gone when the pool is closed."""
-        with self._lock:
-            while self._inspection is not None:
-                self._changed.wait()
-            inspection = self._begin(kind, None)
-        outcome = self._finish(inspection)
-        if outcome.report is None:
-            raise outcome.error or Gone("the pool was closed during the inspection")
-        return outcome.report
-
-    def start(self, kind: InspectionKind, rate_bytes: int | None) -> int:
-        """Inspect in a thread, or join the inspection of this kind that runs.  Returns its number.
-
-        rate_bytes: how much to read in a second, at the most.  Busy: one of the other kind runs.
-        """
-        with self._lock:
-            running = self._inspection
-            if running is not None and running.kind == kind:
-                return self._run
-            if running is not None:
-                raise Busy(f"a {running.kind} of the pool is running: wait for it, or cancel it")
-            inspection = self._begin(kind, rate_bytes)
-            number = self._run
-        threading.Thread(target=self._finish, args=(inspection,), name=f"blockdev-{kind}", daemon=True).start()
-        return number
-
-    def outcome(self, run: int, wait_s: float) -> Outcome:
-        """How inspection `run` stands; waits so long for its end.  NotFound when there was another one since."""
-        with self._lock:
-            if run == self._run and self._inspection is not None:
-                self._changed.wait(wait_s)
-            if run != self._run:
-                raise NotFound("that inspection is over, and another one was begun since")
-            if self._inspection is not None:
-                return Outcome(self._progress(self._inspection), "running")
-            if self._outcome is None:
-                raise NotFound("there was no inspection since the engine was started")
-            return self._outcome
-
-    def progress(self) -> Progress | None:
-        """Of the inspection that runs."""
-        with self._lock:
-            return self._progress(self._inspection) if self._inspection is not None else None
-
-    def cancel(self, run: int) -> None:
-        """Let inspection `run` end at its next step; one that is over stays as it is."""
-        with self._lock:
-            if run == self._run:
-                self._cancelled.set()
-
-    def close(self) -> None:
-        """Begin no more, and wait until the one that runs has ended."""
-        with self._lock:
-            self._closed = True
-            self._cancelled.set()
-            while self._inspection is not None:
-                self._changed.wait()
-
-    def _begin(self, kind: InspectionKind, rate_bytes: int | None) -> Inspection:
-        """Caller holds the lock."""
-        pool = self._core.pool()
-        if self._closed or self._core.closed or pool is None:
-            raise Gone("the pool is closed")
-        self._cancelled.clear()
-        self._run += 1
-        self._started = now_seconds()
-        self._inspection = Inspection(subject_of(pool), kind, Pace(rate_bytes, self._cancelled.wait))
-        return self._inspection
-
-    def _progress(self, inspection: Inspection) -> Progress:
-        return Progress(self._run, inspection.kind, self._started, inspection.done_bytes, inspection.total_bytes)
-
-    def _finish(self, inspection: Inspection) -> Outcome:
-        """Run it, keep what it found, and say so."""
-        state: State = "failed"
-        report, error = None, None
-        try:
-            report = self._keep(inspection.run())
-            state = "done"
-        except Cancelled:
-            state = "cancelled"
-        except BlockdevError as failure:
-            error = failure
-        except Exception as failure:  # a bug, or no memory: whoever waits must be told
-            diagnostics.report_bug(failure)
-            error = BlockdevError(f"the {inspection.kind} failed: {type(failure).__name__}: {failure}")
-        with self._lock:
-            self._outcome = Outcome(self._progress(inspection), state, report, error)
-            self._inspection = None
-            self._changed.notify_all()
-            return self._outcome
+    def _make(self, pool: Pool, kind: str, pace: Pace) -> Inspection:
+        return Inspection(subject_of(pool), "scrub" if kind == "scrub" else "check", pace)
 
     # what is known
 

@@ -1,4 +1,4 @@
-"""What a pool does by itself: make idle writes durable, take checkpoints, free memory, load the dedup index.
+"""What a pool does by itself: make idle writes durable, take checkpoints, free memory and space, load the dedup index.
 
 One thread a pool.  It holds only a weak reference between rounds, so that a pool nobody uses can be closed.
 """
@@ -29,10 +29,14 @@ class Maintenance:
         self._flushed = self._checkpointed = monotonic_seconds()
         self._thread = threading.Thread(target=self._run, name="blockdev-maintenance", daemon=True)
         self._thread.start()
+        pool.core.reclaims(True)
 
     def stop(self) -> None:
         """End the thread and wait for it, unless it is the caller's own."""
         self._stopping.set()
+        pool = self._pool()
+        if pool is not None:
+            pool.core.reclaims(False)
         if self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -60,6 +64,7 @@ class Maintenance:
             return
         pool.tend_memory()
         pool.keep_spare()
+        pool.compactor.tend(stats, stats["available_bytes"])
         if now - self._flushed >= FLUSH_SECONDS:
             self._flushed = now
             if stats["durable_lsn"] < stats["next_lsn"]:

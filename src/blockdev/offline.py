@@ -13,9 +13,10 @@ from collections.abc import Callable
 from blockdev import superblock
 from blockdev.errors import NotFound
 from blockdev.findings import InspectionKind
-from blockdev.inspection import Inspection, Pace, Report, Subject
+from blockdev.inspection import Inspection, Report, Subject
 from blockdev.pool import take_lock
 from blockdev.recovery import list_segments, read_back
+from blockdev.runner import Pace
 
 DEDUP_BYTES = 1 << 20  # nothing is looked up
 MAP_CACHE_BYTES = 256 << 20

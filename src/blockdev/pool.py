@@ -30,6 +30,7 @@ from blockdev import _medium, _pool, dedup_file, diagnostics, records, superbloc
 from blockdev._medium import PlantedBug, is_planted
 from blockdev._pool import RecordType, VDisk, VDiskSnapshot
 from blockdev.clock import now_seconds
+from blockdev.compaction import COMPACT, CompactionReport, Compactor
 from blockdev.constants import (
     BLOCK_BYTES,
     NAME_BYTES_MAX,
@@ -58,6 +59,7 @@ from blockdev.superblock import Superblock
 from blockdev.types import Extent
 
 CAPACITY_BYTES_MIN = 16 << 20
+ROOM_BYTES_MIN = 1 << 20  # with less the pool counts as full
 RESERVE_BYTES = 64 << 20  # kept from guests, for deletes and discards on a full pool
 SEGMENT_BYTES_MIN = 1 << 20
 SEGMENT_BYTES_MAX = 256 << 20
@@ -71,6 +73,17 @@ class Cut(NamedTuple):
 
     table: Table
     generation: int
+
+
+class MarkBase(NamedTuple):
+    """What a durable checkpoint says of liveness."""
+
+    segment_end: int  # neither of the two newest checkpoints needs what is before, but for blocks
+    generation: int
+    node_end: int
+    roots: list[tuple[int, int]]  # (node id, height) of each map
+    free_ids: bytes  # u64 each
+    retired: bytes  # (u64 id, u64 generation) each
 
 
 class Pool:
@@ -89,10 +102,13 @@ class Pool:
         self._objects: dict[int, Thing] = recovered.objects
         self._names: dict[str, int] = {o.name: o.id for o in recovered.objects.values() if o.name is not None}
         self._resident_nodes_max = recovered.resident_nodes_max
-        self._log_bytes_at_checkpoint = self._core.stats()["segment_bytes"]
+        self._replay_starts = (0, 0)  # segment ids of the two newest checkpoints; 0: not known
+        self._held_generation: int | None = None  # node slots that left their head later stay as they are
+        self._log_bytes_at_checkpoint = self._core.stats()["segment_bytes_added"]
         self._checkpoint_count = 0
         self._maintenance: Maintenance | None = None
         self.inspector = Inspector(self._core, path)
+        self.compactor = Compactor(self._core)
         self._set_limits()
 
     def _start(self, replayed: bool, background: bool) -> None:
@@ -412,7 +428,7 @@ class Pool:
                 raise
             diagnostics.report(f"no checkpoint: {failure}")
 
-    def _take_checkpoint(self) -> None:
+    def _take_checkpoint(self) -> Cut:
         """Caller holds _checkpoint_lock."""
         done = False
         try:
@@ -424,15 +440,18 @@ class Pool:
             done = True
         finally:
             # the fallback superblock now names the checkpoint before this one: slots only older ones hold are free
-            self._core.checkpoint_end(done, self._checkpoint_generation)
+            held = self._checkpoint_generation if self._held_generation is None else self._held_generation
+            self._core.checkpoint_end(done, min(held, self._checkpoint_generation))
         self._superblock = written
+        self._replay_starts = (self._replay_starts[1], cut.table.segment_id)
         self._checkpoint_generation = cut.generation
         self._checkpoint_count += 1
         self._remove_old_tables(cut.table.number)
+        return cut
 
     def _cut(self) -> Cut:
         things = list(self._objects.values())
-        self._log_bytes_at_checkpoint = self._core.stats()["segment_bytes"]
+        self._log_bytes_at_checkpoint = self._core.stats()["segment_bytes_added"]
         lsn, segment_id, index, generation, next_node_id, free_ids, retired, states = self._core.checkpoint_cut(things)
         objects = [
             ObjectState(
@@ -487,6 +506,53 @@ class Pool:
         """Like check, and read and verify every block."""
         return [finding.line() for finding in self.inspector.run("scrub").findings]
 
+    def compact(self) -> CompactionReport:
+        """Give back the space of what no disk or snapshot reaches, and compress the rest."""
+        return self.compactor.run(COMPACT)
+
+    def segment_end(self) -> int:
+        """Segment ids in use are below."""
+        end: int = self._core.stats()["segment_end"]
+        return end
+
+    def take_mark_base(self) -> MarkBase:
+        """Take two checkpoints.  The nodes that the second one holds stay in their slots until release_mark_base."""
+        with self._checkpoint_lock:
+            self._check_open()
+            if is_planted(PlantedBug.BUG_MARKED_TOO_NEW):
+                with self._lock:
+                    cut = self._cut()
+                self._core.checkpoint_end(False, 0)
+                starts = (cut.table.segment_id, cut.table.segment_id)
+            else:
+                features = self._superblock.incompatible | superblock.COMPACTED  # written by both checkpoints
+                self._superblock = self._superblock._replace(incompatible=features)
+                self._take_checkpoint()
+                cut = self._take_checkpoint()
+                starts = self._replay_starts
+            self._held_generation = cut.generation
+        table = cut.table
+        roots = [(thing.root, thing.height) for thing in table.objects]
+        return MarkBase(min(starts), cut.generation, table.next_node_id, roots, table.free_ids, table.retired)
+
+    def release_mark_base(self) -> None:
+        with self._checkpoint_lock:
+            self._held_generation = None
+
+    def no_checkpoint(self) -> contextlib.AbstractContextManager[object]:
+        """No checkpoint is taken meanwhile."""
+        return self._checkpoint_lock
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether compaction may add so much before it gives something back."""
+        used: int = self._core.stats()["segment_bytes"]
+        return used + size_bytes <= self.capacity_bytes
+
+    def has_room_for_guests(self) -> bool:
+        """Whether guests' data is still taken."""
+        available: int = self.stats()["available_bytes"]
+        return available >= ROOM_BYTES_MIN and self._core.keep_spare()
+
     def stats(self) -> dict:
         """Sizes in bytes and counters since open; names end in their unit."""
         stats: dict = self._core.stats()
@@ -501,7 +567,7 @@ class Pool:
             vdisk_count=sum(isinstance(o, VDisk) for o in list(self._objects.values())),
             snapshot_count=sum(isinstance(o, VDiskSnapshot) for o in list(self._objects.values())),
             checkpoints=self._checkpoint_count,
-            log_bytes_since_checkpoint=stats["segment_bytes"] - self._log_bytes_at_checkpoint,
+            log_bytes_since_checkpoint=stats["segment_bytes_added"] - self._log_bytes_at_checkpoint,
         )
         return stats
 
@@ -548,6 +614,7 @@ class Pool:
         if self._maintenance is not None:
             self._maintenance.stop()
         self.inspector.close()
+        self.compactor.close()
         poisoned = self._core.stats()["poisoned"]
         try:
             with self._lock:

@@ -6,6 +6,7 @@ power cut tore, and removes segments behind the end.  Interrupted anywhere, the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
@@ -111,6 +112,7 @@ def recover(pool_path: str, map_cache_bytes: int, dedup_bytes: int) -> Recovered
     )
     segments_path = f"{pool_path}/segments"
     next_segment_id, next_lsn = replay.finish(segments_path)
+    _remove_replaced(segments_path)
     _medium.sync_directory(segments_path)
     superblocks.make_newest()
     core.set_segment_bytes(sum(size for _id, _generation, size in list_segments(segments_path)))
@@ -133,14 +135,31 @@ def dirty_nodes_max(resident_nodes_max: int) -> int:
 
 
 def list_segments(segments_path: str) -> list[tuple[int, int, int]]:
-    """(id, generation, size in bytes) of each segment file, in id order."""
+    """(id, generation, size in bytes) of each segment, in id order."""
+    newest = {id: (id, generation, size) for id, generation, size in _segment_files(segments_path)}
+    return list(newest.values())
+
+
+def _segment_files(segments_path: str) -> list[tuple[int, int, int]]:
+    """Like list_segments, with those that compaction replaced and a power cut kept from being removed."""
     found = []
     with os.scandir(segments_path) as entries:
         for entry in entries:
             match = SEGMENT_NAME.fullmatch(entry.name)
             if match:
-                found.append((int(match[1], 16), int(match[2]), entry.stat().st_size))
+                with contextlib.suppress(FileNotFoundError):  # compaction may have removed it
+                    found.append((int(match[1], 16), int(match[2]), entry.stat().st_size))
     return sorted(found)
+
+
+def _remove_replaced(segments_path: str) -> None:
+    """Remove what a compaction left that did not come to its end."""
+    files = _segment_files(segments_path)
+    for (id, generation, _size), later in zip(files, files[1:], strict=False):
+        if later[0] == id:
+            _medium.unlink_file(f"{segments_path}/{id:08x}.{generation}")
+    if os.path.exists(f"{segments_path}/rewrite"):
+        _medium.unlink_file(f"{segments_path}/rewrite")
 
 
 def _newest_checkpoint(pool_path: str) -> tuple[Superblock, Table]:

@@ -22,7 +22,8 @@ SUPERBLOCK_BYTES = 4096
 HEAD = struct.Struct("<8sQ")  # magic, XXH3-64 of all that follows
 BODY = struct.Struct("<IIII16sQQQQIIQQ")
 SEGMENT_SLOTS = range(1 << 8, (1 << 16) + 1)  # of 1 MiB to 256 MiB
-KNOWN_INCOMPATIBLE = 0  # feature bits that a reader must know
+COMPACTED = 1  # feature bit: segments may be compacted
+KNOWN_INCOMPATIBLE = COMPACTED  # feature bits that a reader must know
 
 
 class Superblock(NamedTuple):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import xxhash
+import zstandard
 
 SLOT = 4096
 
@@ -50,7 +51,8 @@ class PoolFiles:
         assert struct.unpack_from("<Q", content, 8)[0] == xxhash.xxh3_64_intdigest(content[16:])
         names = ["version", "incompatible", "compatible", "block_bytes"]
         values = dict(zip(names, struct.unpack_from("<4I", content, 16), strict=True))
-        assert values == {"version": 2, "incompatible": 0, "compatible": 0, "block_bytes": 4096}
+        assert values.pop("incompatible") in (0, 1)
+        assert values == {"version": 2, "compatible": 0, "block_bytes": 4096}
         values["uuid"] = content[32:48]
         for name, offset in {
             "sequence": 48,
@@ -124,16 +126,76 @@ class PoolFiles:
 
     def content(self, thing: Object) -> bytes:
         content = bytearray(-(-thing.size // SLOT) * SLOT)
-        segments: dict[int, tuple[bytes, list[bytes]]] = {}
+        segments: dict[int, dict[int, bytes]] = {}
         for block, address in self.addresses(thing).items():
             segment, index = address >> 32, address & 0xFFFFFFFF
             if segment not in segments:
-                segments[segment] = self.segment(segment)
-            raw, fingerprints = segments[segment]
-            data = raw[index * SLOT : (index + 1) * SLOT]
-            assert fingerprint(data) == fingerprints[index], f"segment {segment:08x} slot {index}"
-            content[block * SLOT : (block + 1) * SLOT] = data
+                segments[segment] = self.blocks(segment)
+            content[block * SLOT : (block + 1) * SLOT] = segments[segment][index]
         return bytes(content[: thing.size])
+
+    def generations(self) -> dict[int, int]:
+        """Segment id -> generation of its file."""
+        names = [name.name.split(".") for name in (self.path / "segments").glob("*.*")]
+        found = {int(id, 16): int(generation) for id, generation in names}
+        assert len(found) == len(names), "a segment is there twice"
+        return found
+
+    def blocks(self, segment_id: int) -> dict[int, bytes]:
+        """Slot -> block of all blocks that a segment's file holds, each verified."""
+        generation = self.generations()[segment_id]
+        if generation:
+            return self.compacted(segment_id, generation)
+        raw, fingerprints = self.segment(segment_id)
+        blocks = {i: raw[i * SLOT : (i + 1) * SLOT] for i, known in enumerate(fingerprints) if any(known)}
+        for index, data in blocks.items():
+            assert fingerprint(data) == fingerprints[index], f"segment {segment_id:08x} slot {index}"
+        return blocks
+
+    def compacted(self, segment_id: int, generation: int) -> dict[int, bytes]:
+        raw = (self.path / "segments" / f"{segment_id:08x}.{generation}").read_bytes()
+        header = raw[:SLOT]
+        assert header == raw[-SLOT:] and not any(header[80:])
+        magic, checksum, uuid, id, found, slots, blocks, _first_lsn, _end_lsn, index, pages, zero = struct.unpack_from(
+            "<8sQ16sIIIIQQQII", header
+        )
+        assert magic == b"BLDCLD1\0" and checksum == xxhash.xxh3_64_intdigest(header[16:80])
+        assert (uuid, id, found, zero) == (self.superblock["uuid"], segment_id, generation, 0)
+        assert pages == -(-blocks // 192) and len(raw) == index + (2 * pages + 1) * SLOT
+        place = SLOT
+        read: dict[int, bytes] = {}
+        for number in range(pages):
+            page = raw[index + number * SLOT :][:SLOT]
+            assert page == raw[index + (pages + number) * SLOT :][:SLOT]
+            count = self._check_page(page, segment_id, generation, number)
+            assert count == min(192, blocks - number * 192)
+            for first in range(0, count, 8):
+                some = min(8, count - first)
+                frame = struct.unpack_from("<Q", page, 64 + first)[0]
+                offset, stored, codec = frame & 0xFFFFFFFFFF, frame >> 40 & 0xFFFF, frame >> 56
+                assert offset == place and offset + stored <= index and codec in (0, 1)
+                plain = raw[offset : offset + stored]
+                plain = zstandard.decompress(plain, some * SLOT) if codec else plain
+                assert len(plain) == some * SLOT
+                place += stored
+                for i in range(some):
+                    slot = struct.unpack_from("<I", page, 256 + 4 * (first + i))[0]
+                    assert slot < slots and all(slot > before for before in list(read)[-1:])
+                    read[slot] = plain[i * SLOT : (i + 1) * SLOT]
+                    assert fingerprint(read[slot]) == page[1024 + 16 * (first + i) :][:16]
+        assert len(read) == blocks and index == -(-place // SLOT) * SLOT
+        return read
+
+    def _check_page(self, page: bytes, segment_id: int, generation: int, number: int) -> int:
+        magic, checksum, uuid, *rest = struct.unpack_from("<8sQ16sIIII16s", page)
+        assert magic == b"BLDIDX1\0" and checksum == xxhash.xxh3_64_intdigest(page[16:])
+        assert uuid == self.superblock["uuid"] and rest[:3] == [segment_id, generation, number]
+        return int(rest[3])
+
+    def live_bytes(self) -> int:
+        """In the blocks that any disk or snapshot reaches, each once."""
+        reached = {address for thing in self.objects.values() for address in self.addresses(thing).values()}
+        return len(reached) * SLOT
 
     def segment(self, segment_id: int) -> tuple[bytes, list[bytes]]:
         """Bytes of a sealed segment, and the fingerprint of each slot by its index; the batch headers must agree."""

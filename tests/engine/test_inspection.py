@@ -12,7 +12,7 @@ import xxhash
 
 from blockdev import Pool, findings, offline
 from blockdev.errors import Busy, Gone, NotFound
-from blockdev.inspection import Cancelled, Inspection, Pace, subject_of
+from blockdev.inspection import Inspection, subject_of
 from tests.engine.content import distinct_blocks
 from tests.engine.model import BLOCK
 

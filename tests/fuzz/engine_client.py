@@ -32,6 +32,7 @@ CALLS: list[Callable[[EngineClient], Any]] = [
     lambda client: client.get(1),
     lambda client: client.diff(None, 5),
     lambda client: client.inspection(1),
+    lambda client: client.compaction(1),
     lambda client: client.findings(),
     lambda client: client.create([(512, "a", b"")]),
     lambda client: client.delete([1]),

@@ -41,6 +41,9 @@ REQUESTS: list[dict[str, Any]] = [
     {"op": "cancel_inspection", "run": 1},
     {"op": "findings"},
     {"op": "set_capacity", "capacity_bytes": 128 << 20},
+    {"op": "compact", "rate_bytes": 100 << 20},
+    {"op": "compaction", "run": 1, "wait_ms": 1000},
+    {"op": "cancel_compaction", "run": 1},
 ]
 
 FINDING = [1, "web/root", 4096, 8192, "segment 00000001 slots 3 to 4 do not verify"]
@@ -109,6 +112,8 @@ def check_body(body: dict[str, Any]) -> None:
         protocol.encode_error(1, error)
     with suppress(ProtocolError):
         protocol.check_inspection(body)
+    with suppress(ProtocolError):
+        protocol.check_compaction(body)
     for field, value in body.items():
         for kind in (list, str, bytes, int):
             with suppress(ProtocolError):

@@ -148,6 +148,10 @@ def _checkpoint(world: World, _chosen: Random) -> None:
     world.checkpoint()
 
 
+def _compact(world: World, chosen: Random) -> None:
+    world.compact(lambda: mix(world, chosen, 1, IO) if chosen.random() < 0.5 else None)
+
+
 def _forget(world: World, _chosen: Random) -> None:
     world.forget()
 
@@ -171,6 +175,7 @@ OBJECTS: dict[Action, int] = {
     _resize: 2,
     _inspect: 1,
     _reopen: 1,
+    _compact: 1,
 }
 ALL = {**IO, **OBJECTS}
 

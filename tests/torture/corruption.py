@@ -40,6 +40,7 @@ ZEROS = bytes(READ_BLOCKS * BLOCK)
 SECTORS = (512, 4096)
 # what is there twice, and must be there twice again after a scrub; superblocks and tables are replaced meanwhile
 COPIES = {"live node", "segment header", "batch header", "second batch header", "index", "trailer"}
+COPIES |= {"compacted header", "index page"}
 Place = tuple[str, int]  # object name, block number
 
 
@@ -151,7 +152,7 @@ def expected(ground: Ground, damage: Damage, hit: list[Region]) -> Expected:
     whole_file = damage.length <= 0 and damage.file.startswith("segments/")
     if whole_file:
         ends = sorted({region.lsn for region in hit if region.lsn >= 0})  # what told of them may be gone as well
-    return Expected(whole_file and specimen.kind != "closed", unreadable, ends, not whole_file)
+    return Expected(whole_file and specimen.kind.startswith("killed"), unreadable, ends, not whole_file)
 
 
 # --- one case --------------------------------------------------------------------------------------------------------
@@ -253,7 +254,7 @@ class Trial:
 
     def _check_healed(self) -> None:
         """What is there twice is as it was."""
-        if self.ground.specimen.kind != "closed" or not self.expected.exact:
+        if self.ground.specimen.kind.startswith("killed") or not self.expected.exact:
             return
         for region in self.hit:
             if region.kind in COPIES:

@@ -169,6 +169,16 @@ def written_and_checkpointed(trial: Trial) -> None:
     trial.write("a", LEAF_BYTES, distinct_blocks(2100, 3))
 
 
+def opened_with_garbage(trial: Trial) -> None:
+    """Two segments, one with live blocks among dead ones, one dead; and nodes that nothing reaches."""
+    trial.open()
+    for number in range(4):
+        trial.write("a", number * 100 * BLOCK, distinct_blocks(5000 + number * 100, 100))
+    trial.discard("a", 10 * BLOCK, 300 * BLOCK)
+    trial.delete(["c"])
+    trial.write("b", 3 * BLOCK, distinct_blocks(100, 2))  # known blocks
+
+
 def create(trial: Trial) -> None:
     trial.create_pool(CAPACITY_BYTES, SEGMENT_BYTES)
 
@@ -256,6 +266,7 @@ OPERATIONS = [
     Operation("discard", "closed", opened, lambda t: t.discard("a", SECTOR, LEAF_BYTES + 20 * BLOCK)),
     Operation("checkpoint", "closed", opened_and_written, Trial.checkpoint),
     Operation("checkpoint_twice", "closed", written_and_checkpointed, checkpoint_twice),
+    Operation("compact", "closed", opened_with_garbage, Trial.compact),
     Operation("set_capacity", "closed", opened, lambda t: t.opened.set_capacity(2 * CAPACITY_BYTES)),
     Operation("roll", "closed", opened, roll),
     Operation("roll_flushed", "closed", opened, roll_flushed),

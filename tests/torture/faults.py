@@ -362,8 +362,8 @@ def check_content(trial: Trial, read: ReadBlocks, when: str) -> None:
 
 
 def poisons(hit: Hit, fault: Fault) -> bool:
-    """A failed write or sync of the log does; the header of a new segment is none of the log yet."""
-    in_log = hit.path.startswith("pool/segments") and not hit.path.endswith("/spare")
+    """A failed write or sync of the log does; the header of a new segment is none of the log yet, nor is a rewrite."""
+    in_log = hit.path.startswith("pool/segments") and not hit.path.endswith(("/spare", "/rewrite"))
     return (
         fault.errno != 0
         and in_log
@@ -398,6 +398,9 @@ def nothing_left_behind(path: str) -> None:
     require(set(os.listdir(path)) <= known, f"left behind: {set(os.listdir(path)) - known}")
     tables = [name for name in os.listdir(f"{path}/map") if name.startswith("checkpoint-")]
     require(len(tables) <= 2, f"left behind: {tables}")
+    segments = os.listdir(f"{path}/segments")
+    ids = [name.partition(".")[0] for name in segments if name != "spare"]
+    require("rewrite" not in segments and len(set(ids)) == len(ids), f"left behind: {segments}")
 
 
 def run_case(case: Case, start: Start) -> bool:

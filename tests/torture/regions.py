@@ -11,6 +11,7 @@ from tests.torture.specimens import Tree
 SLOT = 4096
 NODE = 4608
 SEGMENT_HEADER = 72
+COMPACTED_HEADER = 80
 DATA, REFERENCE, _HOLE, RECORD = 1, 2, 3, 4
 
 
@@ -95,6 +96,9 @@ def _nodes(file: str, content: bytes, tree: Tree) -> Iterator[Region]:
 
 
 def _segment(file: str, content: bytes, start: tuple[int, int]) -> Iterator[Region]:
+    if content.startswith(b"BLDCLD1\0"):
+        yield from _compacted(file, content)
+        return
     segment = int(file.split("/")[1].split(".")[0], 16)
     yield from _described(file, 0, "segment header")
     place = SLOT
@@ -110,6 +114,31 @@ def _segment(file: str, content: bytes, start: tuple[int, int]) -> Iterator[Regi
     else:
         assert not any(content[place:]), f"{file} is cut short"
         yield Region(file, place, len(content) - place, "filled ahead")
+
+
+def _compacted(file: str, content: bytes) -> Iterator[Region]:
+    """A frame that is compressed is a region for each of its blocks: one wrong byte may cost them all."""
+    segment = int(file.split("/")[1].split(".")[0], 16)
+    blocks, index, pages = (*struct.unpack_from("<I", content, 44), *struct.unpack_from("<QI", content, 64))
+    place = SLOT
+    yield Region(file, 0, COMPACTED_HEADER, "compacted header")
+    yield Region(file, COMPACTED_HEADER, SLOT - COMPACTED_HEADER, "padding")
+    for first in range(0, blocks, 8):
+        page = index + first // 192 * SLOT
+        (frame,) = struct.unpack_from("<Q", content, page + 64 + first % 192)
+        stored, raw = frame >> 40 & 0xFFFF, frame >> 56 == 0
+        assert frame & 0xFFFFFFFFFF == place
+        for i in range(min(8, blocks - first)):
+            (slot,) = struct.unpack_from("<I", content, page + 256 + (first % 192 + i) * 4)
+            at, length = (place + i * SLOT, SLOT) if raw else (place, stored)
+            yield Region(file, at, length, "block", address=segment << 32 | slot)
+        place += stored
+    if place < index:
+        yield Region(file, place, index - place, "padding")
+    for number in range(2 * pages):
+        yield Region(file, index + number * SLOT, SLOT, "index page")
+    yield Region(file, len(content) - SLOT, COMPACTED_HEADER, "compacted header")
+    yield Region(file, len(content) - SLOT + COMPACTED_HEADER, SLOT - COMPACTED_HEADER, "padding")
 
 
 def _described(file: str, place: int, kind: str) -> Iterator[Region]:

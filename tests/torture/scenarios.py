@@ -550,6 +550,91 @@ def reopening_with_nothing_to_do(world: World, chosen: Random) -> None:
         world.reopen()
 
 
+# --- compaction ---------------------------------------------------------------------------------------------------------
+
+
+@scenario
+def compaction_of_overwritten_data(world: World, chosen: Random) -> None:
+    disk = a_disk(world, 2 * MIB)
+    fill(world, disk, chosen, 512)
+    for _ in range(3):
+        writes(world, disk, chosen, 20, (8, 64, 200, 400))
+        maybe_flush(world, chosen, 0.5)
+        world.compact()
+
+
+@scenario
+def compaction_with_guests_at_work(world: World, chosen: Random) -> None:
+    disk = a_disk(world, 2 * MIB)
+    fill(world, disk, chosen, 400)
+    for _ in range(3):
+        writes(world, disk, chosen, 10, (64, 200, 400))
+        world.compact(lambda: writes(world, disk, chosen, 4, (1, 8, 64, 200)))
+        maybe_flush(world, chosen, 0.5)
+
+
+@scenario
+def compaction_beside_unflushed_overwrites(world: World, chosen: Random) -> None:
+    """What a power cut takes back may reach what the maps of the moment do not."""
+    disk = a_disk(world, 2 * MIB)
+    fill(world, disk, chosen, 512)
+    world.flush()
+    for number in range(4):
+        world.write(disk, number * 100 * BLOCK, distinct_blocks(chosen.randrange(1 << 30), 90))
+        world.compact()
+        world.write(disk, number * 100 * BLOCK, distinct_blocks(chosen.randrange(1 << 30), 90))
+
+
+@scenario
+def compaction_after_deletes(world: World, chosen: Random) -> None:
+    for number in range(3):
+        disks = [a_disk(world) for _ in range(3)]
+        for disk in disks:
+            fill(world, disk, chosen, 200)
+        snapshot = world.snapshot((disks[0], None, b""))[0]
+        writes(world, disks[0], chosen, 10, (64, 200))
+        world.delete(disks[1], *([snapshot] if number % 2 else []))
+        world.compact()
+
+
+@scenario
+def compaction_revives_by_dedup(world: World, chosen: Random) -> None:
+    """Blocks that died are written once more while a round is under way."""
+    disk, other = world.create((2 * MIB, None, b""), (2 * MIB, None, b""))
+    for _ in range(3):
+        dead = distinct_blocks(chosen.randrange(1 << 30), 300)
+        world.write(disk, 0, dead)
+        world.write(disk, 300 * BLOCK, distinct_blocks(chosen.randrange(1 << 30), 200))
+        world.zero(disk, 0, 300 * BLOCK, discard=True)
+
+        def revive(dead: bytes = dead) -> None:
+            block = chosen.randrange(290)
+            world.write(other, block * BLOCK, dead[block * BLOCK : (block + 10) * BLOCK], fua=chosen.random() < 0.5)
+
+        world.compact(revive)
+        maybe_flush(world, chosen, 0.5)
+
+
+@scenario
+def compaction_twice_over(world: World, chosen: Random) -> None:
+    """Segments that were rewritten are rewritten again, and then removed."""
+    disk = a_disk(world, 2 * MIB)
+    fill(world, disk, chosen, 512)
+    for first in (0, 128, 256, 384):
+        world.zero(disk, first * BLOCK, 128 * BLOCK, discard=True)
+        world.compact()
+        maybe_flush(world, chosen, 0.5)
+
+
+@scenario
+def compaction_of_text(world: World, chosen: Random) -> None:
+    disk = a_disk(world, 2 * MIB)
+    for number in range(4):
+        world.write(disk, number * 100 * BLOCK, block_data("text", chosen.randrange(1 << 30), 100 * BLOCK))
+        world.compact()
+        writes(world, disk, chosen, 5)
+
+
 # --- big maps -----------------------------------------------------------------------------------------------------------
 
 

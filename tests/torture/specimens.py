@@ -27,7 +27,7 @@ SMALL = {"dedup_bytes": 1 << 20, "map_cache_bytes": 1 << 16, "background": False
 HOME_BYTES = 2 << 20  # one leaf
 WIDE_BYTES = 10 << 20  # five leaves under a root
 BATCH_BLOCKS = 124  # in a batch that is full
-KINDS = ("closed", "killed", "killed-unflushed")
+KINDS = ("closed", "killed", "killed-unflushed", "compacted")
 
 Tree = dict[str, bytes]  # path below the pool -> content
 Blocks = dict[int, bytes]
@@ -124,7 +124,7 @@ def make(directory: str, kind: str, seed: int) -> Specimen:
         _first_life(maker)
         maker.pool.close()
         maker.open()
-        specimen = _closed(maker) if kind == "closed" else _killed(maker, kind)
+        specimen = _killed(maker, kind) if kind.startswith("killed") else _closed(maker, kind)
     shutil.rmtree(path)
     return specimen
 
@@ -158,11 +158,17 @@ def _second_life(maker: Maker) -> None:
         maker.write("web/data", 1900 + number * 7, 2)
 
 
-def _closed(maker: Maker) -> Specimen:
+def _closed(maker: Maker, kind: str) -> Specimen:
     _second_life(maker)
+    if kind == "compacted":
+        # frames of both kinds, and segments that are as the log wrote them
+        words = b"".join(bytes(maker.rng.choices(b"abcd \n", k=BLOCK)) for _ in range(20))
+        maker.write("web/root", 400, 20, words)
+        maker.pool.compact()
+        maker.write("web/root", 20, 30)
     maker.pool.check()  # there is a file of findings
     maker.pool.close()
-    return _at_rest(maker, "closed", {0: maker.state})
+    return _at_rest(maker, kind, {0: maker.state})
 
 
 def _killed(maker: Maker, kind: str) -> Specimen:

@@ -127,6 +127,10 @@ class Trial:
         self.opened.checkpoint()
         self.settled()
 
+    def compact(self) -> None:
+        self.opened.compact()
+        self.settled()
+
     def close(self) -> None:
         pool, self.pool = self.opened, None
         pool.close()

@@ -7,12 +7,14 @@ power cut at any such time.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from blockdev import Pool
+from blockdev.compaction import Compaction
 from blockdev.errors import PoolFull
+from blockdev.runner import Pace
 from tests.engine.model import Content
 from tests.torture.file_system import Ground, Operation
 from tests.torture.oracle import (
@@ -210,6 +212,15 @@ class World:
         """Let clean map nodes leave the memory; the first round only notes that nobody used them."""
         for _ in range(2):
             self.opened.tend_memory()
+
+    def compact(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """One round; meanwhile(): what guests do between its steps."""
+        compaction = Compaction(self.opened, Pace(None, lambda _seconds: False))
+        compaction.begin()  # which takes checkpoints
+        self._durable()
+        for step in (compaction.mark, compaction.free_nodes, compaction.rewrite, compaction.end, compaction.trim):
+            meanwhile()
+            step()
 
     def close(self) -> None:
         self.opened.close()

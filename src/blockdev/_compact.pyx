@@ -1,0 +1,447 @@
+"""The steps of mark and compact.  See _compact.pxd for the design."""
+
+from libc.errno cimport EIO, ENOMEM
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memset
+
+from blockdev import errors
+
+from blockdev._cold cimport (
+    ColdHeader, ColdWriter, cold_add, cold_begin, cold_finish, cold_writer_destroy, cold_writer_init,
+)
+from blockdev._dedup cimport Fingerprint, dedup_forget, fingerprint_block
+from blockdev._disk cimport PoolState
+from blockdev._log cimport log_poison, log_roll
+from blockdev._medium cimport BUG_SWAP_NOT_SYNCED, medium_sync_directory, planted
+from blockdev._nodes cimport (
+    NODE_FANOUT, NODE_HEIGHT_MAX, RetiredSlot, node_copy, nodes_enter, nodes_leave, nodes_retire, nodes_trim,
+    nodes_wait_for_readers,
+)
+from blockdev._pool cimport Core
+from blockdev._segments cimport (
+    SLOT_BYTES, Segment, cold_identity, segment_drop, segment_pin, segment_read, segment_remove,
+    segment_let_go, segment_rewrite_abandon, segment_rewrite_begin, segment_swap, segment_unpin, segments_get,
+)
+from blockdev._sync cimport (
+    load_pointer, load_u64, or_u64, pthread_rwlock_unlock, pthread_rwlock_wrlock, store_pointer, store_u32,
+)
+
+cdef extern from * nogil:
+    int __builtin_popcountll(unsigned long long value)
+
+cdef enum:
+    COPY_BLOCKS = 16                # read at once
+
+
+# --- bits ------------------------------------------------------------------------------------------------------------
+
+cdef inline bint bit_of(const uint64_t* bits, uint64_t i) noexcept nogil:
+    return (load_u64(&bits[i >> 6]) >> (i & 63)) & 1
+
+
+cdef inline void set_bit(uint64_t* bits, uint64_t i) noexcept nogil:
+    or_u64(&bits[i >> 6], <uint64_t>1 << (i & 63))
+
+
+cdef uint32_t count_bits(const uint64_t* bits, uint32_t end) noexcept nogil:
+    """How many are set below `end`, a multiple of 64."""
+    cdef uint32_t word, count = 0
+    for word in range(end // 64):
+        count += __builtin_popcountll(load_u64(&bits[word]))
+    return count
+
+
+# --- marking ---------------------------------------------------------------------------------------------------------
+
+cdef int push(NodeStack* stack, uint64_t id, uint32_t level) noexcept nogil:
+    cdef NodeToMark* items
+    if stack.count == stack.room:
+        items = <NodeToMark*>realloc(stack.items, (stack.room * 2 + NODE_FANOUT) * sizeof(NodeToMark))
+        if items == NULL:
+            return ENOMEM
+        stack.items = items
+        stack.room = stack.room * 2 + NODE_FANOUT
+    stack.items[stack.count].id = id
+    stack.items[stack.count].level = level
+    stack.count += 1
+    return 0
+
+
+cdef void mark_leaf(PoolState* pool, const uint64_t* entries, uint32_t segment_end) noexcept nogil:
+    """Set the bits of the blocks that a leaf names."""
+    cdef uint64_t* live = NULL
+    cdef Segment* segment
+    cdef uint64_t known = 0
+    cdef uint32_t i, index
+    for i in range(NODE_FANOUT):
+        if entries[i] == 0 or entries[i] >> 32 >= segment_end:
+            continue
+        if entries[i] >> 32 != known:
+            known = entries[i] >> 32
+            segment = segments_get(pool.segments, known)
+            live = NULL if segment == NULL else <uint64_t*>load_pointer(<void**>&segment.live)
+        index = <uint32_t>entries[i]
+        if live != NULL and index < pool.segments.segment_slots:
+            set_bit(live, index)
+
+
+cdef int mark_node(
+    PoolState* pool, NodeStack* stack, uint64_t* met, uint64_t node_end, uint32_t segment_end
+) noexcept nogil:
+    """Take the next node from the stack: a leaf's blocks are live, others' children are to be marked."""
+    cdef uint64_t entries[NODE_FANOUT]
+    cdef NodeToMark node
+    cdef uint32_t i
+    cdef int failure
+    stack.count -= 1
+    node = stack.items[stack.count]
+    failure = node_copy(pool.nodes, node.id, node.level, entries)
+    if failure:
+        return failure
+    if node.level == 0:
+        mark_leaf(pool, entries, segment_end)
+        return 0
+    for i in range(NODE_FANOUT):
+        if entries[i] >= node_end:
+            return EIO
+        if entries[i] and not bit_of(met, entries[i]):
+            set_bit(met, entries[i])
+            failure = failure or push(stack, entries[i], node.level - 1)
+    return failure
+
+
+# --- rewriting -------------------------------------------------------------------------------------------------------
+
+cdef inline bint holds_block(const Segment* segment, uint32_t slot) noexcept nogil:
+    return segment.fingerprints[slot].low != 0 or segment.fingerprints[slot].high != 0
+
+
+cdef int copy_run(ColdWriter* writer, Segment* segment, uint32_t first, uint32_t count) noexcept nogil:
+    """Read live blocks, verify them, and give them to the writer; EIO when one does not verify."""
+    cdef char blocks[COPY_BLOCKS * SLOT_BYTES]
+    cdef Fingerprint found
+    cdef uint32_t i
+    cdef int failure = segment_read(segment, first, count, blocks)
+    for i in range(count):
+        if failure:
+            break
+        found = fingerprint_block(blocks + <uint64_t>i * SLOT_BYTES)
+        if found.low != segment.fingerprints[first + i].low or found.high != segment.fingerprints[first + i].high:
+            failure = EIO               # it must not get a new fingerprint that fits
+        else:
+            failure = cold_add(writer, first + i, found, blocks + <uint64_t>i * SLOT_BYTES)
+    return failure
+
+
+cdef int copy_slots(
+    PoolState* pool, ColdWriter* writer, Segment* segment, uint32_t* slot, uint32_t slots
+) noexcept nogil:
+    """Go through the next `slots` slots: live blocks are copied, hints to the others are dropped."""
+    cdef uint32_t end = min(segment.slot_count, slot[0] + slots), run
+    cdef int failure = 0
+    while slot[0] < end and not failure:
+        if not bit_of(segment.live, slot[0]):
+            if holds_block(segment, slot[0]):
+                dedup_forget(pool.dedup, segment.fingerprints[slot[0]], (<uint64_t>segment.id << 32) | slot[0])
+            slot[0] += 1
+            continue
+        run = 0
+        while run < COPY_BLOCKS and slot[0] + run < end and bit_of(segment.live, slot[0] + run):
+            if not holds_block(segment, slot[0] + run):
+                return EIO              # what the index does not know must not be dropped for good
+            run += 1
+        failure = copy_run(writer, segment, slot[0], run)
+        slot[0] += run
+    return failure
+
+
+cdef void forget_all(PoolState* pool, Segment* segment) noexcept nogil:
+    """Drop the hints to the blocks of a pinned segment."""
+    cdef uint32_t slot
+    for slot in range(segment.slot_count):
+        if holds_block(segment, slot):
+            dedup_forget(pool.dedup, segment.fingerprints[slot], (<uint64_t>segment.id << 32) | slot)
+
+
+cdef class Marker:
+    """One round of mark and compact; its methods are called in the order of _compact.pxd, by one thread."""
+
+    cdef Core core
+    cdef uint32_t segment_end           # segments below are looked at
+    cdef uint64_t** bitmaps             # of each segment id below `bitmaps_end` that has one; owned
+    cdef uint32_t bitmaps_end
+    cdef uint64_t node_end              # node ids below were known at the cut
+    cdef uint64_t* met                  # one bit a node id: reached by a map, or listed as free or retired
+    cdef NodeStack stack
+    cdef ColdWriter writer
+    cdef Segment* segment               # that is being rewritten, pinned
+    cdef uint32_t slot                  # the next of it
+    cdef readonly uint64_t nodes        # marked
+
+    def __cinit__(self, Core core):
+        self.core = core
+        if cold_writer_init(&self.writer):
+            raise MemoryError()
+
+    def __dealloc__(self):
+        if self.core is not None:
+            self.end()
+        free(self.met)
+        free(self.stack.items)
+        cold_writer_destroy(&self.writer)
+
+    cdef uint32_t bits_end(self) noexcept nogil:
+        return (self.core.state.segments.segment_slots + 63) // 64 * 64
+
+    def begin(self, uint32_t segment_end):
+        """Let dedup hits on blocks in segments below `segment_end` be noted from here on."""
+        cdef Segment* segment
+        cdef uint32_t id
+        self.bitmaps = <uint64_t**>calloc(segment_end, sizeof(uint64_t*))
+        if self.bitmaps == NULL:
+            raise MemoryError()
+        self.segment_end = self.bitmaps_end = segment_end
+        for id in range(1, segment_end):
+            segment = segments_get(self.core.state.segments, id)
+            if segment == NULL:
+                continue
+            self.bitmaps[id] = <uint64_t*>calloc(self.bits_end() // 64, sizeof(uint64_t))
+            if self.bitmaps[id] == NULL:
+                raise MemoryError()
+            store_pointer(<void**>&segment.live, self.bitmaps[id])
+
+    def aim(self, uint32_t segment_end, uint64_t node_end, roots, bytes free_ids, bytes retired):
+        """What a checkpoint says that was cut after `begin`.
+
+        segment_end: those from here on a replay may read; roots: (node id, height) of each map; free_ids: u64 each;
+        retired: (u64 id, u64 generation) each.
+        """
+        cdef const uint64_t* ids = <const uint64_t*><const char*>free_ids
+        cdef const RetiredSlot* slots = <const RetiredSlot*><const char*>retired
+        cdef uint64_t i, root
+        self.segment_end = min(self.segment_end, segment_end)
+        self.node_end = node_end
+        self.met = <uint64_t*>calloc(node_end // 64 + 1, sizeof(uint64_t))
+        if self.met == NULL:
+            raise MemoryError()
+        for root, height in roots:
+            if root and not self.is_met(root):
+                set_bit(self.met, root)
+                if push(&self.stack, root, height - 1):
+                    raise MemoryError()
+        for i in range(len(free_ids) // sizeof(uint64_t)):
+            set_bit(self.met, ids[i])
+        for i in range(len(retired) // sizeof(RetiredSlot)):
+            set_bit(self.met, slots[i].id)
+
+    cdef bint is_met(self, uint64_t id) except -1:
+        if id >= self.node_end:
+            raise errors.Corrupt(f"a map begins at map node {id}, which was never used; run blockdevctl pool check")
+        return bit_of(self.met, id)
+
+    def mark(self, uint32_t nodes):
+        """Mark up to so many nodes; False when none is left.  Corrupt when one cannot be read: then nothing is known."""
+        cdef uint32_t token, done = 0
+        cdef int failure = 0
+        with nogil:
+            token = nodes_enter(self.core.state.nodes)
+            while self.stack.count and done < nodes and not failure:
+                failure = mark_node(self.core.state, &self.stack, self.met, self.node_end, self.segment_end)
+                done += 1
+            nodes_leave(self.core.state.nodes, token)
+        self.nodes += done
+        if failure == ENOMEM:
+            raise MemoryError()
+        if failure:
+            raise errors.Corrupt("a map node does not verify, so it is not known what is live; run blockdevctl pool check")
+        return self.stack.count > 0
+
+    def live_blocks(self):
+        """{segment id: live blocks} of the segments that may be compacted."""
+        cdef Segment* segment
+        cdef uint32_t id
+        live = {}
+        for id in range(1, self.segment_end):
+            segment = segments_get(self.core.state.segments, id)
+            if segment != NULL and segment.live != NULL:
+                live[id] = count_bits(segment.live, self.bits_end())
+        return live
+
+    def retire(self, uint64_t generation):
+        """Give up the node slots that the checkpoint of `generation` neither reaches nor lists; returns how many."""
+        cdef uint64_t id, count = 0
+        cdef int failure = 0
+        with nogil:
+            for id in range(1, self.node_end):
+                if not bit_of(self.met, id) and not failure:
+                    failure = nodes_retire(self.core.state.nodes, id, generation)
+                    count += 1
+        if failure:
+            raise MemoryError()
+        return count
+
+    def close(self, ids):
+        """Let segments take no more references.  On return every bit that will be set is set."""
+        for id in ids:
+            store_u32(&self.get(id).closed, 1)
+        with nogil:
+            self.let_writers_pass()
+            nodes_wait_for_readers(self.core.state.nodes)
+
+    cdef Segment* get(self, uint32_t id) except NULL:
+        cdef Segment* segment = segments_get(self.core.state.segments, id)
+        if segment == NULL or segment.live == NULL:
+            raise errors.NotFound(f"segment {id:08x} is not there to be compacted")
+        return segment
+
+    cdef void let_writers_pass(self) noexcept nogil:
+        """Return when whoever may have looked at a segment before has done with it."""
+        pthread_rwlock_wrlock(&self.core.state.cut_lock)
+        pthread_rwlock_unlock(&self.core.state.cut_lock)
+
+    def block_count(self, uint32_t id):
+        """How many blocks a segment has in its file, live or not; None when it cannot be compacted."""
+        cdef Segment* segment = self.get(id)
+        cdef uint32_t slot, count = 0
+        cdef bint was_open = segment.file >= 0
+        if segment.block_count:
+            return segment.block_count
+        if segment_pin(self.core.state.segments, id, &segment):
+            return None
+        with nogil:
+            for slot in range(segment.slot_count):
+                count += holds_block(segment, slot)
+            if segment.sealed and not segment.unread:
+                segment.block_count = count
+            if was_open:
+                segment_unpin(self.core.state.segments, segment)
+            else:
+                segment_let_go(self.core.state.segments, segment)
+        return segment.block_count or None
+
+    def remove(self, uint32_t id):
+        """Remove a closed segment without live blocks; returns the bytes that gives back."""
+        cdef Segment* segment = self.get(id)
+        cdef uint64_t freed_bytes = 0
+        cdef int failure
+        with nogil:
+            if segment_pin(self.core.state.segments, id, &segment) == 0:
+                forget_all(self.core.state, segment)
+                segment_unpin(self.core.state.segments, segment)
+            failure = segment_remove(self.core.state.segments, segment, &freed_bytes)
+        if failure:
+            raise errors.medium_failure(f"segment {id:08x} cannot be removed", failure)
+        return freed_bytes
+
+    def rewrite_begin(self, uint32_t id, int level):
+        """Begin to rewrite a closed segment.  level: of zstd, 0: none."""
+        cdef ColdHeader header
+        cdef Segment* segment = self.get(id)
+        cdef int file = -1
+        cdef int failure = segment_pin(self.core.state.segments, id, &segment)
+        if not failure:
+            failure = segment_rewrite_begin(self.core.state.segments, &file)
+            if failure:
+                segment_unpin(self.core.state.segments, segment)
+        if failure:
+            raise errors.medium_failure(f"segment {id:08x} cannot be rewritten", failure)
+        cold_identity(self.core.state.segments, segment, &header)
+        header.generation = segment.generation + 1
+        header.slot_count = segment.slot_count
+        header.first_lsn = segment.first_lsn
+        header.end_lsn = segment.end_lsn
+        cold_begin(&self.writer, file, &header, level)
+        self.segment = segment
+        self.slot = 0
+
+    def rewrite(self, uint32_t slots):
+        """Go through so many slots of the segment that was begun; False at its end.  An error leaves it as it was."""
+        cdef int failure
+        with nogil:
+            failure = copy_slots(self.core.state, &self.writer, self.segment, &self.slot, slots)
+        if failure:
+            self.rewrite_failed(failure)
+        return self.slot < self.segment.slot_count
+
+    cdef rewrite_failed(self, int failure):
+        cdef uint32_t id = self.segment.id
+        self.rewrite_abandon()
+        if failure == EIO:
+            raise errors.MediumError(f"segment {id:08x} has blocks that do not verify and stays as it is: run pool scrub")
+        raise errors.medium_failure(f"segment {id:08x} cannot be rewritten", failure)
+
+    def rewrite_abandon(self):
+        """Leave the segment that was begun as it was; nothing to do when there is none."""
+        if self.segment != NULL:
+            segment_unpin(self.core.state.segments, self.segment)
+            segment_rewrite_abandon(self.core.state.segments, self.writer.file)
+            self.segment = NULL
+
+    def rewrite_end(self):
+        """Let what was written take the segment's place, durably; returns the bytes that gives back (may be negative)."""
+        cdef PoolState* pool = self.core.state
+        cdef Segment* segment = self.segment
+        cdef uint64_t old_bytes = 0, new_bytes = 0
+        cdef int failure
+        with nogil:
+            failure = cold_finish(&self.writer, &new_bytes)
+        if failure:
+            self.rewrite_failed(failure)
+        self.segment = NULL             # the swap takes the pin
+        with nogil:
+            failure = segment_swap(pool.segments, segment, self.writer.file, &old_bytes, &new_bytes)
+            if not failure and not planted(BUG_SWAP_NOT_SYNCED):
+                failure = medium_sync_directory(pool.segments.path)
+                if failure:
+                    log_poison(pool.log, failure)       # names of the log's segments may be among what is lost
+            if not failure:
+                failure = segment_drop(pool.segments, segment, segment.generation - 1, old_bytes)
+        if failure:
+            raise errors.medium_failure(f"segment {segment.id:08x} cannot be replaced", failure)
+        return <long long>(old_bytes - new_bytes)
+
+    def reopen(self, ids):
+        """Let segments take references again."""
+        cdef Segment* segment
+        for id in ids:
+            segment = segments_get(self.core.state.segments, id)
+            if segment != NULL:
+                store_u32(&segment.closed, 0)
+
+    def end(self):
+        """Be done with the round, wherever it is."""
+        cdef Segment* segment
+        cdef uint32_t id
+        self.rewrite_abandon()
+        if self.bitmaps == NULL:
+            return
+        for id in range(1, self.bitmaps_end):
+            segment = segments_get(self.core.state.segments, id)
+            if segment != NULL:
+                store_pointer(<void**>&segment.live, NULL)
+                store_u32(&segment.closed, 0)
+        with nogil:
+            self.let_writers_pass()
+        for id in range(1, self.bitmaps_end):
+            free(self.bitmaps[id])
+        free(self.bitmaps)
+        self.bitmaps = NULL
+
+
+def roll_log(Core core):
+    """Let the log go on in a new segment, so that the one before can be compacted.  PoolFull: there is no room for one."""
+    cdef int failure
+    with nogil:
+        failure = log_roll(core.state.log)
+    core.raise_for(failure, "beginning a new segment")
+
+
+def trim_nodes(Core core):
+    """Cut free slots off the end of the node files; returns how many.  No checkpoint may be under way."""
+    cdef uint64_t count = 0
+    cdef int failure
+    with nogil:
+        failure = nodes_trim(core.state.nodes, &count)
+    core.raise_for(failure, "shortening the node files")
+    return count

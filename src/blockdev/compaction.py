@@ -1,0 +1,264 @@
+"""Giving space back: a round marks what the maps reach, then rewrites or removes the segments that hold much else.
+
+The order of the steps, and why nothing that is needed can go, is in _compact.pxd.  Interrupted anywhere, by a cancellation,
+a failure or a power cut, a round leaves a sound pool in which some segments are rewritten and the others are as they were.
+
+Threads: as Runner; a round holds no lock of the pool for longer than a step, checkpoints apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from blockdev import diagnostics
+from blockdev._compact import Marker, roll_log, trim_nodes
+from blockdev.clock import monotonic_seconds
+from blockdev.constants import BLOCK_BYTES
+from blockdev.errors import MediumError, PoolFull
+from blockdev.recovery import list_segments
+from blockdev.runner import Outcome, Pace, Runner, Work
+
+if TYPE_CHECKING:
+    from blockdev._pool import Core
+    from blockdev.pool import MarkBase, Pool
+
+ZSTD_LEVEL = 3
+NODE_BYTES = 4608  # in each of the two node files
+MARK_NODES = 64  # between two looks at the clock
+REWRITE_SLOTS = 256
+KEPT_NAMED = 20  # segments that could not be rewritten, in a report
+CLOSED_AT_ONCE = 16  # segments that take no dedup hits meanwhile
+DEAD_SHARE = 0.25  # of a segment's blocks: with less it is left alone
+DEAD_SHARE_EAGER = 0.02
+COMPACT, RECLAIM = "compact", "reclaim"  # a round that somebody asked for; one of the pool's own
+IDLE_RATE_BYTES = 100 << 20  # a second, of a round that nobody waits for
+IDLE_SECONDS = 600.0
+PAUSE_SECONDS = 5.0  # between two rounds of the pool's own, unless a write waits for room
+ADDED_BYTES_MIN = 256 << 20
+
+
+class CompactionReport(NamedTuple):
+    """What a round did."""
+
+    segments_removed: int
+    segments_rewritten: int
+    nodes_freed: int  # slots of the node files that can be used again
+    freed_bytes: int  # given back to the file system, by segments and node files
+    copied_bytes: int  # live blocks that were read to be written again
+    live_bytes: int  # in the blocks that a map reaches, of the segments that were looked at
+    kept: tuple[str, ...]  # segments that could not be rewritten, and why
+
+
+class Candidate(NamedTuple):
+    """A segment that a round may rewrite."""
+
+    id: int
+    live: int  # blocks
+    dead_share: float  # of its blocks
+    size_bytes: int  # of its file
+
+
+class Compaction:
+    """One round, from `run` to its report.  Its steps can be called one by one: begin, mark, free_nodes, rewrite, end."""
+
+    def __init__(
+        self, pool: Pool, pace: Pace, *, eager: bool = True, cold_end: int = 0, level: int = ZSTD_LEVEL
+    ) -> None:
+        """eager: look at all that was ever written, compress it, and take small gains too.
+
+        cold_end: segments below are compressed even if they hold nothing dead.  level: of zstd, 0: none.
+        """
+        self.kind = COMPACT if eager else RECLAIM
+        self.total_bytes = 0
+        self.segment_end = 0  # segments below were looked at
+        self._cold_end = cold_end
+        self._pool = pool
+        self._pace = pace
+        self._eager = eager
+        self._level = level
+        self._marker = Marker(pool.core)
+        self._base: MarkBase | None = None
+        self._removed = self._rewritten = self._nodes_freed = 0
+        self._freed_bytes = self._copied_bytes = self._live_bytes = 0
+        self._kept: list[str] = []
+
+    @property
+    def done_bytes(self) -> int:
+        return self._pace.done_bytes
+
+    def run(self) -> CompactionReport:
+        """Cancelled; Corrupt when a map node cannot be read, Gone when the pool is closed meanwhile."""
+        self.begin()
+        try:
+            self.mark()
+            self.free_nodes()
+            self.rewrite()
+        finally:
+            self.end()
+        self.trim()
+        self.total_bytes = self._pace.done_bytes
+        return CompactionReport(
+            self._removed,
+            self._rewritten,
+            self._nodes_freed,
+            max(self._freed_bytes, 0),
+            self._copied_bytes,
+            self._live_bytes,
+            (*self._kept[:KEPT_NAMED], *self._kept_more()),
+        )
+
+    def _kept_more(self) -> list[str]:
+        more = len(self._kept) - KEPT_NAMED
+        return [f"{more} more segments could not be rewritten"] if more > 0 else []
+
+    def begin(self) -> None:
+        if self._eager:
+            with contextlib.suppress(PoolFull):  # then what the newest segment holds waits for the next round
+                roll_log(self._pool.core)
+        self._marker.begin(self._pool.segment_end())
+        self._base = self._pool.take_mark_base()
+        base = self._base
+        self.segment_end = base.segment_end
+        self._marker.aim(base.segment_end, base.node_end, base.roots, base.free_ids, base.retired)
+        stats = self._pool.core.stats()
+        self.total_bytes = stats["map_bytes"] // 2 + stats["segment_bytes"]
+
+    def mark(self) -> None:
+        """Find out what is live."""
+        before = 0
+        more = True
+        while more:
+            more = self._marker.mark(MARK_NODES)
+            self._pace.spend((self._marker.nodes - before) * NODE_BYTES)
+            before = self._marker.nodes
+
+    def free_nodes(self) -> None:
+        """Let node slots that no map reaches be used again, two checkpoints from now."""
+        assert self._base is not None
+        self._nodes_freed = self._marker.retire(self._base.generation)
+
+    def rewrite(self) -> None:
+        """Rewrite or remove segments, those first that give back most for what is to be copied."""
+        candidates = list(self._candidates())
+        self.total_bytes = self._pace.done_bytes + sum(c.size_bytes for c in candidates if c.live)
+        for first in range(0, len(candidates), CLOSED_AT_ONCE):
+            group = [candidate.id for candidate in candidates[first : first + CLOSED_AT_ONCE]]
+            self._marker.close(group)
+            # blocks that were referred to since they were chosen are live now
+            live = self._marker.live_blocks()
+            try:
+                for id in group:
+                    self._compact(id, live[id])
+            finally:
+                self._marker.reopen(group)
+
+    def _candidates(self) -> Iterator[Candidate]:
+        files = {id: (generation, size) for id, generation, size in list_segments(f"{self._pool.path}/segments")}
+        found = []
+        for id, live in self._marker.live_blocks().items():
+            self._live_bytes += live * BLOCK_BYTES
+            generation, size_bytes = files.get(id, (0, 0))
+            blocks = self._marker.block_count(id) if live else 0
+            if blocks is None:
+                self._kept.append(f"segment {id:08x} cannot be opened, or parts of it cannot be read")
+                continue
+            dead_share = 1 - live / blocks if blocks else 1.0
+            cold = generation == 0 and (self._eager or id < self._cold_end)
+            if dead_share >= (DEAD_SHARE_EAGER if self._eager else DEAD_SHARE) or (cold and self._level):
+                found.append(Candidate(id, live, dead_share, size_bytes))
+        return iter(sorted(found, key=lambda candidate: (-candidate.dead_share, candidate.id)))
+
+    def _compact(self, id: int, live: int) -> None:
+        """Rewrite one closed segment, or leave it as it is."""
+        try:
+            if live == 0:
+                with self._pool.core.segment_work:
+                    self._freed_bytes += self._marker.remove(id)
+                self._removed += 1
+                return
+            if not self._pool.has_room(live * BLOCK_BYTES):
+                self._kept.append(f"segment {id:08x}: the pool has no room for its live blocks")
+                return
+            self._marker.rewrite_begin(id, self._level)
+            more = True
+            while more:
+                more = self._marker.rewrite(REWRITE_SLOTS)
+                self._pace.spend(REWRITE_SLOTS * BLOCK_BYTES)
+            with self._pool.core.segment_work:
+                self._freed_bytes += self._marker.rewrite_end()
+            self._rewritten += 1
+            self._copied_bytes += live * BLOCK_BYTES
+        except MediumError as failure:
+            self._kept.append(failure.message)
+
+    def end(self) -> None:
+        """Be done with it, wherever it is."""
+        self._marker.end()
+        self._pool.release_mark_base()
+
+    def trim(self) -> None:
+        """Shorten the node files by what is free at their ends by now."""
+        if self._nodes_freed:
+            self._pool.checkpoint()
+        with self._pool.no_checkpoint():
+            self._freed_bytes += 2 * NODE_BYTES * trim_nodes(self._pool.core)
+
+
+class Compactor(Runner[CompactionReport]):
+    """The rounds of one pool: those that somebody asks for, and those that the pool begins by itself.
+
+    The pool's own look at what gives back much, and compress what a round before has seen: that is cold.
+    """
+
+    def __init__(self, core: Core) -> None:
+        super().__init__(core)
+        self._cold_end = 0
+        self._begun = Change(0, 0, monotonic_seconds())  # the latest round
+
+    def _gives_way(self, running: str, to: str) -> bool:
+        return (running, to) == (RECLAIM, COMPACT)
+
+    def tend(self, stats: dict[str, int], available_bytes: int) -> None:
+        """Begin a round of the pool's own if one is due.  stats: Core.stats()."""
+        starved = self._core.starved()
+        now = Change(stats["next_lsn"], stats["segment_bytes_added"], monotonic_seconds())
+        if self.progress() is None and (starved or self._begun.calls_for_round(now, available_bytes)):
+            self.start(RECLAIM, None if starved or available_bytes < stats["segment_bytes"] else IDLE_RATE_BYTES)
+
+    def _make(self, pool: Pool, kind: str, pace: Pace) -> Compaction:
+        stats = self._core.stats()
+        self._begun = Change(stats["next_lsn"], stats["segment_bytes_added"], monotonic_seconds())
+        return Compaction(pool, pace, eager=kind == COMPACT, cold_end=self._cold_end)
+
+    def _finish(self, work: Work[CompactionReport]) -> Outcome[CompactionReport]:
+        begun = self._begun
+        outcome = super()._finish(work)
+        pool = self._core.pool()
+        if outcome.report is not None and isinstance(work, Compaction):
+            self._cold_end = work.segment_end
+        if pool is not None and not self._core.closed and outcome.state != "cancelled" and not pool.has_room_for_guests():
+            self._core.found_no_room(begun.lsn)
+        return outcome
+
+    def _keep(self, report: CompactionReport) -> CompactionReport:
+        for reason in report.kept:
+            diagnostics.report(f"compaction: {reason}")
+        return report
+
+
+class Change(NamedTuple):
+    """How far the pool had come when a round began."""
+
+    lsn: int
+    added_bytes: int
+    seconds: float
+
+    def calls_for_round(self, now: Change, available_bytes: int) -> bool:
+        """The less room there is, the less must have been written since for another look to be worth it."""
+        waited = now.seconds - self.seconds
+        added = now.added_bytes - self.added_bytes
+        if now.lsn == self.lsn or waited < PAUSE_SECONDS:
+            return False
+        return added >= max(ADDED_BYTES_MIN, available_bytes // 4) or waited >= IDLE_SECONDS
