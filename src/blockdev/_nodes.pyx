@@ -632,7 +632,8 @@ cdef int nodes_trim(NodeStore* store, uint64_t* count) noexcept nogil:
         cut += 1
         store.next_id -= 1
     store.free_slots.count -= cut
-    memmove(store.free_slots.items, store.free_slots.items + cut, store.free_slots.count * sizeof(RetiredSlot))
+    if cut:
+        memmove(store.free_slots.items, store.free_slots.items + cut, store.free_slots.count * sizeof(RetiredSlot))
     pthread_mutex_unlock(&store.lock)
     count[0] = cut
     for which in range(2):

@@ -69,6 +69,14 @@ class PoolFull(BlockdevError):
     exit_status = 7
 
 
+class NearlyFull(BlockdevError):
+    """The pool is filling up; nothing is refused yet."""
+
+    code = "nearly_full"
+    errno = errno.ENOSPC
+    exit_status = 15
+
+
 class Corrupt(BlockdevError):
     """Bytes at rest that do not verify."""
 

@@ -59,6 +59,7 @@ from blockdev.superblock import Superblock
 from blockdev.types import Extent
 
 CAPACITY_BYTES_MIN = 16 << 20
+WARNING_SHARE, CRITICAL_SHARE = 0.2, 0.05  # of the room for guests' data: with less left than that
 ROOM_BYTES_MIN = 1 << 20  # with less the pool counts as full
 RESERVE_BYTES = 64 << 20  # kept from guests, for deletes and discards on a full pool
 SEGMENT_BYTES_MIN = 1 << 20
@@ -554,7 +555,7 @@ class Pool:
         return available >= ROOM_BYTES_MIN and self._core.keep_spare()
 
     def stats(self) -> dict:
-        """Sizes in bytes and counters since open; names end in their unit."""
+        """Sizes in bytes and counters since open; names end in their unit.  level: ok, warning, critical: how full it is."""
         stats: dict = self._core.stats()
         data_limit, _all = self._limits()
         below = os.statvfs(self.path)
@@ -562,7 +563,8 @@ class Pool:
         stats.update(
             capacity_bytes=self.capacity_bytes,
             used_bytes=stats["segment_bytes"] + stats["map_bytes"],
-            available_bytes=max(0, min(data_limit - stats["segment_bytes"], room_bytes)),
+            available_bytes=(available := max(0, min(data_limit - stats["segment_bytes"], room_bytes))),
+            level=_level(available, data_limit),
             file_system_available_bytes=room_bytes,
             vdisk_count=sum(isinstance(o, VDisk) for o in list(self._objects.values())),
             snapshot_count=sum(isinstance(o, VDiskSnapshot) for o in list(self._objects.values())),
@@ -635,6 +637,11 @@ class Pool:
     def load_dedup(self) -> None:
         """Take in the saved fingerprint index; it is a hint, a missing or damaged one only costs savings."""
         dedup_file.load(self.path, self._core)
+
+
+def _level(available_bytes: int, data_limit_bytes: int) -> str:
+    share = available_bytes / data_limit_bytes
+    return "critical" if share < CRITICAL_SHARE else "warning" if share < WARNING_SHARE else "ok"
 
 
 def table_path(pool_path: str, number: int) -> str:

@@ -235,3 +235,23 @@ def test_plain_lines_say_how_far_how_fast_and_how_long(capsys: pytest.CaptureFix
         "scrub of the pool: 50% (100 MiB of 200 MiB, 10 MiB/s, 10 s left)",
         "scrub of the pool: 100% (200 MiB of 200 MiB, 20 MiB/s)",
     ]
+
+
+def test_a_pool_that_fills_up_says_so() -> None:
+    home = Home()
+    try:
+        home.init("96M")
+        home.serve()
+        home("vm", "create", "web", "--disk", "root=90M")
+        assert home.run("pool", "status", "--check").status == 0
+        for blocks, status, word in ((17920, 15, "WARNING"), (20700, 7, "CRITICAL")):
+            image = home.above / "image.raw"
+            image.write_bytes(distinct_blocks(0, blocks))
+            home("disk", "import", "web/root", image, "--replace", "--yes")
+            found = home.run("pool", "status", "--check")
+            assert (found.status, word in found.stdout) == (status, True), found
+            assert "left" in found.stderr and found.stderr.count("\n") == 1
+        home.stop()
+        assert home.run("pool", "status", "--check").status == 11
+    finally:
+        home.close()

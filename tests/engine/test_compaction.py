@@ -13,6 +13,7 @@ import pytest
 from blockdev import Pool, errors
 from blockdev.compaction import Compaction
 from blockdev.runner import Cancelled, Pace
+from tests.engine.churn import Churn
 from tests.engine.content import block_data, distinct_blocks
 from tests.engine.format_reader import PoolFiles
 from tests.engine.model import BLOCK
@@ -267,6 +268,36 @@ def test_node_slots_are_used_again(small: Any) -> None:
     sound(small)
 
 
+def test_churn_never_fills_the_pool(pool_path: str) -> None:
+    """Three times the capacity is written with the pool's own rounds behind it; in the end next to nothing is left."""
+    with Pool.create(pool_path, 1 << 30, segment_bytes=8 * MEBIBYTE) as pool:
+        churn = Churn(pool, 64 * MEBIBYTE, 3, seed=1)
+        done = churn.run(3 << 30)
+        print(done)
+        assert done.used_max < 1 << 30
+        churn.delete_all()
+        pool.compact()
+        assert bytes_on_disk(pool_path) < 16 * MEBIBYTE
+        sound(pool)
+
+
+def test_a_full_pool_takes_writes_again_after_a_delete(pool_path: str) -> None:
+    """A write that finds no room waits for the round that makes some; when there is nothing to give back it fails soon."""
+    with Pool.create(pool_path, 64 * MEBIBYTE, **SEGMENT) as pool:
+        kept = pool.create_vdisk(24 * MEBIBYTE)
+        data = fill(kept)
+        garbage = pool.create_vdisk(128 * MEBIBYTE)
+        with pytest.raises(errors.PoolFull):
+            for first in range(0, 32768, 256):
+                garbage.write(first * BLOCK, distinct_blocks((1 << 20) + first, 256))
+        pool.delete(garbage)
+        more = pool.create_vdisk(16 * MEBIBYTE)
+        written = fill(more, 1 << 24)
+        assert more.read(0, len(written)) == written
+        assert kept.read(0, len(data)) == data
+        sound(pool)
+
+
 def test_a_damaged_block_keeps_its_segment(small: Any, pool_path: str) -> None:
     vdisk = small.create_vdisk(4 * MEBIBYTE)
     data = fill(vdisk)
@@ -348,7 +379,8 @@ def test_a_page_lost_in_both_copies_costs_its_blocks_only(small: Any, pool_path:
         assert bad == 192
         assert any("a: bytes" in line for line in reopened.scrub())
         # a page that is lost may be found on a copy of the disk: the segment stays as it is
-        reopened.find("a").discard(MEBIBYTE, MEBIBYTE // 2)
+        found.discard(0, 180 * BLOCK)
+        found.discard(200 * BLOCK, 30 * BLOCK)
         assert [reason for reason in reopened.compact().kept if path.name[:8] in reason]
     finally:
         reopened.close()
@@ -385,7 +417,7 @@ def test_a_round_can_be_cancelled_anywhere(small: Any) -> None:
         except Cancelled:
             ended += 1
         assert vdisk.read(0, len(data)) == data
-    assert ended > 8
+    assert ended > 4
     sound(small)
 
 

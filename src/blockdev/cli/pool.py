@@ -9,7 +9,7 @@ import click
 from blockdev.cli import values
 from blockdev.cli.output import print_fields, show_count, show_size
 from blockdev.cli.session import Noun, Session, pass_session
-from blockdev.errors import Corrupt, InvalidArgument
+from blockdev.errors import Corrupt, InvalidArgument, NearlyFull, Poisoned, PoolFull, Unavailable
 from blockdev.findings import InspectionKind
 
 STATUS_FINDINGS_MAX = 20
@@ -21,11 +21,34 @@ def pool() -> None:
 
 
 @pool.command()
+@click.option("--check", is_flag=True, help="Fail when something calls for somebody: for monitoring.")
 @pass_session
-def status(session: Session) -> None:
-    """Show both processes, what they hold and how full the pool is."""
+def status(session: Session, check: bool) -> None:
+    """Show both processes, what they hold and how full the pool is.
+
+    With --check the exit status is 11 when the engine is away, 10 when it refuses writes, 8 when damage is known, 7 when the
+    pool is critically full, 15 when it is filling up.
+    """
     found = session.client.get("/status")
     session.show(found, lambda: _tell_status(session, found))
+    if check:
+        _require_well(found)
+
+
+def _require_well(found: dict[str, Any]) -> None:
+    """The worst of what is wrong, as the error that it is."""
+    if not found["engine_running"]:
+        raise Unavailable(f"the engine is not running: {found['engine_error']}")
+    stats, known = found["engine"]["stats"], found["inspections"]
+    if stats["poisoned"]:
+        raise Poisoned("a write to the log failed: start serve again")
+    if stats["checksum_errors"] or (known and (known["findings"] or known["more_findings"])):
+        raise Corrupt("damage is known: see pool status, and run pool scrub")
+    advice = f"{show_size(stats['available_bytes'])} left: delete something, or raise the capacity with pool resize"
+    if stats["level"] == "critical":
+        raise PoolFull(f"the pool is critically full, {advice}")
+    if stats["level"] == "warning":
+        raise NearlyFull(f"the pool is filling up, {advice}")
 
 
 def _tell_status(session: Session, found: dict[str, Any]) -> None:
@@ -90,6 +113,8 @@ def _space(engine: dict[str, Any]) -> list[tuple[str, str]]:
     stats = engine["stats"]
     capacity, used = engine["capacity_bytes"], stats["used_bytes"]
     fields = [("pool", f"{show_size(used)} used of {show_size(capacity)} ({used / capacity:.0%})")]
+    if stats["level"] != "ok":
+        fields.append((stats["level"].upper(), f"{show_size(stats['available_bytes'])} left for guests' data"))
     if stats["poisoned"]:
         fields.append(("POISONED", "a write to the log failed: writes are refused until serve is started again"))
     if stats["checksum_errors"]:
