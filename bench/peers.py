@@ -101,6 +101,10 @@ class Peer(ABC):
         """Have the server write down what it keeps in memory about the disk."""
         raise NotImplementedError(f"{self.name} has no checkpoints")
 
+    def compact(self) -> None:
+        """Have the server give back the space of what was overwritten; returns when it has."""
+        raise NotImplementedError(f"{self.name} does not compact")
+
     def evict(self) -> None:
         """Have the page cache hold nothing of the disk's files."""
         os.sync()  # what is dirty stays
@@ -211,6 +215,12 @@ class Blockdev(Peer):
     def checkpoint(self) -> None:
         with closing(EngineClient(self._home.engine_socket)) as engine:
             engine.checkpoint()
+
+    def compact(self) -> None:
+        with closing(EngineClient(self._home.engine_socket)) as engine:
+            run = engine.compact()
+            while engine.compaction(run, 1.0).state == "running":
+                pass
 
     def _take_snapshot(self, name: str) -> None:
         with closing(EngineClient(self._home.engine_socket)) as engine:

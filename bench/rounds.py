@@ -25,10 +25,10 @@ from bench.fio import FioFailed
 from bench.machine import busy_cpu_seconds
 from bench.peers import Peer
 from bench.server import ServerFailed, usage_of
-from bench.workloads import GIB, Workload, for_the_bars
+from bench.workloads import GIB, Meanwhile, Workload, for_the_bars
 from blockdev.errors import BlockdevError
 
-CHECKPOINT_PAUSE_SECONDS = 0.1  # between the end of one and the next
+MEANWHILE_PAUSE_SECONDS = 0.1  # between the end of one and the next
 
 
 @dataclass(frozen=True)
@@ -160,21 +160,22 @@ def _run_group(
 
 
 @contextmanager
-def _checkpoints(peer: Peer) -> Iterator[None]:
+def _meanwhile(peer: Peer, what: Meanwhile) -> Iterator[None]:
     """One after the other while the block runs; raises what the server refused one with."""
     stop = threading.Event()
+    do_one = peer.checkpoint if what == "checkpoints" else peer.compact
 
-    def write_them() -> None:
-        while not stop.wait(CHECKPOINT_PAUSE_SECONDS):
-            peer.checkpoint()
+    def do_them() -> None:
+        while not stop.wait(MEANWHILE_PAUSE_SECONDS):
+            do_one()
 
     with ThreadPoolExecutor(1) as threads:
-        written = threads.submit(write_them)
+        done = threads.submit(do_them)
         try:
             yield
         finally:
             stop.set()
-        written.result()
+        done.result()
 
 
 def _measured(plan: Plan, workload: Workload, disk: Disk, seed: int) -> fio.Measurement:
@@ -188,7 +189,7 @@ def _measured(plan: Plan, workload: Workload, disk: Disk, seed: int) -> fio.Meas
 def _run_one(plan: Plan, workload: Workload, disk: Disk, round: int, position: int) -> Run:
     seed, peer = plan.seed + round, disk.peer
     usage, busy, began = usage_of(peer.process_id), busy_cpu_seconds(), time.monotonic()
-    with _checkpoints(peer) if workload.checkpoints else nullcontext():
+    with _meanwhile(peer, workload.meanwhile) if workload.meanwhile else nullcontext():
         done = _measured(plan, workload, disk, seed)
     elapsed = time.monotonic() - began
     usage_after, busy_after = usage_of(peer.process_id), busy_cpu_seconds()

@@ -20,6 +20,7 @@ GIB = 1 << 30
 State = Literal["fresh", "filled", "cold"]
 Unit = Literal["IOPS", "MB/s"]
 Value = Literal["speed", "p99", "p99.9"]
+Meanwhile = Literal["checkpoints", "compactions"]
 
 NATIVE = "blockdev-native"
 PYTHON = "blockdev-python"
@@ -66,7 +67,7 @@ class Workload:
     options: tuple[str, ...] = ()
     snapshots: int = 0
     clones: int = 0  # of the filled disk, read at once by one connection each; 0: the disk itself
-    checkpoints: bool = False  # the server is made to write one after the other meanwhile
+    meanwhile: Meanwhile | None = None  # what the server is made to do, one after the other
     sustained: bool = False  # the whole of the largest disk, however long it takes, with the speed over time
 
     @property
@@ -78,7 +79,7 @@ class Workload:
 class Ratio:
     """`peer` on `workload`, over `other_peer` on `other_workload`.
 
-    `bar` is what issue 4 asks: at least that, of a latency at most that; None asks nothing.
+    `bar` is what is asked of it: at least that, of a latency at most that; None asks nothing.
     """
 
     workload: str
@@ -194,7 +195,14 @@ OVERWRITE_CHECKPOINTS = replace(
     OVERWRITE,
     name="overwrite-checkpoints",
     title="4 KiB random write while checkpoints are written",
-    checkpoints=True,
+    meanwhile="checkpoints",
+    peers=(NATIVE,),
+)
+OVERWRITE_COMPACTION = replace(
+    OVERWRITE,
+    name="overwrite-compaction",
+    title="4 KiB random write while the pool is compacted",
+    meanwhile="compactions",
     peers=(NATIVE,),
 )
 MIXED = Workload(
@@ -275,6 +283,7 @@ WORKLOADS = (
     OVERWRITE,
     OVERWRITE_AFTER_SNAPSHOT,
     OVERWRITE_CHECKPOINTS,
+    OVERWRITE_COMPACTION,
     _at(OVERWRITE, (MEMORY, FILE, NATIVE), connections=4),
     MIXED,
     _at(MIXED, (MEMORY, FILE, NATIVE), connections=4),
@@ -328,6 +337,8 @@ RATIOS = (
     Ratio("overwrite-after-snapshot", NATIVE, "overwrite-after-snapshot", QCOW2, bar=20.0),
     Ratio("overwrite-after-snapshot", NATIVE, "overwrite-after-snapshot", REFLINK),
     Ratio("overwrite-checkpoints", NATIVE, "overwrite", NATIVE, bar=5.0, value="p99.9", other_value="p99"),
+    Ratio("overwrite-compaction", NATIVE, "overwrite", NATIVE, bar=0.7),
+    Ratio("overwrite-compaction", NATIVE, "overwrite", NATIVE, bar=3.0, value="p99", other_value="p99"),
     Ratio("mixed", NATIVE, "mixed", MEMORY),
     Ratio("mixed", NATIVE, "mixed", FILE),
     Ratio("mixed", NATIVE, "mixed", QCOW2),

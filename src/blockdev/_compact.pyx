@@ -3,7 +3,6 @@
 from libc.errno cimport EIO, ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memset
 
 from blockdev import errors
 
@@ -13,15 +12,15 @@ from blockdev._cold cimport (
 from blockdev._dedup cimport Fingerprint, dedup_forget, fingerprint_block
 from blockdev._disk cimport PoolState
 from blockdev._log cimport log_poison, log_roll
-from blockdev._medium cimport BUG_SWAP_NOT_SYNCED, medium_sync_directory, planted
+from blockdev._medium cimport BUG_SWAP_NOT_SYNCED, medium_size, medium_sync_directory, planted
 from blockdev._nodes cimport (
-    NODE_FANOUT, NODE_HEIGHT_MAX, RetiredSlot, node_copy, nodes_enter, nodes_leave, nodes_retire, nodes_trim,
+    NODE_FANOUT, NODE_RECORD_BYTES, RetiredSlot, node_copy, nodes_enter, nodes_leave, nodes_retire, nodes_trim,
     nodes_wait_for_readers,
 )
 from blockdev._pool cimport Core
 from blockdev._segments cimport (
     SLOT_BYTES, Segment, cold_identity, segment_drop, segment_pin, segment_read, segment_remove,
-    segment_let_go, segment_rewrite_abandon, segment_rewrite_begin, segment_swap, segment_unpin, segments_get,
+    segment_let_go, segment_peek, segment_rewrite_abandon, segment_rewrite_begin, segment_swap, segment_unpin, segments_get,
 )
 from blockdev._sync cimport (
     load_pointer, load_u64, or_u64, pthread_rwlock_unlock, pthread_rwlock_wrlock, store_pointer, store_u32,
@@ -270,10 +269,13 @@ cdef class Marker:
 
     def retire(self, uint64_t generation):
         """Give up the node slots that the checkpoint of `generation` neither reaches nor lists; returns how many."""
-        cdef uint64_t id, count = 0
+        cdef uint64_t id, count = 0, size_bytes = 0
+        cdef uint64_t end = self.node_end
         cdef int failure = 0
         with nogil:
-            for id in range(1, self.node_end):
+            if medium_size(self.core.state.nodes.files[0], &size_bytes) == 0:
+                end = min(end, size_bytes // NODE_RECORD_BYTES)     # ids behind the end were never written
+            for id in range(1, end):
                 if not bit_of(self.met, id) and not failure:
                     failure = nodes_retire(self.core.state.nodes, id, generation)
                     count += 1
@@ -304,20 +306,17 @@ cdef class Marker:
         """How many blocks a segment has in its file, live or not; None when it cannot be compacted."""
         cdef Segment* segment = self.get(id)
         cdef uint32_t slot, count = 0
-        cdef bint was_open = segment.file >= 0
+        cdef bint was_open = False
         if segment.block_count:
             return segment.block_count
-        if segment_pin(self.core.state.segments, id, &segment):
+        if segment_peek(self.core.state.segments, id, &segment, &was_open):
             return None
         with nogil:
             for slot in range(segment.slot_count):
                 count += holds_block(segment, slot)
             if segment.sealed and not segment.unread:
                 segment.block_count = count
-            if was_open:
-                segment_unpin(self.core.state.segments, segment)
-            else:
-                segment_let_go(self.core.state.segments, segment)
+            segment_let_go(self.core.state.segments, segment, was_open)
         return segment.block_count or None
 
     def remove(self, uint32_t id):

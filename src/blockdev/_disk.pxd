@@ -29,6 +29,7 @@ cdef struct Counters:               # atomic, relaxed
     uint64_t blocks_unchanged       # rewritten with what was there
     uint64_t blocks_zero
     uint64_t dedup_mismatches       # hits whose bytes differed
+    uint64_t found_behind           # known blocks that the index had forgotten, found behind another
     uint64_t checksum_errors
 
 cdef struct PoolState:
@@ -57,6 +58,7 @@ cdef struct Disk:
     uint32_t deleted                # written under lock, exclusively
     uint64_t size_bytes             # changes under lock held exclusively
     uint64_t lsn                    # of a snapshot
+    uint64_t follows                # the block that the latest dedup hit was on: the next one is looked for behind it; a hint
     Map map
     pthread_rwlock_t lock           # shared by requests; exclusive for snapshot, resize, restore, holes, delete
     char label[256]                 # the name, for messages

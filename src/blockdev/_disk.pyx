@@ -13,7 +13,7 @@ from blockdev._dedup cimport (
 )
 from blockdev._log cimport log_append, log_flush, log_poison, log_read_unwritten
 from blockdev._segments cimport (
-    ENTRY_DATA, ENTRY_HOLE, ENTRY_REFERENCE, Segment, segment_pin, segment_read, segment_unpin, segments_get,
+    ENTRY_DATA, ENTRY_HOLE, ENTRY_REFERENCE, Segment, make_address, segment_pin, segment_read, segment_unpin, segments_get,
 )
 from blockdev._medium cimport BUG_FUA_IGNORED, BUG_REVIVED_LOST, planted
 from blockdev._sync cimport (
@@ -34,6 +34,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     ROOM_WAIT_US = 10000
     ROOM_WAITS_MAX = 3000           # half a minute
+    BEHIND_SLOTS = 4                # looked at for the block behind another
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -213,6 +214,39 @@ cdef bint take_reference(PoolState* pool, uint64_t address) noexcept nogil:
     return True
 
 
+cdef uint64_t block_behind(PoolState* pool, uint64_t address, Fingerprint fingerprint) noexcept nogil:
+    """The block behind the one at `address` in its segment, if it has this fingerprint; 0: it has not.
+
+    What was written in a run is often written in one again: so an index that holds a few of a run's blocks finds them all.
+    """
+    cdef Segment* segment = NULL
+    cdef uint32_t index = <uint32_t>address + 1, end
+    cdef uint64_t found = 0
+    if segment_pin(pool.segments, address >> 32, &segment):
+        return 0
+    end = min(load_u32(&segment.slot_count), index + BEHIND_SLOTS)
+    while index < end and segment.fingerprints[index].low == 0 and segment.fingerprints[index].high == 0:
+        index += 1                      # headers of batches, or what compaction dropped
+    if (index < end and segment.fingerprints[index].low == fingerprint.low
+            and segment.fingerprints[index].high == fingerprint.high):
+        found = make_address(segment.id, index)
+    segment_unpin(pool.segments, segment)
+    return found
+
+
+cdef uint64_t find_known(Disk* disk, Fingerprint fingerprint) noexcept nogil:
+    """Where a block of this fingerprint may be; 0: nobody knows."""
+    cdef uint64_t address = dedup_lookup(disk.pool.dedup, fingerprint)
+    cdef uint64_t before = load_u64(&disk.follows)
+    if address == 0 and before:
+        address = block_behind(disk.pool, before, fingerprint)
+        if address:
+            count_u64(&disk.pool.counters.found_behind, 1)
+    if address != before:               # many threads write new data: they only read it
+        store_u64(&disk.follows, address)
+    return address
+
+
 cdef int write_zero_block(Disk* disk, uint64_t block) noexcept nogil:
     cdef uint64_t address = 0, lsn = 0
     cdef uint64_t* place = NULL
@@ -271,7 +305,7 @@ cdef int write_block(Disk* disk, uint64_t block, const char* data) noexcept nogi
     if is_zero_block(data):
         return write_zero_block(disk, block)
     fingerprint = fingerprint_block(data)
-    address = dedup_lookup(pool.dedup, fingerprint)
+    address = find_known(disk, fingerprint)
     if address:
         failure = write_known_block(disk, block, data, fingerprint, address, &done)
         if done or failure:

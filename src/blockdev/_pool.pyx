@@ -17,7 +17,7 @@ from blockdev.types import Extent
 
 from blockdev._cow cimport map_destroy, map_grow, map_height_for, map_init, map_probe, map_punch
 from blockdev._dedup cimport (
-    DEDUP_BUCKET_ENTRIES, DedupEntry, Fingerprint, checksum64, dedup_create, dedup_destroy, dedup_export, dedup_insert,
+    DEDUP_BUCKET_ENTRIES, DedupBucket, DedupEntry, Fingerprint, checksum64, dedup_create, dedup_destroy, dedup_export, dedup_insert,
 )
 from blockdev._disk cimport (
     BLOCK_BYTES, BLOCK_LOCKS, LABEL_BYTES, Disk, PoolState, disk_clear_tail, disk_diff,
@@ -36,7 +36,8 @@ from blockdev._nodes cimport (
     nodes_finish, nodes_freeze, nodes_reclaim, nodes_release_slots, nodes_thaw, nodes_write, slots_push,
 )
 from blockdev._segments cimport (
-    BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, segments_add, segments_bytes, segments_create, segments_destroy,
+    BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, Segment, make_address, segment_let_go, segment_peek, segments_add,
+    segments_bytes, segments_create, segments_destroy,
 )
 from blockdev._sync cimport (
     load_u32, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_rwlock_destroy, pthread_rwlock_rdlock,
@@ -455,6 +456,18 @@ cdef class Core:
                 fingerprint.high = 0
                 dedup_insert(self.state.dedup, fingerprint, place[i].address)
 
+    def index_segment(self, uint32_t id):
+        """Insert the fingerprints of all blocks of a segment; one that cannot be opened is passed over."""
+        cdef Segment* segment = NULL
+        cdef bint was_open = False
+        cdef uint32_t slot
+        with nogil:
+            if segment_peek(self.state.segments, id, &segment, &was_open) == 0:
+                for slot in range(load_u32(&segment.slot_count)):
+                    if segment.fingerprints[slot].low or segment.fingerprints[slot].high:
+                        dedup_insert(self.state.dedup, segment.fingerprints[slot], make_address(id, slot))
+                segment_let_go(self.state.segments, segment, was_open)
+
     def stats(self):
         """Counters and sizes; see Pool.stats."""
         cdef PoolState* pool = self.state
@@ -482,6 +495,9 @@ cdef class Core:
             "blocks_deduplicated": load_u64(&pool.counters.blocks_deduplicated),
             "blocks_unchanged": load_u64(&pool.counters.blocks_unchanged),
             "blocks_zero": load_u64(&pool.counters.blocks_zero),
+            "dedup_bytes": load_u64(&pool.dedup.bucket_count) * sizeof(DedupBucket),
+            "dedup_evictions": load_u64(&pool.dedup.evictions),
+            "blocks_found_behind": load_u64(&pool.counters.found_behind),
             "dedup_mismatches": load_u64(&pool.counters.dedup_mismatches),
             "checksum_errors": load_u64(&pool.counters.checksum_errors),
         }

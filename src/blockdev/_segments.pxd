@@ -129,6 +129,8 @@ cdef int segment_allocate(SegmentStore* store, Segment* segment, uint32_t slot_c
 
 cdef int segment_pin(SegmentStore* store, uint64_t id, Segment** out) noexcept nogil
 cdef void segment_unpin(SegmentStore* store, Segment* segment) noexcept nogil
+cdef int segment_peek(SegmentStore* store, uint64_t id, Segment** out, bint* was_open) noexcept nogil
+cdef void segment_let_go(SegmentStore* store, Segment* segment, bint was_open) noexcept nogil
 cdef int segment_read(Segment* segment, uint32_t index, uint32_t count, void* buffer) noexcept nogil
 cdef int segment_seal(SegmentStore* store, Segment* segment, bint truncate) noexcept nogil
 
@@ -136,7 +138,6 @@ cdef int segment_seal(SegmentStore* store, Segment* segment, bint truncate) noex
 cdef int segment_rewrite_begin(SegmentStore* store, int* file) noexcept nogil
 cdef void segment_rewrite_abandon(SegmentStore* store, int file) noexcept nogil
 cdef void cold_identity(SegmentStore* store, Segment* segment, ColdHeader* header) noexcept nogil
-cdef void segment_let_go(SegmentStore* store, Segment* segment) noexcept nogil
 cdef int segment_swap(
     SegmentStore* store, Segment* segment, int file, uint64_t* old_bytes, uint64_t* new_bytes) noexcept nogil
 cdef int segment_drop(SegmentStore* store, Segment* segment, uint32_t generation, uint64_t size_bytes) noexcept nogil

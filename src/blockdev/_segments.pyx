@@ -678,11 +678,22 @@ cdef int cold_verify(int file, const ColdHeader* known) noexcept nogil:
     return failure
 
 
-cdef void segment_let_go(SegmentStore* store, Segment* segment) noexcept nogil:
-    """Unpin a segment, and close it if nobody else has it: it was looked at once only."""
+cdef int segment_peek(SegmentStore* store, uint64_t id, Segment** out, bint* was_open) noexcept nogil:
+    """Pin a segment for one look, until segment_let_go."""
+    cdef Segment* segment = segments_get(store, id)
+    was_open[0] = False
+    if segment != NULL:
+        pthread_mutex_lock(&segment.lock)
+        was_open[0] = segment.file >= 0
+        pthread_mutex_unlock(&segment.lock)
+    return segment_pin(store, id, out)
+
+
+cdef void segment_let_go(SegmentStore* store, Segment* segment, bint was_open) noexcept nogil:
+    """Unpin a segment, and close it if it was not open before and nobody else has it."""
     pthread_mutex_lock(&segment.lock)
     segment.pins -= 1
-    if segment.pins == 0 and segment.file >= 0:
+    if not was_open and segment.pins == 0 and segment.file >= 0:
         close_segment(store, segment)
     pthread_mutex_unlock(&segment.lock)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from blockdev.pool import Pool
 
 ROUND_SECONDS = 0.5
+INDEXED_AT_ONCE = 8  # segments a round, after a start that had to replay: 1 GiB of data a second
 FLUSH_SECONDS = 2.0  # writes that no guest flushes become durable after about this long
 CHECKPOINT_SECONDS = 120.0
 CHECKPOINT_LOG_BYTES = 1 << 30  # bounds what a start replays
@@ -26,6 +27,7 @@ class Maintenance:
     def __init__(self, pool: Pool) -> None:
         self._pool = weakref.ref(pool)
         self._stopping = threading.Event()
+        self._to_index = range(0)
         self._flushed = self._checkpointed = monotonic_seconds()
         self._thread = threading.Thread(target=self._run, name="blockdev-maintenance", daemon=True)
         self._thread.start()
@@ -44,6 +46,7 @@ class Maintenance:
         pool = self._pool()
         if pool is not None:
             pool.load_dedup()
+            self._to_index = pool.segments_to_index()
         del pool
         while not self._stopping.wait(ROUND_SECONDS):
             pool = self._pool()
@@ -64,6 +67,9 @@ class Maintenance:
             return
         pool.tend_memory()
         pool.keep_spare()
+        for id in self._to_index[:INDEXED_AT_ONCE]:
+            pool.core.index_segment(id)
+        self._to_index = self._to_index[INDEXED_AT_ONCE:]
         pool.compactor.tend(stats, stats["available_bytes"])
         if now - self._flushed >= FLUSH_SECONDS:
             self._flushed = now

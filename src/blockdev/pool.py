@@ -108,13 +108,14 @@ class Pool:
         self._log_bytes_at_checkpoint = self._core.stats()["segment_bytes_added"]
         self._checkpoint_count = 0
         self._maintenance: Maintenance | None = None
+        self._replayed = recovered.batch_count > 0
         self.inspector = Inspector(self._core, path)
         self.compactor = Compactor(self._core)
         self._set_limits()
 
-    def _start(self, replayed: bool, background: bool) -> None:
+    def _start(self, background: bool) -> None:
         """Make the next start short, and begin maintenance."""
-        if replayed:
+        if self._replayed:
             self._checkpoint_if_room()
         if background:
             self._maintenance = Maintenance(self)
@@ -167,7 +168,7 @@ class Pool:
             raise
         pool = cls(path, lock_file, recovered)  # which owns the lock from here on
         try:
-            pool._start(recovered.batch_count > 0, background)
+            pool._start(background)
         except BaseException:
             pool._abandon()
             raise
@@ -637,6 +638,10 @@ class Pool:
     def load_dedup(self) -> None:
         """Take in the saved fingerprint index; it is a hint, a missing or damaged one only costs savings."""
         dedup_file.load(self.path, self._core)
+
+    def segments_to_index(self) -> range:
+        """Ids of segments whose blocks the saved index may not know, as the pool was not closed: newest last."""
+        return range(1, self.segment_end()) if self._replayed else range(0)
 
 
 def _level(available_bytes: int, data_limit_bytes: int) -> str:

@@ -17,7 +17,7 @@ Files = dict[str, bytearray]  # content by path in the pool's directory
 
 
 def make() -> dict[str, Files]:
-    """By name: `closed` has a checkpoint at its end; `killed` has a log behind it, in an open segment."""
+    """By name: `closed` has a checkpoint at its end; `killed` has a log behind it, in an open segment; `compacted` is."""
     with tempfile.TemporaryDirectory(prefix="base-pool-") as directory:
         path, copy = Path(directory, "pool"), Path(directory, "killed")
         Pool.create(path, 64 * MEBIBYTE, segment_bytes=MEBIBYTE).close()
@@ -30,7 +30,7 @@ def make() -> dict[str, Files]:
         pool.close()
         files = _read(path)
         files["findings"] = _findings(path)
-        return {"killed": _read(copy), "closed": files}
+        return {"killed": _read(copy), "closed": files, "compacted": _compacted(copy)}
 
 
 def _before_the_checkpoint(pool: Pool) -> None:
@@ -67,6 +67,16 @@ def _behind_the_checkpoint(pool: Pool) -> None:
     pool.delete([pool.find("web/root@t")])
     late.write(0, distinct_blocks(2000, 2))
     pool.flush()
+
+
+def _compacted(path: Path) -> Files:
+    """With frames of both kinds.  Changes the pool."""
+    pool = Pool.open(path, **SMALL)
+    pool.find("web/root").write(2 * MEBIBYTE, b"".join(bytes([number]) * BLOCK for number in range(1, 30)))
+    pool.find("later").write(0, distinct_blocks(3000, 12))
+    pool.compact()
+    pool.close()
+    return _read(path)
 
 
 def _findings(path: Path) -> bytearray:

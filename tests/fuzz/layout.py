@@ -14,6 +14,7 @@ from tests.fuzz.base_pools import Files
 SLOT = 4096
 SUPERBLOCK_FIELDS_BYTES = 104
 SEGMENT_HEADER_BYTES = 72
+COMPACTED_HEADER_BYTES = 80
 BATCH_HEADER_BYTES = 128
 ENTRY = struct.Struct("<QQQIB3x")
 TABLE_HEAD_BYTES = 72
@@ -50,6 +51,8 @@ def places(files: Files) -> list[Place]:
             found += _of_table(path, content)
         elif path.startswith("map/nodes"):
             found += _of_nodes(path, content)
+        elif path.startswith("segments/") and content[:7] == b"BLDCLD1":
+            found += _of_compacted(path, content)
         elif path.startswith("segments/"):
             found += _of_segment(path, content)
         elif path == "dedup":
@@ -118,6 +121,24 @@ def _of_segment(path: str, content: bytearray) -> Iterator[Place]:
             index = struct.unpack_from("<I", content, offset + 40)[0] * SLOT
             yield Place("trailer", path, offset, SEGMENT_HEADER_BYTES, sign)
             yield Place("index", path, index, offset - index, sign)
+
+
+def _of_compacted(path: str, content: bytearray) -> Iterator[Place]:
+    index, pages = struct.unpack_from("<QI", content, 64)
+    sign = (partial(_sign, path, 0, COMPACTED_HEADER_BYTES), partial(_repeat, path, 0, len(content) - SLOT))
+    yield Place("compacted-head", path, 0, COMPACTED_HEADER_BYTES, sign)
+    for number in range(pages):
+        page = index + number * SLOT
+        sign = (partial(_sign, path, page, SLOT), partial(_repeat, path, page, page + pages * SLOT))
+        yield Place("index-page", path, page, SLOT, sign)
+    yield Place("frames", path, SLOT, index - SLOT, ())
+
+
+def _repeat(path: str, offset: int, copy: int, files: Files) -> None:
+    """In the second copy of a slot."""
+    content = files[path]
+    if copy + SLOT <= len(content):
+        content[copy : copy + SLOT] = content[offset : offset + SLOT]
 
 
 def _of_batch(path: str, content: bytearray, offset: int) -> Iterator[Place]:

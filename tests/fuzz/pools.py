@@ -27,6 +27,7 @@ KINDS = {
     "pool-head": ["superblock", "table-head", "table-object", "table-lists"],
     "pool-log": ["batch-head", "batch-entry", "record", "payload"],
     "pool-map": ["node-head", "node-entries", "table-object"],
+    "pool-compacted": ["compacted-head", "index-page", "frames"],
     "pool-files": ["file", "dedup-head", "dedup-entries", "findings", "segment-head", "trailer", "index"],
 }
 REFUSALS = (errors.Corrupt, errors.MediumError, errors.UnknownFormat, errors.NotFound)
@@ -39,7 +40,8 @@ AGAIN_EVERY = 3  # inputs: the second opening is a third of the time
 class Pools(Harness):
     def __init__(self, name: str) -> None:
         self._kinds = KINDS[name]
-        self._bases = list(base_pools.make().values())
+        bases = base_pools.make()
+        self._bases = [bases[base] for base in (("compacted",) if name == "pool-compacted" else ("killed", "closed"))]
         self._places = [places(files) for files in self._bases]
         self._directory = Path(tempfile.mkdtemp(prefix=f"{name}-"))
         self._descriptors = 0
@@ -74,7 +76,7 @@ class Pools(Harness):
         for number, kind in enumerate(self._kinds):
             for operation in range(len(edits.FILE_OPERATIONS if kind == "file" else edits.OPERATIONS)):
                 edit = edits.EDIT.pack(number, operation, chance.randrange(8), 16, 2, 3)
-                made[f"{kind}-{operation}"] = bytes([operation % 2]) + edit
+                made[f"{kind}-{operation}"] = bytes([operation % len(self._bases)]) + edit
         return made
 
     def mutate(self, data: bytes, chance: random.Random) -> bytes:
@@ -116,6 +118,7 @@ def use(path: Path) -> bool:
             change(pool, vdisk)
         attempt(lambda: pool.delete(things[-2:]))
         attempt(pool.checkpoint)
+        attempt(pool.compact)
         pool.tend_memory()
         poisoned = pool.stats()["poisoned"]
     except BaseException:

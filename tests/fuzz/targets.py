@@ -32,6 +32,7 @@ TARGETS = {
     "pool-head": Target(POOLS, sanitized=True, bytes_max=257),
     "pool-log": Target(POOLS, sanitized=True, bytes_max=257),
     "pool-map": Target(POOLS, sanitized=True, bytes_max=257),
+    "pool-compacted": Target(POOLS, sanitized=True, bytes_max=257),
     "pool-files": Target(POOLS, sanitized=True, bytes_max=257),
 }
 CANARY = Target("tests.fuzz.canary", sanitized=True, bytes_max=16, seconds_max=2)  # found to be broken by test_fuzz.py
