@@ -246,6 +246,12 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.checkpoint()
         self.all_durable()
 
+    @rule()
+    def compact(self) -> None:
+        """Takes checkpoints."""
+        assert self.pool.compact().kept == ()
+        self.all_durable()
+
     @rule(pick=picks, size=sizes)
     def resize(self, pick: int, size: int) -> None:
         vdisk, thing = self.head(pick)

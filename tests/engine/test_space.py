@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +213,41 @@ def test_large_write_that_does_not_fit_leaves_whole_blocks(small_pool: Any) -> N
         vdisk.write(0, data)
     for number, block in blocks_of(vdisk).items():
         assert block == data[number * BLOCK : (number + 1) * BLOCK]
+
+
+@pytest.mark.parametrize("kept, found_min", [(1.0, 0.999), (0.25, 0.97), (0.1, 0.9)])
+def test_a_small_index_still_finds_most_of_an_image(pool_path: str, kept: float, found_min: float) -> None:
+    """Images are written in runs: one block of a run that the index holds leads to the others."""
+    blocks = 64 << 8
+    Pool.create(pool_path, 1 << 30, segment_bytes=4 * MEBIBYTE).close()
+    index_bytes = int(kept * 1.1 * blocks * 32)  # an entry takes 32 bytes when there is room
+    with Pool.open(pool_path, background=False, dedup_bytes=index_bytes) as pool:
+        for name in ("a", "b"):
+            image = pool.create_vdisk(blocks * BLOCK, name)
+            for first in range(0, blocks, 64):
+                image.write(first * BLOCK, distinct_blocks(first, 64))
+        stats = pool.stats()
+        found = stats["blocks_deduplicated"] / blocks
+        print(f"index of {kept:.0%}: {found:.1%} found, {stats['blocks_found_behind']} behind another")
+        assert found > found_min
+
+
+def test_a_start_after_a_kill_learns_again_what_is_there(pool_path: str) -> None:
+    """The saved index is of the last clean close; the rest is read from the segments, in the background."""
+    data = distinct_blocks(0, 2048)
+    Pool.create(pool_path, 1 << 30, segment_bytes=MEBIBYTE).close()
+    pool = Pool.open(pool_path, background=False)
+    pool.create_vdisk(8 * MEBIBYTE, "a").write(0, data)
+    pool.checkpoint()
+    pool.create_vdisk(MEBIBYTE, "b").write(0, distinct_blocks(5000, 8), fua=True)
+    killed = f"{pool_path}-killed"
+    shutil.copytree(pool_path, killed)
+    pool.close()
+    with Pool.open(killed) as again:
+        deadline = time.monotonic() + 30
+        while again.stats()["dedup_entries"] < 2048 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        before = again.stats()["segment_bytes"]
+        again.create_vdisk(8 * MEBIBYTE, "c").write(0, data)
+        again.flush()
+        assert again.stats()["segment_bytes"] - before < len(data) // 50

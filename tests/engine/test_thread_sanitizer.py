@@ -14,7 +14,11 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "threads"
 LIBRARY = "libtsan.so"
 FOUND_STATUS = 66
-TESTS = ["tests/engine/test_concurrency.py", "tests/engine/test_map_cache.py"]
+TESTS = [
+    "tests/engine/test_concurrency.py",
+    "tests/engine/test_map_cache.py",
+    "tests/engine/test_compaction.py::test_guests_go_on",
+]
 
 
 def run_sanitized(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
