@@ -215,7 +215,8 @@ class Compactor(Runner[CompactionReport]):
     def __init__(self, core: Core) -> None:
         super().__init__(core)
         self._cold_end = 0
-        self._begun = Change(0, 0, monotonic_seconds())  # the latest round
+        # the latest round; before the first one: now, and that it was no round
+        self._begun = Change(-1, core.stats()["segment_bytes_added"], monotonic_seconds())
 
     def _gives_way(self, running: str, to: str) -> bool:
         return (running, to) == (RECLAIM, COMPACT)
