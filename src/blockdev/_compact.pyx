@@ -11,7 +11,7 @@ from blockdev._cold cimport (
 )
 from blockdev._dedup cimport Fingerprint, dedup_forget, fingerprint_block
 from blockdev._disk cimport PoolState
-from blockdev._log cimport log_poison, log_roll
+from blockdev._log cimport log_lend_spare, log_poison, log_roll
 from blockdev._medium cimport BUG_SWAP_NOT_SYNCED, medium_size, medium_sync_directory, planted
 from blockdev._nodes cimport (
     NODE_FANOUT, NODE_RECORD_BYTES, RetiredSlot, node_copy, nodes_enter, nodes_leave, nodes_retire, nodes_trim,
@@ -434,6 +434,12 @@ def roll_log(Core core):
     with nogil:
         failure = log_roll(core.state.log)
     core.raise_for(failure, "beginning a new segment")
+
+
+def lend_spare(Core core, bint lent):
+    """Let a round have the room of the spare file, on a file system that has no other; or let it be kept again."""
+    with nogil:
+        log_lend_spare(core.state.log, lent)
 
 
 def trim_nodes(Core core):

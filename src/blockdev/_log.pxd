@@ -67,6 +67,7 @@ cdef int log_append(
     const void* payload, uint32_t payload_slots, uint64_t* address, uint64_t* end_lsn) noexcept nogil
 cdef bint log_read_unwritten(Log* log, uint64_t address, void* block) noexcept nogil
 cdef int log_keep_spare(Log* log) noexcept nogil
+cdef void log_lend_spare(Log* log, bint lent) noexcept nogil
 cdef int log_drain(Log* log) noexcept nogil
 cdef int log_flush(Log* log, uint64_t target_lsn) noexcept nogil
 cdef void log_poison(Log* log, int failure) noexcept nogil

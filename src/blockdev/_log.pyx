@@ -13,6 +13,7 @@ from blockdev._segments cimport (
     BATCH_ENTRIES_MAX, BATCH_SLOTS_MAX, ENTRY_DATA, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry,
     BatchHeader, batch_sign, batch_slots, make_address, segment_allocate, segment_create, segment_fill_ahead,
     segment_seal, segment_unpin, segments_bytes, segments_evict, segments_keep_spare,
+    segments_lend_spare,
 )
 from blockdev._sync cimport (
     add_u32, add_u64, count_u64, load_u32, load_u64, pthread_cond_broadcast, pthread_cond_destroy,
@@ -261,6 +262,13 @@ cdef int log_keep_spare(Log* log) noexcept nogil:
     failure = segments_keep_spare(log.segments)
     pthread_mutex_unlock(&log.lock)
     return failure
+
+
+cdef void log_lend_spare(Log* log, bint lent) noexcept nogil:
+    """Let compaction have the room that is kept for when there is no other; guests' data is refused meanwhile."""
+    pthread_mutex_lock(&log.lock)
+    segments_lend_spare(log.segments, lent)
+    pthread_mutex_unlock(&log.lock)
 
 
 cdef bint log_read_unwritten(Log* log, uint64_t address, void* block) noexcept nogil:

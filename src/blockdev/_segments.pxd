@@ -103,6 +103,7 @@ cdef struct SegmentStore:           # the local directory of segments; the narro
     int spare_file                  # a file with room on the disk, to be the next segment when there is no other; -1: none
     uint32_t spare_slots            # how much room it has
     uint32_t spare_slots_wanted     # with less than this, what is left is not for guests' data
+    bint spare_lent                 # its room is for compaction's checkpoints now
     uint64_t open_count             # atomic
     uint64_t open_max
     uint32_t clock_hand
@@ -122,6 +123,7 @@ cdef void segments_evict(SegmentStore* store) noexcept nogil         # close fil
 
 # for the log
 cdef int segments_keep_spare(SegmentStore* store) noexcept nogil
+cdef void segments_lend_spare(SegmentStore* store, bint lent) noexcept nogil
 cdef int segment_create(
     SegmentStore* store, uint32_t id, uint64_t first_lsn, bint may_take_spare, Segment** out) noexcept nogil
 cdef int segment_fill_ahead(Segment* segment, uint32_t slot_count) noexcept nogil

@@ -190,9 +190,21 @@ cdef int segments_keep_spare(SegmentStore* store) noexcept nogil:
     cdef int failure = 0
     if store.spare_slots == store.spare_slots_wanted:
         return 0
+    if store.spare_lent:
+        return ENOSPC
     if store.spare_file < 0:
         failure = open_spare(store)
     return failure or allocate_spare(store)
+
+
+cdef void segments_lend_spare(SegmentStore* store, bint lent) noexcept nogil:
+    """Give up the room of the spare file for what makes room, or have it come back."""
+    cdef char path[PATH_BYTES]
+    store.spare_lent = lent
+    if lent and store.spare_file >= 0:
+        close_spare(store)
+        snprintf(path, PATH_BYTES, b"%s/spare", store.path)
+        medium_unlink(path)
 
 
 cdef int open_spare(SegmentStore* store) noexcept nogil:

@@ -9,11 +9,12 @@ Threads: as Runner; a round holds no lock of the pool for longer than a step, ch
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from blockdev import diagnostics
-from blockdev._compact import Marker, roll_log, trim_nodes
+from blockdev._compact import Marker, lend_spare, roll_log, trim_nodes
 from blockdev.clock import monotonic_seconds
 from blockdev.constants import BLOCK_BYTES
 from blockdev.errors import MediumError, PoolFull
@@ -90,8 +91,8 @@ class Compaction:
 
     def run(self) -> CompactionReport:
         """Cancelled; Corrupt when a map node cannot be read, Gone when the pool is closed meanwhile."""
-        self.begin()
         try:
+            self.begin()
             self.mark()
             self.free_nodes()
             self.rewrite()
@@ -118,12 +119,20 @@ class Compaction:
             with contextlib.suppress(PoolFull):  # then what the newest segment holds waits for the next round
                 roll_log(self._pool.core)
         self._marker.begin(self._pool.segment_end())
-        self._base = self._pool.take_mark_base()
-        base = self._base
+        base = self._base = self._take_base()
         self.segment_end = base.segment_end
         self._marker.aim(base.segment_end, base.node_end, base.roots, base.free_ids, base.retired)
         stats = self._pool.core.stats()
         self.total_bytes = stats["map_bytes"] // 2 + stats["segment_bytes"]
+
+    def _take_base(self) -> MarkBase:
+        try:
+            return self._pool.take_mark_base()
+        except (MediumError, PoolFull) as failure:
+            if failure.errno != errno.ENOSPC:
+                raise
+        lend_spare(self._pool.core, True)  # a checkpoint needs little, and nothing comes back without it
+        return self._pool.take_mark_base()
 
     def mark(self) -> None:
         """Find out what is live."""
@@ -197,6 +206,7 @@ class Compaction:
         """Be done with it, wherever it is."""
         self._marker.end()
         self._pool.release_mark_base()
+        lend_spare(self._pool.core, False)
 
     def trim(self) -> None:
         """Shorten the node files by what is free at their ends by now."""

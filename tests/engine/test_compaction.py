@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,34 @@ def test_a_full_pool_takes_writes_again_after_a_delete(pool_path: str) -> None:
         assert more.read(0, len(written)) == written
         assert kept.read(0, len(data)) == data
         sound(pool)
+
+
+def test_a_full_file_system_gets_room_by_a_delete(tmp_path: Path) -> None:
+    """Even when there is no room for a checkpoint: the spare file's is lent for it."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "none", tmp_path], check=True)
+    try:
+        with Pool.create(tmp_path / "pool", 1 << 30, **SEGMENT) as pool:
+            kept = pool.create_vdisk(8 * MEBIBYTE)
+            data = fill(kept)
+            garbage = pool.create_vdisk(32 * MEBIBYTE)
+            fill(garbage, 1 << 20)
+            pool.checkpoint()
+            with open(tmp_path / "foreign", "wb") as file, pytest.raises(OSError, match="No space"):
+                while True:
+                    file.write(bytes(1 << 12))
+                    file.flush()
+            with pytest.raises(errors.PoolFull):
+                kept.write(0, distinct_blocks(1 << 24, 2048))
+                kept.write(0, distinct_blocks(1 << 25, 2048))
+            data = kept.read(0, len(data))
+            pool.delete(garbage)
+            pool.compact()
+            more = pool.create_vdisk(16 * MEBIBYTE)
+            written = fill(more, 1 << 26)
+            assert more.read(0, len(written)) == written and kept.read(0, len(data)) == data
+            sound(pool)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_a_damaged_block_keeps_its_segment(small: Any, pool_path: str) -> None:
