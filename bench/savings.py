@@ -22,9 +22,9 @@ from typing import NamedTuple
 import xxhash
 import zstandard
 
-from blockdev import Pool, VDisk
 from bench.__main__ import DEFAULT_FOLDER
 from bench.workloads import GIB, MIB
+from blockdev import Pool, VDisk
 
 BLOCK = 4096
 FRAME_BLOCKS = 8

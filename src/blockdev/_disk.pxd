@@ -58,7 +58,7 @@ cdef struct Disk:
     uint32_t deleted                # written under lock, exclusively
     uint64_t size_bytes             # changes under lock held exclusively
     uint64_t lsn                    # of a snapshot
-    uint64_t follows                # the block that the latest dedup hit was on: the next one is looked for behind it; a hint
+    uint64_t follows                # a hint: the block of the latest dedup hit; the next one may be behind it
     Map map
     pthread_rwlock_t lock           # shared by requests; exclusive for snapshot, resize, restore, holes, delete
     char label[256]                 # the name, for messages

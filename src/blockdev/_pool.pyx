@@ -17,12 +17,12 @@ from blockdev.types import Extent
 
 from blockdev._cow cimport map_destroy, map_grow, map_height_for, map_init, map_probe, map_punch
 from blockdev._dedup cimport (
-    DEDUP_BUCKET_ENTRIES, DedupBucket, DedupEntry, Fingerprint, checksum64, dedup_create, dedup_destroy, dedup_export, dedup_insert,
+    DEDUP_BUCKET_ENTRIES, DedupBucket, DedupEntry, Fingerprint, checksum64, dedup_create, dedup_destroy, dedup_export,
+    dedup_insert,
 )
 from blockdev._disk cimport (
-    BLOCK_BYTES, BLOCK_LOCKS, LABEL_BYTES, Disk, PoolState, disk_clear_tail, disk_diff,
-    disk_extents,
-    disk_flush, disk_read, disk_write, disk_zero,
+    BLOCK_BYTES, BLOCK_LOCKS, LABEL_BYTES, Disk, PoolState, disk_clear_tail, disk_diff, disk_extents, disk_flush, disk_read,
+    disk_write, disk_zero,
 )
 from blockdev._log cimport (
     log_append, log_close, log_create, log_destroy, log_flush, log_keep_spare, log_poison, log_position,

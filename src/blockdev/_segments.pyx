@@ -710,7 +710,9 @@ cdef void segment_let_go(SegmentStore* store, Segment* segment, bint was_open) n
     pthread_mutex_unlock(&segment.lock)
 
 
-cdef int segment_swap(SegmentStore* store, Segment* segment, int file, uint64_t* old_bytes, uint64_t* new_bytes) noexcept nogil:
+cdef int segment_swap(
+    SegmentStore* store, Segment* segment, int file, uint64_t* old_bytes, uint64_t* new_bytes
+) noexcept nogil:
     """Let `file`, a complete rewrite, be the segment's; takes the caller's pin.  An error leaves all as it was.
 
     The caller makes the new name durable before it removes the old one.  Until then a start may find either or both, and of

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 NICENESS = 10  # of work in a thread of its own
 OUTCOMES_KEPT = 8  # for whoever follows work that another came after
-R = TypeVar("R", covariant=True)  # what the work comes to
+R = TypeVar("R")  # what the work comes to
+R_co = TypeVar("R_co", covariant=True)
 
 
 class Cancelled(Exception):
@@ -50,14 +51,14 @@ class Pace:
             raise Cancelled
 
 
-class Work(Protocol[R]):
+class Work(Protocol[R_co]):
     @property
     def kind(self) -> str: ...
     @property
     def done_bytes(self) -> int: ...
     @property
     def total_bytes(self) -> int: ...
-    def run(self) -> R: ...
+    def run(self) -> R_co: ...
 
 
 class Progress(NamedTuple):

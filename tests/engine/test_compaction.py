@@ -309,10 +309,9 @@ def test_a_full_file_system_gets_room_by_a_delete(tmp_path: Path) -> None:
             garbage = pool.create_vdisk(32 * MEBIBYTE)
             fill(garbage, 1 << 20)
             pool.checkpoint()
-            with open(tmp_path / "foreign", "wb") as file, pytest.raises(OSError, match="No space"):
+            with open(tmp_path / "foreign", "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
                 while True:
                     file.write(bytes(1 << 12))
-                    file.flush()
             with pytest.raises(errors.PoolFull):
                 kept.write(0, distinct_blocks(1 << 24, 2048))
                 kept.write(0, distinct_blocks(1 << 25, 2048))

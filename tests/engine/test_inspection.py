@@ -13,6 +13,7 @@ import xxhash
 from blockdev import Pool, findings, offline
 from blockdev.errors import Busy, Gone, NotFound
 from blockdev.inspection import Inspection, subject_of
+from blockdev.runner import Cancelled, Pace
 from tests.engine.content import distinct_blocks
 from tests.engine.model import BLOCK
 
