@@ -55,6 +55,7 @@ EXTENSIONS = [
     extension("_medium"),
     extension("_dedup", VECTORS),
     extension("_cold", libraries=["zstd"]),
+    extension("_spare"),
     extension("_nodes"),
     extension("_cow"),
     extension("_segments"),

@@ -9,7 +9,7 @@ from blockdev import errors
 from blockdev._cold cimport (
     ColdHeader, ColdWriter, cold_add, cold_begin, cold_finish, cold_writer_destroy, cold_writer_init,
 )
-from blockdev._dedup cimport Fingerprint, dedup_forget, fingerprint_block
+from blockdev._dedup cimport Fingerprint, dedup_forget, dedup_insert, fingerprint_block
 from blockdev._disk cimport PoolState
 from blockdev._log cimport log_lend_spare, log_poison, log_roll
 from blockdev._medium cimport BUG_SWAP_NOT_SYNCED, medium_size, medium_sync_directory, planted
@@ -19,11 +19,11 @@ from blockdev._nodes cimport (
 )
 from blockdev._pool cimport Core
 from blockdev._segments cimport (
-    SLOT_BYTES, Segment, cold_identity, segment_drop, segment_pin, segment_read, segment_remove,
+    SLOT_BYTES, Segment, cold_identity, make_address, segment_drop, segment_pin, segment_read, segment_remove,
     segment_let_go, segment_peek, segment_rewrite_abandon, segment_rewrite_begin, segment_swap, segment_unpin, segments_get,
 )
 from blockdev._sync cimport (
-    load_pointer, load_u64, or_u64, pthread_rwlock_unlock, pthread_rwlock_wrlock, store_pointer, store_u32,
+    load_pointer, load_u32, load_u64, or_u64, pthread_rwlock_unlock, pthread_rwlock_wrlock, store_pointer, store_u32,
 )
 
 cdef extern from * nogil:
@@ -426,6 +426,19 @@ cdef class Marker:
             free(self.bitmaps[id])
         free(self.bitmaps)
         self.bitmaps = NULL
+
+
+def index_segment(Core core, uint32_t id):
+    """Insert the fingerprints of all blocks of a segment into the index; one that cannot be opened is passed over."""
+    cdef Segment* segment = NULL
+    cdef bint was_open = False
+    cdef uint32_t slot
+    with nogil:
+        if segment_peek(core.state.segments, id, &segment, &was_open) == 0:
+            for slot in range(load_u32(&segment.slot_count)):
+                if holds_block(segment, slot):
+                    dedup_insert(core.state.dedup, segment.fingerprints[slot], make_address(id, slot))
+            segment_let_go(core.state.segments, segment, was_open)
 
 
 def roll_log(Core core):

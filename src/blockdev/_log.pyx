@@ -12,9 +12,9 @@ from blockdev._medium cimport (
 from blockdev._segments cimport (
     BATCH_ENTRIES_MAX, BATCH_SLOTS_MAX, ENTRY_DATA, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry,
     BatchHeader, batch_sign, batch_slots, make_address, segment_allocate, segment_create, segment_fill_ahead,
-    segment_seal, segment_unpin, segments_bytes, segments_evict, segments_keep_spare,
-    segments_lend_spare,
+    segment_seal, segment_unpin, segments_bytes, segments_evict,
 )
+from blockdev._spare cimport spare_keep, spare_lend
 from blockdev._sync cimport (
     add_u32, add_u64, count_u64, load_u32, load_u64, pthread_cond_broadcast, pthread_cond_destroy,
     pthread_cond_init, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
@@ -156,8 +156,8 @@ cdef int reserve(Log* log, EntryKind kind, uint32_t payload_slots, Batch** out, 
     if log.poisoned:
         return EIO
     if kind == ENTRY_DATA:
-        if (log.segments.spare_slots < log.segments.spare_slots_wanted
-                and segments_keep_spare(log.segments) == ENOSPC):
+        if (log.segments.spare.slots < log.segments.spare.slots_wanted
+                and spare_keep(&log.segments.spare, log.segments.path) == ENOSPC):
             return ENOSPC               # what room there is, is for deletes
         limit = log.data_limit_bytes
     elif kind != ENTRY_RECORD:      # guests leave half of the reserve: a delete must always be possible
@@ -259,7 +259,7 @@ cdef int log_keep_spare(Log* log) noexcept nogil:
     """Make the spare file again once there is room; ENOSPC while there is none."""
     cdef int failure
     pthread_mutex_lock(&log.lock)
-    failure = segments_keep_spare(log.segments)
+    failure = spare_keep(&log.segments.spare, log.segments.path)
     pthread_mutex_unlock(&log.lock)
     return failure
 
@@ -267,7 +267,7 @@ cdef int log_keep_spare(Log* log) noexcept nogil:
 cdef void log_lend_spare(Log* log, bint lent) noexcept nogil:
     """Let compaction have the room that is kept for when there is no other; guests' data is refused meanwhile."""
     pthread_mutex_lock(&log.lock)
-    segments_lend_spare(log.segments, lent)
+    spare_lend(&log.segments.spare, log.segments.path, lent)
     pthread_mutex_unlock(&log.lock)
 
 

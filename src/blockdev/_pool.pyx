@@ -36,8 +36,7 @@ from blockdev._nodes cimport (
     nodes_finish, nodes_freeze, nodes_reclaim, nodes_release_slots, nodes_thaw, nodes_write, slots_push,
 )
 from blockdev._segments cimport (
-    BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, Segment, make_address, segment_let_go, segment_peek, segments_add,
-    segments_bytes, segments_create, segments_destroy,
+    BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, segments_add, segments_bytes, segments_create, segments_destroy,
 )
 from blockdev._sync cimport (
     load_u32, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_rwlock_destroy, pthread_rwlock_rdlock,
@@ -455,18 +454,6 @@ cdef class Core:
                 fingerprint.low = place[i].key
                 fingerprint.high = 0
                 dedup_insert(self.state.dedup, fingerprint, place[i].address)
-
-    def index_segment(self, uint32_t id):
-        """Insert the fingerprints of all blocks of a segment; one that cannot be opened is passed over."""
-        cdef Segment* segment = NULL
-        cdef bint was_open = False
-        cdef uint32_t slot
-        with nogil:
-            if segment_peek(self.state.segments, id, &segment, &was_open) == 0:
-                for slot in range(load_u32(&segment.slot_count)):
-                    if segment.fingerprints[slot].low or segment.fingerprints[slot].high:
-                        dedup_insert(self.state.dedup, segment.fingerprints[slot], make_address(id, slot))
-                segment_let_go(self.state.segments, segment, was_open)
 
     def stats(self):
         """Counters and sizes; see Pool.stats."""

@@ -20,6 +20,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from blockdev._cold cimport ColdHeader, ColdIndex
 from blockdev._dedup cimport Fingerprint
+from blockdev._spare cimport Spare
 from blockdev._sync cimport pthread_mutex_t
 
 cdef enum:
@@ -28,7 +29,6 @@ cdef enum:
     BATCH_SLOTS_MAX = 126           # with both copies of the header
     SEGMENTS_MAX = 1 << 24          # ids are not used again: 1 PiB written, at 64 MiB each
     ALLOCATE_SLOTS = 4096           # room on the disk is reserved in steps of 16 MiB
-    SPARE_SLOTS_MIN = 512           # a spare of less is of no use
 
 cpdef enum EntryKind:
     ENTRY_DATA = 1                  # a, b: fingerprint; one payload slot
@@ -100,10 +100,7 @@ cdef struct SegmentStore:           # the local directory of segments; the narro
     uint32_t id_end                 # ids in use are below; atomic
     uint64_t bytes_added            # to segment files since the pool is open, and what they had then; atomic
     uint64_t bytes_removed          # from them; atomic
-    int spare_file                  # a file with room on the disk, to be the next segment when there is no other; -1: none
-    uint32_t spare_slots            # how much room it has
-    uint32_t spare_slots_wanted     # with less than this, what is left is not for guests' data
-    bint spare_lent                 # its room is for compaction's checkpoints now
+    Spare spare                     # the next segment when there is no room for another
     uint64_t open_count             # atomic
     uint64_t open_max
     uint32_t clock_hand
@@ -122,8 +119,6 @@ cdef uint64_t segments_bytes(SegmentStore* store) noexcept nogil     # in all se
 cdef void segments_evict(SegmentStore* store) noexcept nogil         # close files nobody used lately, down to open_max
 
 # for the log
-cdef int segments_keep_spare(SegmentStore* store) noexcept nogil
-cdef void segments_lend_spare(SegmentStore* store, bint lent) noexcept nogil
 cdef int segment_create(
     SegmentStore* store, uint32_t id, uint64_t first_lsn, bint may_take_spare, Segment** out) noexcept nogil
 cdef int segment_fill_ahead(Segment* segment, uint32_t slot_count) noexcept nogil

@@ -13,6 +13,7 @@ from blockdev._medium cimport (
     BUG_REWRITE_NOT_SYNCED, medium_size, medium_sync, medium_truncate, medium_unlink, medium_write,
     planted,
 )
+from blockdev._spare cimport spare_close, spare_init, spare_take
 from blockdev._sync cimport (
     add_u64, load_pointer, load_u32, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock, store_pointer, store_u32,
@@ -48,8 +49,7 @@ cdef SegmentStore* segments_create(
     memcpy(store.uuid, uuid, 16)
     store.segment_slots = segment_slots
     store.open_max = open_max
-    store.spare_file = -1
-    store.spare_slots_wanted = min(<uint32_t>ALLOCATE_SLOTS, slots_with_trailer(segment_slots))
+    spare_init(&store.spare, min(<uint32_t>ALLOCATE_SLOTS, slots_with_trailer(segment_slots)))
     store.id_end = 1
     pthread_mutex_init(&store.evict_lock, NULL)
     return store
@@ -68,7 +68,7 @@ cdef void segments_destroy(SegmentStore* store) noexcept nogil:
         segment = store.removed
         store.removed = segment.next_removed
         free_segment(segment)
-    close_spare(store)
+    spare_close(&store.spare)
     pthread_mutex_destroy(&store.evict_lock)
     free(store.table)
     free(store.path)
@@ -185,72 +185,6 @@ cdef int segment_fill_ahead(Segment* segment, uint32_t slot_count) noexcept nogi
     return failure
 
 
-cdef int segments_keep_spare(SegmentStore* store) noexcept nogil:
-    """Have a spare file, empty, with room on the disk; ENOSPC when there is less room than wanted, or none."""
-    cdef int failure = 0
-    if store.spare_slots == store.spare_slots_wanted:
-        return 0
-    if store.spare_lent:
-        return ENOSPC
-    if store.spare_file < 0:
-        failure = open_spare(store)
-    return failure or allocate_spare(store)
-
-
-cdef void segments_lend_spare(SegmentStore* store, bint lent) noexcept nogil:
-    """Give up the room of the spare file for what makes room, or have it come back."""
-    cdef char path[PATH_BYTES]
-    store.spare_lent = lent
-    if lent and store.spare_file >= 0:
-        close_spare(store)
-        snprintf(path, PATH_BYTES, b"%s/spare", store.path)
-        medium_unlink(path)
-
-
-cdef int open_spare(SegmentStore* store) noexcept nogil:
-    cdef char path[PATH_BYTES]
-    cdef uint64_t size_bytes = 0
-    cdef int failure
-    snprintf(path, PATH_BYTES, b"%s/spare", store.path)
-    failure = medium_open(path, MEDIUM_CREATE, &store.spare_file)
-    if failure == EEXIST:           # of the engine before
-        failure = medium_open(path, MEDIUM_WRITE, &store.spare_file)
-        if not failure:
-            failure = medium_size(store.spare_file, &size_bytes)
-        if not failure and size_bytes:
-            # it was a segment whose name did not become durable: what is in it must not be found in the next one
-            failure = medium_truncate(store.spare_file, 0)
-    if failure:
-        close_spare(store)
-    return failure
-
-
-cdef void close_spare(SegmentStore* store) noexcept nogil:
-    if store.spare_file >= 0:
-        medium_close(store.spare_file)
-    store.spare_file = -1
-    store.spare_slots = 0
-
-
-cdef int allocate_spare(SegmentStore* store) noexcept nogil:
-    """Reserve room for the spare file, less when there is not more; without any it is removed."""
-    cdef char path[PATH_BYTES]
-    cdef uint32_t slots = store.spare_slots_wanted
-    cdef int failure = medium_allocate(store.spare_file, 0, <uint64_t>slots * SLOT_BYTES)
-    if failure == ENOSPC and store.spare_slots:
-        return ENOSPC
-    while failure == ENOSPC and slots // 2 >= SPARE_SLOTS_MIN:
-        slots //= 2
-        failure = medium_allocate(store.spare_file, 0, <uint64_t>slots * SLOT_BYTES)
-    if failure:
-        close_spare(store)
-        snprintf(path, PATH_BYTES, b"%s/spare", store.path)
-        medium_unlink(path)
-        return failure
-    store.spare_slots = slots
-    return ENOSPC if slots < store.spare_slots_wanted else 0
-
-
 cdef int create_file(SegmentStore* store, Segment* segment) noexcept nogil:
     """A new file with room on the disk for a start; a failure leaves none."""
     cdef char path[PATH_BYTES]
@@ -263,24 +197,6 @@ cdef int create_file(SegmentStore* store, Segment* segment) noexcept nogil:
     failure = segment_allocate(store, segment, 1 + BATCH_SLOTS_MAX)
     if failure:
         medium_unlink(path)
-    return failure
-
-
-cdef int take_spare(SegmentStore* store, Segment* segment) noexcept nogil:
-    """Let the spare file be that of a new segment; ENOSPC when there is none."""
-    cdef char source[PATH_BYTES]
-    cdef char path[PATH_BYTES]
-    cdef int failure
-    if store.spare_file < 0:
-        return ENOSPC
-    snprintf(source, PATH_BYTES, b"%s/spare", store.path)
-    segment_path(store, segment, path)
-    failure = medium_rename(source, path)
-    if not failure:
-        segment.file = store.spare_file
-        segment.allocated_slots = store.spare_slots
-        store.spare_file = -1
-        store.spare_slots = 0
     return failure
 
 
@@ -302,7 +218,8 @@ cdef int make_file(SegmentStore* store, Segment* segment, bint may_take_spare) n
         if segment.file >= 0:
             medium_close(segment.file)
             segment.file = -1
-        failure = take_spare(store, segment)
+        segment_path(store, segment, path)
+        failure = spare_take(&store.spare, store.path, path, &segment.file, &segment.allocated_slots)
     if failure:
         return failure
     failure = segment_write_header(store, segment)

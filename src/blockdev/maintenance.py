@@ -10,6 +10,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from blockdev import diagnostics
+from blockdev._compact import index_segment
 from blockdev.clock import monotonic_seconds
 from blockdev.errors import BlockdevError
 
@@ -68,7 +69,7 @@ class Maintenance:
         pool.tend_memory()
         pool.keep_spare()
         for id in self._to_index[:INDEXED_AT_ONCE]:
-            pool.core.index_segment(id)
+            index_segment(pool.core, id)
         self._to_index = self._to_index[INDEXED_AT_ONCE:]
         pool.compactor.tend(stats, stats["available_bytes"])
         if now - self._flushed >= FLUSH_SECONDS:

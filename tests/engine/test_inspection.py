@@ -274,8 +274,9 @@ def test_a_scrub_is_joined_and_another_inspection_is_refused_meanwhile(closed: s
         assert pool.inspector.progress() is None
         again = pool.inspector.start("check", None)
         assert pool.inspector.outcome(again, DEADLINE_S).state == "done"
+        assert pool.inspector.outcome(run, 0).state == "cancelled"
         with pytest.raises(NotFound):
-            pool.inspector.outcome(run, 0)
+            pool.inspector.outcome(again + 1, 0)
 
 
 def test_close_ends_a_scrub(closed: str) -> None:

@@ -267,8 +267,9 @@ def test_a_compaction_is_seen_joined_and_cancelled(client: EngineClient, pool: P
     again = client.compact()
     assert again != run and ended(client, again).state == "done"
     assert pool.get(littered).read(0, len(STAYS)) == STAYS
+    assert client.compaction(run).state == "cancelled"
     with pytest.raises(NotFound):
-        client.compaction(run)
+        client.compaction(again + 1)
 
 
 def test_a_compaction_that_fails_says_why(

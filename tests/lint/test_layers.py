@@ -13,7 +13,7 @@ LEVELS = [
     {"errors", "constants", "types", "clock", "diagnostics", "_sync"},
     {"_medium", "_nbdkit_guard"},
     {"_dedup", "home"},
-    {"_cold"},
+    {"_cold", "_spare"},
     {"_nodes", "_segments"},
     {"_log"},
     {"_cow"},
