@@ -411,6 +411,9 @@ cdef int log_flush(Log* log, uint64_t target_lsn) noexcept nogil:
     """Return when every entry below `target_lsn` is durable; EIO when that will never be."""
     cdef int failure = 0
     pthread_mutex_lock(&log.lock)
+    if log.poisoned:
+        pthread_mutex_unlock(&log.lock)
+        return EIO
     while log.durable_lsn < target_lsn and not log.poisoned:
         if log.syncing:
             pthread_cond_wait(&log.changed, &log.lock)

@@ -72,7 +72,7 @@ class PageCache:
                 if path == source or path.startswith(source + "/"):
                     held[destination + path[len(source) :]] = held.pop(path)  # type: ignore[attr-defined]
         for fd, path in self.paths.items():
-            if path.startswith(source + "/"):
+            if path == source or path.startswith(source + "/"):
                 self.paths[fd] = destination + path[len(source) :]
 
     def lose(self, fd: int, evicted: bool) -> None:
