@@ -221,6 +221,8 @@ cdef class Marker:
         cdef uint64_t i, root
         self.segment_end = min(self.segment_end, segment_end)
         self.node_end = node_end
+        self.stack.count = 0
+        free(self.met)
         self.met = <uint64_t*>calloc(node_end // 64 + 1, sizeof(uint64_t))
         if self.met == NULL:
             raise MemoryError()
@@ -256,12 +258,12 @@ cdef class Marker:
             raise errors.Corrupt("a map node does not verify, so it is not known what is live; run blockdevctl pool check")
         return self.stack.count > 0
 
-    def live_blocks(self):
-        """{segment id: live blocks} of the segments that may be compacted."""
+    def live_blocks(self, ids=None):
+        """{segment id: live blocks} of the segments that may be compacted, or of those named."""
         cdef Segment* segment
         cdef uint32_t id
         live = {}
-        for id in range(1, self.segment_end):
+        for id in range(1, self.segment_end) if ids is None else ids:
             segment = segments_get(self.core.state.segments, id)
             if segment != NULL and segment.live != NULL:
                 live[id] = count_bits(segment.live, self.bits_end())
@@ -307,9 +309,12 @@ cdef class Marker:
         cdef Segment* segment = self.get(id)
         cdef uint32_t slot, count = 0
         cdef bint was_open = False
+        cdef int failure
         if segment.block_count:
             return segment.block_count
-        if segment_peek(self.core.state.segments, id, &segment, &was_open):
+        with nogil:
+            failure = segment_peek(self.core.state.segments, id, &segment, &was_open)
+        if failure:
             return None
         with nogil:
             for slot in range(segment.slot_count):
@@ -340,7 +345,10 @@ cdef class Marker:
         cdef int file = -1
         cdef int failure = segment_pin(self.core.state.segments, id, &segment)
         if not failure:
-            failure = segment_rewrite_begin(self.core.state.segments, &file)
+            # opened once more since its blocks were counted, it may not be read as well as then
+            failure = EIO if not segment.sealed or segment.unread else 0
+            if not failure:
+                failure = segment_rewrite_begin(self.core.state.segments, &file)
             if failure:
                 segment_unpin(self.core.state.segments, segment)
         if failure:
@@ -382,20 +390,25 @@ cdef class Marker:
         cdef PoolState* pool = self.core.state
         cdef Segment* segment = self.segment
         cdef uint64_t old_bytes = 0, new_bytes = 0
+        cdef bint unsure = False
         cdef int failure
+        if self.writer.header.block_count != count_bits(segment.live, self.bits_end()):
+            self.rewrite_failed(EIO)    # what a map reaches is not all there
         with nogil:
             failure = cold_finish(&self.writer, &new_bytes)
         if failure:
             self.rewrite_failed(failure)
         self.segment = NULL             # the swap takes the pin
         with nogil:
-            failure = segment_swap(pool.segments, segment, self.writer.file, &old_bytes, &new_bytes)
+            failure = segment_swap(pool.segments, segment, self.writer.file, &old_bytes, &new_bytes, &unsure)
+            if unsure:
+                log_poison(pool.log, failure)
             if not failure and not planted(BUG_SWAP_NOT_SYNCED):
                 failure = medium_sync_directory(pool.segments.path)
                 if failure:
                     log_poison(pool.log, failure)       # names of the log's segments may be among what is lost
             if not failure:
-                failure = segment_drop(pool.segments, segment, segment.generation - 1, old_bytes)
+                failure = segment_drop(pool.segments, segment, segment.generation - 1, old_bytes, new_bytes)
         if failure:
             raise errors.medium_failure(f"segment {segment.id:08x} cannot be replaced", failure)
         return <long long>(old_bytes - new_bytes)

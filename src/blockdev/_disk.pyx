@@ -206,7 +206,7 @@ cdef bint take_reference(PoolState* pool, uint64_t address) noexcept nogil:
     cdef Segment* segment = segments_get(pool.segments, address >> 32)
     cdef uint32_t index = <uint32_t>address
     cdef uint64_t* live
-    if segment == NULL or load_u32(&segment.closed):
+    if segment == NULL or load_u32(&segment.closed) or index >= pool.segments.segment_slots:
         return False
     live = <uint64_t*>load_pointer(<void**>&segment.live)
     if live != NULL and not planted(BUG_REVIVED_LOST):

@@ -48,6 +48,7 @@ cdef struct Log:
     uint64_t next_lsn               # of the next entry; atomic
     uint64_t durable_lsn            # atomic
     bint syncing
+    bint rolling                    # a sync that seals a segment, too: a checkpoint behind it waits for that
     uint64_t slots_at_sync          # in use in all segments when it began
     uint32_t commits                # small syncs in a row; atomic
     bint directory_dirty            # a segment was created since the directory was synced

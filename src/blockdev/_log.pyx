@@ -414,7 +414,7 @@ cdef int log_flush(Log* log, uint64_t target_lsn) noexcept nogil:
     if log.poisoned:
         pthread_mutex_unlock(&log.lock)
         return EIO
-    while log.durable_lsn < target_lsn and not log.poisoned:
+    while (log.durable_lsn < target_lsn or log.rolling) and not log.poisoned:
         if log.syncing:
             pthread_cond_wait(&log.changed, &log.lock)
             continue
@@ -441,12 +441,13 @@ cdef int log_roll(Log* log) noexcept nogil:
         return failure
     log.syncing = True
     close_batch(log)
-    failure = roll_segment(log, ENTRY_RECORD)
+    failure = roll_segment(log, ENTRY_DATA)     # the spare is for what must go on
     if not failure:
+        log.rolling = True
         failure = sync_now(log)
         if failure:
             poison(log, failure)
-    log.syncing = False
+    log.syncing = log.rolling = False
     pthread_cond_broadcast(&log.changed)
     pthread_mutex_unlock(&log.lock)
     return failure

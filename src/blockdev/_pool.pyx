@@ -39,8 +39,9 @@ from blockdev._segments cimport (
     BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, segments_add, segments_bytes, segments_create, segments_destroy,
 )
 from blockdev._sync cimport (
-    load_u32, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_rwlock_destroy, pthread_rwlock_rdlock,
-    pthread_rwlock_unlock, pthread_rwlock_wrlock, rwlock_init_writer_first, store_u32, store_u64,
+    load_u32, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    pthread_rwlock_destroy, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, rwlock_init_writer_first,
+    store_u32, store_u64,
 )
 
 cdef extern from "<errno.h>" nogil:
@@ -171,14 +172,15 @@ cdef int take_cut(PoolState* pool, Disk** disks, uint32_t count, Cut* cut) noexc
     """Freeze the maps and copy all that a checkpoint says of this instant.  Writers wait for this only."""
     cdef uint32_t i
     pthread_rwlock_wrlock(&pool.cut_lock)
-    # slot lists change with map updates only, which cut_lock excludes
+    pthread_mutex_lock(&pool.nodes.lock)        # compaction retires slots meanwhile
     cut.free_slots = copy_slots(&pool.nodes.free_slots, &cut.free_count)
     cut.retired_slots = copy_slots(&pool.nodes.retired_slots, &cut.retired_count)
+    cut.next_node_id = pool.nodes.next_id
+    pthread_mutex_unlock(&pool.nodes.lock)
     if cut.free_slots == NULL or cut.retired_slots == NULL:
         pthread_rwlock_unlock(&pool.cut_lock)
         return ENOMEM
     cut.generation = pool.nodes.generation
-    cut.next_node_id = pool.nodes.next_id
     pool.frozen = nodes_freeze(pool.nodes)
     log_position(pool.log, &cut.segment_id, &cut.index, &cut.lsn)
     for i in range(count):

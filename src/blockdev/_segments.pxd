@@ -136,8 +136,9 @@ cdef int segment_rewrite_begin(SegmentStore* store, int* file) noexcept nogil
 cdef void segment_rewrite_abandon(SegmentStore* store, int file) noexcept nogil
 cdef void cold_identity(SegmentStore* store, Segment* segment, ColdHeader* header) noexcept nogil
 cdef int segment_swap(
-    SegmentStore* store, Segment* segment, int file, uint64_t* old_bytes, uint64_t* new_bytes) noexcept nogil
-cdef int segment_drop(SegmentStore* store, Segment* segment, uint32_t generation, uint64_t size_bytes) noexcept nogil
+    SegmentStore* store, Segment* segment, int file, uint64_t* old_bytes, uint64_t* new_bytes, bint* unsure) noexcept nogil
+cdef int segment_drop(
+    SegmentStore* store, Segment* segment, uint32_t generation, uint64_t old_bytes, uint64_t new_bytes) noexcept nogil
 cdef int segment_remove(SegmentStore* store, Segment* segment, uint64_t* freed_bytes) noexcept nogil
 
 # for check and scrub: what describes a pinned segment on the disk

@@ -10,7 +10,7 @@ from blockdev._cold cimport ColdHeader, ColdIndex, cold_free, cold_load, cold_re
 from blockdev._dedup cimport Fingerprint, checksum64
 from blockdev._medium cimport (
     MEDIUM_CREATE, MEDIUM_READ, MEDIUM_WRITE, medium_allocate, medium_close, medium_open, medium_read, medium_rename,
-    BUG_REWRITE_NOT_SYNCED, medium_size, medium_sync, medium_truncate, medium_unlink, medium_write,
+    BUG_REWRITE_NOT_SYNCED, medium_size, medium_sync, medium_sync_directory, medium_truncate, medium_unlink, medium_write,
     planted,
 )
 from blockdev._spare cimport spare_close, spare_init, spare_take
@@ -264,7 +264,8 @@ cdef int load_trailer(SegmentStore* store, Segment* segment, uint64_t size_bytes
         return ENOENT
     if medium_read(segment.file, slot, SLOT_BYTES, size_bytes - SLOT_BYTES):
         return ENOENT
-    if not header_holds(store, segment, trailer, TRAILER_MAGIC):
+    if (not header_holds(store, segment, trailer, TRAILER_MAGIC)
+            or trailer.slot_count == 0 or trailer.slot_count > store.segment_slots):
         return ENOENT
     index_bytes = (trailer.slot_count * sizeof(Fingerprint) + SLOT_BYTES - 1) // SLOT_BYTES * SLOT_BYTES
     if trailer.slot_count * <uint64_t>SLOT_BYTES + index_bytes + SLOT_BYTES != size_bytes:
@@ -597,11 +598,16 @@ cdef void keep_others_out(Segment* segment) noexcept nogil:
 
 
 cdef int cold_verify(int file, const ColdHeader* known) noexcept nogil:
-    """Whether header and index of a compacted segment can be read."""
+    """0 when header and index of a compacted segment can be read."""
     cdef ColdHeader header = known[0]
     cdef ColdIndex* index = NULL
     cdef Fingerprint* fingerprints = NULL
+    cdef uint32_t slot, found = 0
     cdef int failure = cold_load(file, &header, &index, &fingerprints)
+    if not failure:
+        for slot in range(header.slot_count):
+            found += index.ranks[slot] != 0
+        failure = 0 if found == header.block_count else EIO     # a page that is lost is passed over
     cold_free(index)
     free(fingerprints)
     return failure
@@ -627,13 +633,21 @@ cdef void segment_let_go(SegmentStore* store, Segment* segment, bint was_open) n
     pthread_mutex_unlock(&segment.lock)
 
 
+cdef bint is_gone(SegmentStore* store, const char* path) noexcept nogil:
+    """Remove a name that may be there; whether it is durably not."""
+    cdef int failure = medium_unlink(path)
+    cdef int unsynced = medium_sync_directory(store.path)
+    return (failure == 0 or failure == ENOENT) and not unsynced
+
+
 cdef int segment_swap(
-    SegmentStore* store, Segment* segment, int file, uint64_t* old_bytes, uint64_t* new_bytes
+    SegmentStore* store, Segment* segment, int file, uint64_t* old_bytes, uint64_t* new_bytes, bint* unsure
 ) noexcept nogil:
     """Let `file`, a complete rewrite, be the segment's; takes the caller's pin.  An error leaves all as it was.
 
     The caller makes the new name durable before it removes the old one.  Until then a start may find either or both, and of
-    both it takes the higher generation: nothing may be added to the old one any more.
+    both it takes the higher generation: nothing may be added to the old one any more.  unsure: after an error the new name
+    may be there all the same.
     """
     cdef char new_path[PATH_BYTES]
     cdef char made_path[PATH_BYTES]
@@ -649,6 +663,7 @@ cdef int segment_swap(
         failure = cold_verify(file, &header)
     if not failure:
         failure = medium_rename(made_path, new_path)
+        unsure[0] = failure and not is_gone(store, new_path)
     segment_unpin(store, segment)
     if failure:
         segment_rewrite_abandon(store, file)
@@ -661,18 +676,19 @@ cdef int segment_swap(
     segment.replacing = False
     pthread_mutex_unlock(&segment.lock)
     medium_close(file)
-    add_u64(&store.bytes_added, new_bytes[0])
     return 0
 
 
-cdef int segment_drop(SegmentStore* store, Segment* segment, uint32_t generation, uint64_t size_bytes) noexcept nogil:
-    """Remove the file of an older generation."""
+cdef int segment_drop(
+    SegmentStore* store, Segment* segment, uint32_t generation, uint64_t old_bytes, uint64_t new_bytes
+) noexcept nogil:
+    """Remove the file of an older generation, of `old_bytes`; that of the new one, of `new_bytes`, is counted instead."""
     cdef char path[PATH_BYTES]
     cdef int failure
     snprintf(path, PATH_BYTES, b"%s/%08x.%u", store.path, segment.id, generation)
     failure = medium_unlink(path)
     if not failure:
-        add_u64(&store.bytes_removed, size_bytes)
+        add_u64(&store.bytes_removed, old_bytes - new_bytes)
     return failure
 
 

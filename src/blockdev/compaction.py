@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,9 +18,9 @@ from blockdev import diagnostics
 from blockdev._compact import Marker, lend_spare, roll_log, trim_nodes
 from blockdev.clock import monotonic_seconds
 from blockdev.constants import BLOCK_BYTES
-from blockdev.errors import MediumError, PoolFull
+from blockdev.errors import Busy, Gone, MediumError, PoolFull
 from blockdev.recovery import list_segments
-from blockdev.runner import Outcome, Pace, Runner, Work
+from blockdev.runner import Pace, Runner, State, Work
 
 if TYPE_CHECKING:
     from blockdev._pool import Core
@@ -56,7 +57,6 @@ class Candidate(NamedTuple):
     """A segment that a round may rewrite."""
 
     id: int
-    live: int  # blocks
     dead_share: float  # of its blocks
     size_bytes: int  # of its file
 
@@ -84,6 +84,7 @@ class Compaction:
         self._removed = self._rewritten = self._nodes_freed = 0
         self._freed_bytes = self._copied_bytes = self._live_bytes = 0
         self._kept: list[str] = []
+        self._patient = False  # a newer look gave nothing back: go on with this one to its end
 
     @property
     def done_bytes(self) -> int:
@@ -91,13 +92,8 @@ class Compaction:
 
     def run(self) -> CompactionReport:
         """Cancelled; Corrupt when a map node cannot be read, Gone when the pool is closed meanwhile."""
-        try:
-            self.begin()
-            self.mark()
-            self.free_nodes()
-            self.rewrite()
-        finally:
-            self.end()
+        while not self._pass():
+            pass
         self.trim()
         self.total_bytes = self._pace.done_bytes
         return CompactionReport(
@@ -109,6 +105,22 @@ class Compaction:
             self._live_bytes,
             (*self._kept[:KEPT_NAMED], *self._kept_more()),
         )
+
+    def _pass(self) -> bool:
+        """From a checkpoint to the last segment; False when a writer that waits for room calls for a newer look."""
+        freed_before, lsn = self._freed_bytes, self._pool.core.stats()["next_lsn"]
+        self._pool.compactor.starved.clear()
+        try:
+            self.begin()
+            self.mark()
+            self.free_nodes()
+            complete = self.rewrite()
+        finally:
+            self.end()
+        if not complete and self._freed_bytes <= freed_before:
+            self._pool.core.found_no_room(lsn)
+            self._patient = True
+        return complete
 
     def _kept_more(self) -> list[str]:
         more = len(self._kept) - KEPT_NAMED
@@ -146,38 +158,56 @@ class Compaction:
     def free_nodes(self) -> None:
         """Let node slots that no map reaches be used again, two checkpoints from now."""
         assert self._base is not None
-        self._nodes_freed = self._marker.retire(self._base.generation)
+        self._nodes_freed += self._marker.retire(self._base.generation)
 
-    def rewrite(self) -> None:
-        """Rewrite or remove segments, those first that give back most for what is to be copied."""
-        candidates = list(self._candidates())
-        self.total_bytes = self._pace.done_bytes + sum(c.size_bytes for c in candidates if c.live)
+    def rewrite(self) -> bool:
+        """Rewrite or remove segments, those first that give back most for what is to be copied.
+
+        False: it ended where little more was to be given back, as a writer waits for room.
+        """
+        live = self._marker.live_blocks()
+        self._live_bytes = sum(live.values()) * BLOCK_BYTES
+        self._rewrite_all([id for id, blocks in live.items() if blocks == 0])
+        candidates = sorted(self._candidates(live), key=lambda candidate: (-candidate.dead_share, candidate.id))
+        self.total_bytes = self._pace.done_bytes + sum(candidate.size_bytes for candidate in candidates)
         for first in range(0, len(candidates), CLOSED_AT_ONCE):
-            group = [candidate.id for candidate in candidates[first : first + CLOSED_AT_ONCE]]
-            self._marker.close(group)
-            # blocks that were referred to since they were chosen are live now
-            live = self._marker.live_blocks()
-            try:
-                for id in group:
-                    self._compact(id, live[id])
-            finally:
-                self._marker.reopen(group)
+            group = candidates[first : first + CLOSED_AT_ONCE]
+            if self._pool.compactor.starved.is_set():
+                self._pace.hurry()
+                if group[0].dead_share < DEAD_SHARE and not self._patient:
+                    return False
+            self._rewrite_all([candidate.id for candidate in group])
+        return True
 
-    def _candidates(self) -> Iterator[Candidate]:
+    def _candidates(self, live: dict[int, int]) -> Iterator[Candidate]:
+        """Of the segments that have live blocks."""
         files = {id: (generation, size) for id, generation, size in list_segments(f"{self._pool.path}/segments")}
-        found = []
-        for id, live in self._marker.live_blocks().items():
-            self._live_bytes += live * BLOCK_BYTES
+        for id, live_blocks in live.items():
+            if live_blocks == 0:
+                continue
+            self._pace.spend(0)
             generation, size_bytes = files.get(id, (0, 0))
-            blocks = self._marker.block_count(id) if live else 0
+            blocks = self._marker.block_count(id)
             if blocks is None:
                 self._kept.append(f"segment {id:08x} cannot be opened, or parts of it cannot be read")
                 continue
-            dead_share = 1 - live / blocks if blocks else 1.0
+            dead_share = 1 - live_blocks / blocks
             cold = generation == 0 and (self._eager or id < self._cold_end)
             if dead_share >= (DEAD_SHARE_EAGER if self._eager else DEAD_SHARE) or (cold and self._level):
-                found.append(Candidate(id, live, dead_share, size_bytes))
-        return iter(sorted(found, key=lambda candidate: (-candidate.dead_share, candidate.id)))
+                yield Candidate(id, dead_share, size_bytes)
+
+    def _rewrite_all(self, ids: list[int]) -> None:
+        """Rewrite or remove segments, which take no references meanwhile."""
+        if not ids:
+            return
+        self._marker.close(ids)
+        # blocks that were referred to since they were chosen are live now
+        live = self._marker.live_blocks(ids)
+        try:
+            for id in ids:
+                self._compact(id, live[id])
+        finally:
+            self._marker.reopen(ids)
 
     def _compact(self, id: int, live: int) -> None:
         """Rewrite one closed segment, or leave it as it is."""
@@ -211,7 +241,7 @@ class Compaction:
     def trim(self) -> None:
         """Shorten the node files by what is free at their ends by now."""
         if self._nodes_freed:
-            self._pool.checkpoint()
+            self._pool.checkpoint_if_room()
         with self._pool.no_checkpoint():
             self._freed_bytes += 2 * NODE_BYTES * trim_nodes(self._pool.core)
 
@@ -224,6 +254,7 @@ class Compactor(Runner[CompactionReport]):
 
     def __init__(self, core: Core) -> None:
         super().__init__(core)
+        self.starved = threading.Event()  # a write waits for room
         self._cold_end = 0
         # the latest round; before the first one: now, and that it was no round
         self._begun = Change(-1, core.stats()["segment_bytes_added"], monotonic_seconds())
@@ -233,25 +264,28 @@ class Compactor(Runner[CompactionReport]):
 
     def tend(self, stats: dict[str, int], available_bytes: int) -> None:
         """Begin a round of the pool's own if one is due.  stats: Core.stats()."""
-        starved = self._core.starved()
+        if self._core.starved():
+            self.starved.set()
         now = Change(stats["next_lsn"], stats["segment_bytes_added"], monotonic_seconds())
-        if self.progress() is None and (starved or self._begun.calls_for_round(now, available_bytes)):
-            self.start(RECLAIM, None if starved or available_bytes < stats["segment_bytes"] else IDLE_RATE_BYTES)
+        hurry = self.starved.is_set() or available_bytes < stats["segment_bytes"]
+        if self.progress() is None and (self.starved.is_set() or self._begun.calls_for_round(now, available_bytes)):
+            with contextlib.suppress(Busy, Gone):  # somebody was faster
+                self.start(RECLAIM, None if hurry else IDLE_RATE_BYTES)
 
     def _make(self, pool: Pool, kind: str, pace: Pace) -> Compaction:
         stats = self._core.stats()
         self._begun = Change(stats["next_lsn"], stats["segment_bytes_added"], monotonic_seconds())
         return Compaction(pool, pace, eager=kind == COMPACT, cold_end=self._cold_end)
 
-    def _finish(self, work: Work[CompactionReport]) -> Outcome[CompactionReport]:
-        begun = self._begun
-        outcome = super()._finish(work)
+    def _before_over(self, work: Work[CompactionReport], state: State) -> None:
         pool = self._core.pool()
-        if outcome.report is not None and isinstance(work, Compaction):
+        if state == "done" and isinstance(work, Compaction):
             self._cold_end = work.segment_end
-        if pool is not None and not self._core.closed and outcome.state != "cancelled" and not pool.has_room_for_guests():
-            self._core.found_no_room(begun.lsn)
-        return outcome
+        if state == "cancelled" or pool is None or self._core.closed:
+            return
+        self.starved.clear()
+        if not pool.has_room_for_guests():
+            self._core.found_no_room(self._begun.lsn)
 
     def _keep(self, report: CompactionReport) -> CompactionReport:
         for reason in report.kept:

@@ -116,7 +116,7 @@ class Pool:
     def _start(self, background: bool) -> None:
         """Make the next start short, and begin maintenance."""
         if self._replayed:
-            self._checkpoint_if_room()
+            self.checkpoint_if_room()
         if background:
             self._maintenance = Maintenance(self)
 
@@ -420,7 +420,7 @@ class Pool:
             self._check_open()  # by now another engine may have it
             self._take_checkpoint()
 
-    def _checkpoint_if_room(self) -> None:
+    def checkpoint_if_room(self) -> None:
         """Take a checkpoint that only makes a start short: a full file system may refuse it."""
         try:
             with self._checkpoint_lock:
@@ -622,7 +622,7 @@ class Pool:
         try:
             with self._lock:
                 self._core.close(list(self._objects.values()))
-            self._checkpoint_if_room()
+            self.checkpoint_if_room()
             dedup_file.save(self.path, self._core)
         except Poisoned:
             if not poisoned:  # else it said so when it happened; the log on disk is what counts

@@ -41,6 +41,10 @@ class Pace:
         self._now = now
         self._started = now()
 
+    def hurry(self) -> None:
+        """No limit from now on: somebody waits."""
+        self._rate_bytes = None
+
     def spend(self, byte_count: int) -> None:
         """Cancelled."""
         self.done_bytes += byte_count
@@ -134,7 +138,11 @@ class Runner(Generic[R]):
                 raise Busy(f"a {running.kind} of the pool is running: wait for it, or cancel it")
             work = self._begin(kind, rate_bytes)
             number = self._run
-        threading.Thread(target=self._finish_behind_guests, args=(work,), name=f"blockdev-{kind}", daemon=True).start()
+        thread = threading.Thread(target=self._finish_behind_guests, args=(work,), name=f"blockdev-{kind}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as failure:  # the machine has no room for one more thread
+            self._over(work, "failed", None, BlockdevError(f"the {kind} cannot begin: {failure}"))
         return number
 
     def _let_go_first(self, kind: str) -> None:
@@ -205,9 +213,16 @@ class Runner(Generic[R]):
         except Exception as failure:  # a bug, or no memory: whoever waits must be told
             diagnostics.report_bug(failure)
             error = BlockdevError(f"the {work.kind} failed: {type(failure).__name__}: {failure}")
+        return self._over(work, state, report, error)
+
+    def _over(self, work: Work[R], state: State, report: R | None, error: BlockdevError | None) -> Outcome[R]:
+        self._before_over(work, state)
         with self._lock:
             outcome = self._outcomes[self._run] = Outcome(self._progress(work), state, report, error)
             self._outcomes.pop(self._run - OUTCOMES_KEPT, None)
             self._work = None
             self._changed.notify_all()
             return outcome
+
+    def _before_over(self, work: Work[R], state: State) -> None:
+        """What the end of work means; a close still waits for it."""

@@ -345,6 +345,26 @@ def test_a_damaged_block_keeps_its_segment(small: Any, pool_path: str) -> None:
     assert bad == 1
 
 
+def test_a_segment_that_reads_worse_than_when_it_was_counted_stays(small: Any, pool_path: str) -> None:
+    """Without index and headers nobody knows its blocks: they must not be taken for dead."""
+    vdisk = small.create_vdisk(2 * MEBIBYTE, "a")
+    data = fill(vdisk)
+    small.close()
+    pool = Pool.open(pool_path, background=False)
+    try:
+        Compaction(pool, Pace(None, lambda _seconds: False), eager=False).run()  # counts, and leaves them as they are
+        path = Path(pool_path, "segments", "00000001.0")
+        whole = path.read_bytes()
+        path.write_bytes(whole[:BLOCK] + bytes(len(whole) - BLOCK))
+        report = pool.compact()
+        assert len(report.kept) == 1 and path.exists()
+        path.write_bytes(whole)
+    finally:
+        pool.close()
+    with Pool.open(pool_path, background=False) as again:
+        assert again.find("a").read(0, len(data)) == data
+
+
 def test_a_damaged_map_stops_the_round(small: Any, pool_path: str) -> None:
     vdisk = small.create_vdisk(4 * MEBIBYTE, "a")
     fill(vdisk)

@@ -218,7 +218,14 @@ class World:
         compaction = Compaction(self.opened, Pace(None, lambda _seconds: False))
         compaction.begin()  # which takes checkpoints
         self._durable()
-        for step in (compaction.mark, compaction.free_nodes, compaction.rewrite, compaction.end, compaction.trim):
+        steps: tuple[Callable[[], object], ...] = (
+            compaction.mark,
+            compaction.free_nodes,
+            compaction.rewrite,
+            compaction.end,
+            compaction.trim,
+        )
+        for step in steps:
             meanwhile()
             step()
 
