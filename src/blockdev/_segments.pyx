@@ -495,9 +495,11 @@ cdef int segment_pin(SegmentStore* store, uint64_t id, Segment** out) noexcept n
     cdef int failure = 0
     if segment == NULL:
         return EIO
-    if segment.file < 0 and load_u64(&store.open_count) >= store.open_max:
-        segments_evict(store)
     pthread_mutex_lock(&segment.lock)
+    if segment.file < 0 and load_u64(&store.open_count) >= store.open_max:
+        pthread_mutex_unlock(&segment.lock)
+        segments_evict(store)
+        pthread_mutex_lock(&segment.lock)
     while segment.replacing:
         pthread_mutex_unlock(&segment.lock)
         usleep(PIN_WAIT_US)

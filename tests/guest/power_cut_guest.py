@@ -79,10 +79,10 @@ class Control:
     def inspect(self, kind: InspectionKind) -> list[str]:
         """Whatever a check or a scrub has to say, when it is done."""
         run = self.engine.inspect(kind)
-        while (report := self.engine.inspection(run, wait_s=1)).state == "running":
+        while (outcome := self.engine.inspection(run, wait_s=1)).state == "running":
             pass
-        assert report.state == "done", report
-        return [str(finding) for finding in report.findings] + report.healed
+        assert outcome.report is not None, outcome
+        return [str(finding) for finding in outcome.report.findings] + list(outcome.report.healed)
 
 
 class Requests(socketserver.StreamRequestHandler):

@@ -80,10 +80,10 @@ class World:
         """A check or scrub of the pool, which is to find nothing."""
         control = self.control()
         run = control.inspect(kind)
-        while (inspection := control.inspection(run, wait_s=1)).state == "running":
+        while (outcome := control.inspection(run, wait_s=1)).state == "running":
             pass
         control.close()
-        assert inspection.state == "done" and inspection.findings == [], inspection
+        assert outcome.report is not None and outcome.report.findings == [], outcome
 
     def trim(self) -> None:
         """Delete the oldest snapshots and clones."""
