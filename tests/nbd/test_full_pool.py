@@ -243,8 +243,9 @@ def test_full_file_system_is_started_on(seed: int) -> None:
         assert np.array_equal(load.read(), before)
         load.check_after_kill()
         load.check_deletes()
-        foreign.unlink()
         handle = load.connect("load/root")
+        took(handle, os.urandom(MEBIBYTE))  # with room that compaction finds, or refused for want of it
+        foreign.unlink()
         until(lambda: took(handle, os.urandom(MEBIBYTE)), "space")
         handle.flush()
         home("pool", "scrub")
