@@ -18,8 +18,8 @@ from blockdev._nodes cimport (
 from blockdev._pool cimport Core, DiskObject
 from blockdev._segments cimport (
     ENTRY_DATA, ENTRY_RECORD, SLOT_BYTES, BatchEntry, BatchHeader, Segment, batch_recognise, batch_slots, make_address,
-    cold_identity, segment_header_holds, segment_index_holds, segment_pin, segment_read, segment_seal_again,
-    segment_unpin, segment_write_header, segments_get,
+    cold_identity, segment_header_holds, segment_holds_block, segment_index_holds, segment_pin, segment_read,
+    segment_seal_again, segment_unpin, segment_write_header, segments_get,
 )
 from blockdev._sync cimport (
     load_pointer, load_u32, load_u64, pthread_mutex_lock, pthread_mutex_unlock, pthread_rwlock_rdlock,
@@ -114,9 +114,7 @@ cdef uint32_t slot_reason(Segment* segment, uint32_t index) noexcept nogil:
     """What is wrong with an address in a pinned segment; 0: it names a block."""
     if index >= load_u32(&segment.slot_count):
         return BEYOND_SEGMENT
-    if segment.fingerprints[index].low == 0 and segment.fingerprints[index].high == 0:
-        return NO_BLOCK
-    return 0
+    return 0 if segment_holds_block(segment, index) else NO_BLOCK
 
 
 cdef void check_leaf(Walk* walk, MapNode* node) noexcept nogil:

@@ -20,7 +20,8 @@ from blockdev._nodes cimport (
 from blockdev._pool cimport Core
 from blockdev._segments cimport (
     SLOT_BYTES, Segment, cold_identity, make_address, segment_drop, segment_pin, segment_read, segment_remove,
-    segment_let_go, segment_peek, segment_rewrite_abandon, segment_rewrite_begin, segment_swap, segment_unpin, segments_get,
+    segment_holds_block, segment_let_go, segment_peek, segment_rewrite_abandon, segment_rewrite_begin, segment_swap,
+    segment_unpin, segments_get,
 )
 from blockdev._sync cimport (
     load_pointer, load_u32, load_u64, or_u64, pthread_rwlock_unlock, pthread_rwlock_wrlock, store_pointer, store_u32,
@@ -112,8 +113,10 @@ cdef int mark_node(
 
 # --- rewriting -------------------------------------------------------------------------------------------------------
 
-cdef inline bint holds_block(const Segment* segment, uint32_t slot) noexcept nogil:
-    return segment.fingerprints[slot].low != 0 or segment.fingerprints[slot].high != 0
+cdef void forget(PoolState* pool, Segment* segment, uint32_t slot) noexcept nogil:
+    """Drop the hint to a block of a pinned segment, if there is one."""
+    if segment_holds_block(segment, slot):
+        dedup_forget(pool.dedup, segment.fingerprints[slot], make_address(segment.id, slot))
 
 
 cdef int copy_run(ColdWriter* writer, Segment* segment, uint32_t first, uint32_t count) noexcept nogil:
@@ -141,26 +144,17 @@ cdef int copy_slots(
     cdef int failure = 0
     while slot[0] < end and not failure:
         if not bit_of(segment.live, slot[0]):
-            if holds_block(segment, slot[0]):
-                dedup_forget(pool.dedup, segment.fingerprints[slot[0]], (<uint64_t>segment.id << 32) | slot[0])
+            forget(pool, segment, slot[0])
             slot[0] += 1
             continue
         run = 0
         while run < COPY_BLOCKS and slot[0] + run < end and bit_of(segment.live, slot[0] + run):
-            if not holds_block(segment, slot[0] + run):
+            if not segment_holds_block(segment, slot[0] + run):
                 return EIO              # what the index does not know must not be dropped for good
             run += 1
         failure = copy_run(writer, segment, slot[0], run)
         slot[0] += run
     return failure
-
-
-cdef void forget_all(PoolState* pool, Segment* segment) noexcept nogil:
-    """Drop the hints to the blocks of a pinned segment."""
-    cdef uint32_t slot
-    for slot in range(segment.slot_count):
-        if holds_block(segment, slot):
-            dedup_forget(pool.dedup, segment.fingerprints[slot], (<uint64_t>segment.id << 32) | slot)
 
 
 cdef class Marker:
@@ -318,7 +312,7 @@ cdef class Marker:
             return None
         with nogil:
             for slot in range(segment.slot_count):
-                count += holds_block(segment, slot)
+                count += segment_holds_block(segment, slot)
             if segment.sealed and not segment.unread:
                 segment.block_count = count
             segment_let_go(self.core.state.segments, segment, was_open)
@@ -327,11 +321,13 @@ cdef class Marker:
     def remove(self, uint32_t id):
         """Remove a closed segment without live blocks; returns the bytes that gives back."""
         cdef Segment* segment = self.get(id)
+        cdef uint32_t slot
         cdef uint64_t freed_bytes = 0
         cdef int failure
         with nogil:
             if segment_pin(self.core.state.segments, id, &segment) == 0:
-                forget_all(self.core.state, segment)
+                for slot in range(segment.slot_count):
+                    forget(self.core.state, segment, slot)
                 segment_unpin(self.core.state.segments, segment)
             failure = segment_remove(self.core.state.segments, segment, &freed_bytes)
         if failure:
@@ -449,7 +445,7 @@ def index_segment(Core core, uint32_t id):
     with nogil:
         if segment_peek(core.state.segments, id, &segment, &was_open) == 0:
             for slot in range(load_u32(&segment.slot_count)):
-                if holds_block(segment, slot):
+                if segment_holds_block(segment, slot):
                     dedup_insert(core.state.dedup, segment.fingerprints[slot], make_address(id, slot))
             segment_let_go(core.state.segments, segment, was_open)
 

@@ -13,7 +13,8 @@ from blockdev._dedup cimport (
 )
 from blockdev._log cimport log_append, log_flush, log_poison, log_read_unwritten
 from blockdev._segments cimport (
-    ENTRY_DATA, ENTRY_HOLE, ENTRY_REFERENCE, Segment, make_address, segment_pin, segment_read, segment_unpin, segments_get,
+    ENTRY_DATA, ENTRY_HOLE, ENTRY_REFERENCE, Segment, make_address, segment_holds_block, segment_pin, segment_read,
+    segment_unpin, segments_get,
 )
 from blockdev._medium cimport BUG_FUA_IGNORED, BUG_REVIVED_LOST, planted
 from blockdev._sync cimport (
@@ -225,8 +226,8 @@ cdef uint64_t block_behind(PoolState* pool, uint64_t address, Fingerprint finger
     if segment_pin(pool.segments, address >> 32, &segment):
         return 0
     end = min(load_u32(&segment.slot_count), index + BEHIND_SLOTS)
-    while index < end and segment.fingerprints[index].low == 0 and segment.fingerprints[index].high == 0:
-        index += 1                      # headers of batches, or what compaction dropped
+    while index < end and not segment_holds_block(segment, index):
+        index += 1
     if (index < end and segment.fingerprints[index].low == fingerprint.low
             and segment.fingerprints[index].high == fingerprint.high):
         found = make_address(segment.id, index)

@@ -110,6 +110,11 @@ cdef struct SegmentStore:           # the local directory of segments; the narro
 cdef inline uint64_t make_address(uint32_t segment_id, uint32_t index) noexcept nogil:
     return (<uint64_t>segment_id << 32) | index
 
+cdef inline bint segment_holds_block(const Segment* segment, uint32_t index) noexcept nogil:
+    """Whether a slot of a pinned segment holds a block; else it holds a header or a record, or compaction dropped it."""
+    return segment.fingerprints[index].low != 0 or segment.fingerprints[index].high != 0
+
+
 cdef SegmentStore* segments_create(
     const char* path, const uint8_t* uuid, uint32_t segment_slots, uint64_t open_max) noexcept nogil
 cdef void segments_destroy(SegmentStore* store) noexcept nogil

@@ -123,8 +123,12 @@ cdef uint64_t segments_bytes(SegmentStore* store) noexcept nogil:
     return load_u64(&store.bytes_added) - load_u64(&store.bytes_removed)
 
 
+cdef void generation_path(SegmentStore* store, Segment* segment, uint32_t generation, char* path) noexcept nogil:
+    snprintf(path, PATH_BYTES, b"%s/%08x.%u", store.path, segment.id, generation)
+
+
 cdef void segment_path(SegmentStore* store, Segment* segment, char* path) noexcept nogil:
-    snprintf(path, PATH_BYTES, b"%s/%08x.%u", store.path, segment.id, segment.generation)
+    generation_path(store, segment, segment.generation, path)
 
 
 cdef void fill_header(SegmentStore* store, Segment* segment, SegmentHeader* header, uint64_t magic) noexcept nogil:
@@ -658,7 +662,7 @@ cdef int segment_swap(
     rewrite_path(store, made_path)
     cold_identity(store, segment, &header)
     header.generation += 1
-    snprintf(new_path, PATH_BYTES, b"%s/%08x.%u", store.path, segment.id, header.generation)
+    generation_path(store, segment, header.generation, new_path)
     if not failure:
         failure = medium_size(segment.file, old_bytes) or medium_size(file, new_bytes)
     if not failure:                     # it is read back before anything relies on it
@@ -687,7 +691,7 @@ cdef int segment_drop(
     """Remove the file of an older generation, of `old_bytes`; that of the new one, of `new_bytes`, is counted instead."""
     cdef char path[PATH_BYTES]
     cdef int failure
-    snprintf(path, PATH_BYTES, b"%s/%08x.%u", store.path, segment.id, generation)
+    generation_path(store, segment, generation, path)
     failure = medium_unlink(path)
     if not failure:
         add_u64(&store.bytes_removed, old_bytes - new_bytes)

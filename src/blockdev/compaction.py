@@ -88,7 +88,7 @@ class Compaction:
 
     @property
     def done_bytes(self) -> int:
-        return self._pace.done_bytes
+        return min(self._pace.done_bytes, self.total_bytes)
 
     def run(self) -> CompactionReport:
         """Cancelled; Corrupt when a map node cannot be read, Gone when the pool is closed meanwhile."""
@@ -257,24 +257,23 @@ class Compactor(Runner[CompactionReport]):
         self.starved = threading.Event()  # a write waits for room
         self._cold_end = 0
         # the latest round; before the first one: now, and that it was no round
-        self._begun = Change(-1, core.stats()["segment_bytes_added"], monotonic_seconds())
+        self._begun = change_of(core.stats())._replace(lsn=-1)
 
     def _gives_way(self, running: str, to: str) -> bool:
         return (running, to) == (RECLAIM, COMPACT)
 
-    def tend(self, stats: dict[str, int], available_bytes: int) -> None:
-        """Begin a round of the pool's own if one is due.  stats: Core.stats()."""
+    def tend(self, stats: dict[str, int]) -> None:
+        """Begin a round of the pool's own if one is due.  stats: Pool.stats()."""
         if self._core.starved():
             self.starved.set()
-        now = Change(stats["next_lsn"], stats["segment_bytes_added"], monotonic_seconds())
+        now, available_bytes = change_of(stats), stats["available_bytes"]
         hurry = self.starved.is_set() or available_bytes < stats["segment_bytes"]
         if self.progress() is None and (self.starved.is_set() or self._begun.calls_for_round(now, available_bytes)):
             with contextlib.suppress(Busy, Gone):  # somebody was faster
                 self.start(RECLAIM, None if hurry else IDLE_RATE_BYTES)
 
     def _make(self, pool: Pool, kind: str, pace: Pace) -> Compaction:
-        stats = self._core.stats()
-        self._begun = Change(stats["next_lsn"], stats["segment_bytes_added"], monotonic_seconds())
+        self._begun = change_of(self._core.stats())
         return Compaction(pool, pace, eager=kind == COMPACT, cold_end=self._cold_end)
 
     def _before_over(self, work: Work[CompactionReport], state: State) -> None:
@@ -307,3 +306,8 @@ class Change(NamedTuple):
         if now.lsn == self.lsn or waited < PAUSE_SECONDS:
             return False
         return added >= max(ADDED_BYTES_MIN, available_bytes // 4) or waited >= IDLE_SECONDS
+
+
+def change_of(stats: dict[str, int]) -> Change:
+    """How far the pool has come now.  stats: Core.stats()."""
+    return Change(stats["next_lsn"], stats["segment_bytes_added"], monotonic_seconds())

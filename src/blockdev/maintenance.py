@@ -71,7 +71,7 @@ class Maintenance:
         for id in self._to_index[:INDEXED_AT_ONCE]:
             index_segment(pool.core, id)
         self._to_index = self._to_index[INDEXED_AT_ONCE:]
-        pool.compactor.tend(stats, stats["available_bytes"])
+        pool.compactor.tend(stats)
         if now - self._flushed >= FLUSH_SECONDS:
             self._flushed = now
             if stats["durable_lsn"] < stats["next_lsn"]:

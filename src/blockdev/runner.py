@@ -59,7 +59,9 @@ class Work(Protocol[R_co]):
     @property
     def kind(self) -> str: ...
     @property
-    def done_bytes(self) -> int: ...
+    def done_bytes(self) -> int:
+        """At most total_bytes."""
+
     @property
     def total_bytes(self) -> int: ...
     def run(self) -> R_co: ...
@@ -193,7 +195,7 @@ class Runner(Generic[R]):
         return self._work
 
     def _progress(self, work: Work[R]) -> Progress:
-        return Progress(self._run, work.kind, self._started, min(work.done_bytes, work.total_bytes), work.total_bytes)
+        return Progress(self._run, work.kind, self._started, work.done_bytes, work.total_bytes)
 
     def _finish_behind_guests(self, work: Work[R]) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, NICENESS)  # of this thread, on Linux
