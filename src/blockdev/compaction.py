@@ -133,7 +133,9 @@ class Compaction:
         self._marker.begin(self._pool.segment_end())
         base = self._base = self._take_base()
         self.segment_end = base.segment_end
-        self._marker.aim(base.segment_end, base.node_end, base.roots, base.free_ids, base.retired)
+        table = base.table
+        roots = [(thing.root, thing.height) for thing in table.objects]
+        self._marker.aim(base.segment_end, table.next_node_id, roots, table.free_ids, table.retired)
         stats = self._pool.core.stats()
         self.total_bytes = stats["map_bytes"] // 2 + stats["segment_bytes"]
 
@@ -158,7 +160,7 @@ class Compaction:
     def free_nodes(self) -> None:
         """Let node slots that no map reaches be used again, two checkpoints from now."""
         assert self._base is not None
-        self._nodes_freed += self._marker.retire(self._base.generation)
+        self._nodes_freed += self._marker.retire(self._base.table.generation)
 
     def rewrite(self) -> bool:
         """Rewrite or remove segments, those first that give back most for what is to be copied.

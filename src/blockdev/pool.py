@@ -64,6 +64,7 @@ ROOM_BYTES_MIN = 1 << 20  # with less the pool counts as full
 RESERVE_BYTES = 64 << 20  # kept from guests, for deletes and discards on a full pool
 SEGMENT_BYTES_MIN = 1 << 20
 SEGMENT_BYTES_MAX = 256 << 20
+NOT_HELD = 1 << 62  # later than any generation
 TABLE_NAME = re.compile(r"checkpoint-([0-9]+)")
 
 Thing: TypeAlias = VDisk | VDiskSnapshot
@@ -80,11 +81,7 @@ class MarkBase(NamedTuple):
     """What a durable checkpoint says of liveness."""
 
     segment_end: int  # neither of the two newest checkpoints needs what is before, but for blocks
-    generation: int
-    node_end: int
-    roots: list[tuple[int, int]]  # (node id, height) of each map
-    free_ids: bytes  # u64 each
-    retired: bytes  # (u64 id, u64 generation) each
+    table: Table
 
 
 class Pool:
@@ -104,7 +101,7 @@ class Pool:
         self._names: dict[str, int] = {o.name: o.id for o in recovered.objects.values() if o.name is not None}
         self._resident_nodes_max = recovered.resident_nodes_max
         self._replay_starts = (0, 0)  # segment ids of the two newest checkpoints; 0: not known
-        self._held_generation: int | None = None  # node slots that left their head later stay as they are
+        self._held_generation = NOT_HELD  # node slots that left their head later stay as they are
         self._log_bytes_at_checkpoint = self._core.stats()["segment_bytes_added"]
         self._checkpoint_count = 0
         self._maintenance: Maintenance | None = None
@@ -442,8 +439,7 @@ class Pool:
             done = True
         finally:
             # the fallback superblock now names the checkpoint before this one: slots only older ones hold are free
-            held = self._checkpoint_generation if self._held_generation is None else self._held_generation
-            self._core.checkpoint_end(done, min(held, self._checkpoint_generation))
+            self._core.checkpoint_end(done, min(self._held_generation, self._checkpoint_generation))
         self._superblock = written
         self._replay_starts = (self._replay_starts[1], cut.table.segment_id)
         self._checkpoint_generation = cut.generation
@@ -533,13 +529,11 @@ class Pool:
                 cut = self._take_checkpoint()
                 starts = self._replay_starts
             self._held_generation = cut.generation
-        table = cut.table
-        roots = [(thing.root, thing.height) for thing in table.objects]
-        return MarkBase(min(starts), cut.generation, table.next_node_id, roots, table.free_ids, table.retired)
+        return MarkBase(min(starts), cut.table)
 
     def release_mark_base(self) -> None:
         with self._checkpoint_lock:
-            self._held_generation = None
+            self._held_generation = NOT_HELD
 
     def no_checkpoint(self) -> contextlib.AbstractContextManager[object]:
         """No checkpoint is taken meanwhile."""
