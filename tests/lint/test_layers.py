@@ -11,7 +11,7 @@ from tests.lint.sources import ROOT, imports, module_name, package_sources, show
 # Higher may import lower.  Units of the same level do not know each other.
 LEVELS = [
     {"errors", "constants", "types", "clock", "diagnostics", "_sync"},
-    {"_medium", "_nbdkit_guard"},
+    {"_medium", "_nbdkit_guard", "policies"},
     {"_dedup", "home"},
     {"_cold", "_spare"},
     {"_nodes", "_segments"},
@@ -19,9 +19,9 @@ LEVELS = [
     {"_cow"},
     {"_disk"},
     {"_pool", "records", "superblock"},
-    {"_replay", "_check", "_compact", "dedup_file"},
+    {"_replay", "_check", "_compact", "_accounting", "dedup_file"},
     {"recovery", "maintenance", "findings", "runner"},
-    {"inspection", "compaction"},
+    {"inspection", "compaction", "accounting"},
     {"pool"},
     {"offline"},
     {""},  # the package itself: it names Pool and checks the extensions' versions
