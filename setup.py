@@ -61,6 +61,7 @@ EXTENSIONS = [
     extension("_segments"),
     extension("_log"),
     extension("_disk"),
+    extension("_actions"),
     extension("_pool"),
     extension("_replay"),
     extension("_check"),

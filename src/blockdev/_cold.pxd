@@ -1,7 +1,7 @@
 """Cold segments: what a segment becomes when compaction rewrites it.
 
 Only its live blocks are left, in the order of their addresses, eight to a frame, each frame compressed by zstd or stored as
-it is.  An index says where the block of an address lies: the addresses themselves stay what they were.  The index is there
+it is: when that saves too little, or when a policy wants one of its blocks plain.  An index says where the block of an address lies: the addresses themselves stay what they were.  The index is there
 twice, page by page, so that one lost sector loses none of it.
 
 A cold segment is written once, whole, and never changed.  Functions take an open file; who may use it when is _segments'.
@@ -33,7 +33,7 @@ cdef struct ColdHeader:             # slot 0 of the file, and its last slot once
     uint64_t end_lsn
     uint64_t index_offset           # bytes, of the first copy of the pages; the second follows it
     uint32_t page_count             # of one copy
-    uint32_t reserved
+    uint32_t plain_count            # blocks that a policy wanted plain
 
 cdef struct ColdPage:               # 4096 bytes
     uint64_t magic
@@ -50,15 +50,17 @@ cdef struct ColdPage:               # 4096 bytes
 
 cdef struct ColdIndex:              # of a segment that is open
     uint32_t block_count
+    uint32_t plain_count            # of them, as the header says
     uint64_t* frames
     uint32_t* ranks                 # of each slot: one more than the block's number among those that are left; 0: gone
 
 cdef struct ColdWriter:             # one rewrite; buffers are kept from one segment to the next
     int file
-    int level                       # of zstd; 0: store all as it is
+    int level                       # of zstd
     ColdHeader header
     uint64_t offset                 # where the next frame goes
     uint32_t pending                # blocks of the frame that is being filled
+    bint plain                      # one of them is not to be compressed
     char* frame
     char* packed                    # room for a compressed frame
     ColdPage* pages
@@ -88,5 +90,6 @@ cdef int cold_heal(int file, const ColdHeader* known, bint write, uint32_t* bad,
 cdef int cold_writer_init(ColdWriter* writer) noexcept nogil
 cdef void cold_writer_destroy(ColdWriter* writer) noexcept nogil
 cdef void cold_begin(ColdWriter* writer, int file, const ColdHeader* header, int level) noexcept nogil
-cdef int cold_add(ColdWriter* writer, uint32_t slot, Fingerprint fingerprint, const char* block) noexcept nogil
+cdef int cold_add(
+    ColdWriter* writer, uint32_t slot, Fingerprint fingerprint, const char* block, bint plain) noexcept nogil
 cdef int cold_finish(ColdWriter* writer, uint64_t* size_bytes) noexcept nogil

@@ -154,6 +154,7 @@ cdef int cold_load(int file, ColdHeader* known, ColdIndex** out, Fingerprint** f
     fingerprints[0] = <Fingerprint*>calloc(known.slot_count, sizeof(Fingerprint))
     if index != NULL:
         index.block_count = known.block_count
+        index.plain_count = known.plain_count
         index.ranks = <uint32_t*>calloc(known.slot_count, sizeof(uint32_t))
         index.frames = <uint64_t*>calloc(known.block_count // FRAME_BLOCKS + 1, sizeof(uint64_t))
     if index == NULL or fingerprints[0] == NULL or index.ranks == NULL or index.frames == NULL:
@@ -286,9 +287,10 @@ cdef void cold_begin(ColdWriter* writer, int file, const ColdHeader* header, int
     writer.level = level
     writer.header = header[0]
     writer.header.magic = COLD_MAGIC
-    writer.header.block_count = writer.header.page_count = writer.header.reserved = 0
+    writer.header.block_count = writer.header.page_count = writer.header.plain_count = 0
     writer.offset = SLOT_BYTES
     writer.pending = 0
+    writer.plain = False
 
 
 cdef ColdPage* page_for_next(ColdWriter* writer) noexcept nogil:
@@ -322,7 +324,7 @@ cdef int end_frame(ColdWriter* writer) noexcept nogil:
     cdef const char* place = writer.frame
     cdef size_t got
     cdef int failure
-    if writer.level:
+    if not writer.plain:
         # no more room than what is worth it: zstd stops there
         got = ZSTD_compressCCtx(<ZSTD_CCtx*>writer.context, writer.packed, count - count // WORTH_IT, writer.frame,
                                 count, writer.level)
@@ -335,11 +337,14 @@ cdef int end_frame(ColdWriter* writer) noexcept nogil:
         writer.offset | <uint64_t>stored << 40 | codec << 56)
     writer.offset += stored
     writer.pending = 0
+    writer.plain = False
     return failure
 
 
-cdef int cold_add(ColdWriter* writer, uint32_t slot, Fingerprint fingerprint, const char* block) noexcept nogil:
-    """Take one more block; slots ascend."""
+cdef int cold_add(
+    ColdWriter* writer, uint32_t slot, Fingerprint fingerprint, const char* block, bint plain
+) noexcept nogil:
+    """Take one more block; slots ascend.  plain: it is not to be compressed, nor are those in its frame."""
     cdef ColdPage* page = page_for_next(writer)
     if page == NULL:
         return ENOMEM
@@ -347,6 +352,8 @@ cdef int cold_add(ColdWriter* writer, uint32_t slot, Fingerprint fingerprint, co
     page.fingerprints[page.block_count] = fingerprint
     page.block_count += 1
     writer.header.block_count += 1
+    writer.header.plain_count += plain
+    writer.plain = writer.plain or plain
     memcpy(writer.frame + <uint64_t>writer.pending * SLOT_BYTES, block, SLOT_BYTES)
     writer.pending += 1
     return end_frame(writer) if writer.pending == FRAME_BLOCKS else 0

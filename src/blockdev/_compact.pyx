@@ -54,7 +54,7 @@ cdef uint32_t count_bits(const uint64_t* bits, uint32_t end) noexcept nogil:
 
 # --- marking ---------------------------------------------------------------------------------------------------------
 
-cdef int push(NodeStack* stack, uint64_t id, uint32_t level) noexcept nogil:
+cdef int push(NodeStack* stack, uint64_t id, uint32_t level, int packing) noexcept nogil:
     cdef NodeToMark* items
     if stack.count == stack.room:
         items = <NodeToMark*>realloc(stack.items, (stack.room * 2 + NODE_FANOUT) * sizeof(NodeToMark))
@@ -64,51 +64,80 @@ cdef int push(NodeStack* stack, uint64_t id, uint32_t level) noexcept nogil:
         stack.room = stack.room * 2 + NODE_FANOUT
     stack.items[stack.count].id = id
     stack.items[stack.count].level = level
+    stack.items[stack.count].packing = packing
     stack.count += 1
     return 0
 
 
-cdef void mark_leaf(PoolState* pool, const uint64_t* entries, uint32_t segment_end) noexcept nogil:
+cdef uint64_t* plain_bits(Marks* marks, uint32_t id) noexcept nogil:
+    """The bitmap of blocks to be kept plain in a segment; NULL when there is no memory."""
+    if marks.plain[id] == NULL:
+        marks.plain[id] = <uint64_t*>calloc((marks.pool.segments.segment_slots + 63) // 64, sizeof(uint64_t))
+    return marks.plain[id]
+
+
+cdef int mark_leaf(Marks* marks, const uint64_t* entries) noexcept nogil:
     """Set the bits of the blocks that a leaf names."""
     cdef uint64_t* live = NULL
+    cdef uint64_t* plain
     cdef Segment* segment
     cdef uint64_t known = 0
     cdef uint32_t i, index
     for i in range(NODE_FANOUT):
-        if entries[i] == 0 or entries[i] >> 32 >= segment_end:
+        if entries[i] == 0 or entries[i] >> 32 >= marks.segment_end:
             continue
         if entries[i] >> 32 != known:
             known = entries[i] >> 32
-            segment = segments_get(pool.segments, known)
+            segment = segments_get(marks.pool.segments, known)
             live = NULL if segment == NULL else <uint64_t*>load_pointer(<void**>&segment.live)
         index = <uint32_t>entries[i]
-        if live != NULL and index < pool.segments.segment_slots:
-            set_bit(live, index)
+        if live == NULL or index >= marks.pool.segments.segment_slots:
+            continue
+        if marks.packing == PACK_SOON and not bit_of(live, index):
+            marks.soon[known] += 1
+        set_bit(live, index)
+        if marks.packing == PACK_NEVER:
+            plain = plain_bits(marks, known)
+            if plain == NULL:
+                return ENOMEM
+            set_bit(plain, index)
+    return 0
 
 
-cdef int mark_node(
-    PoolState* pool, NodeStack* stack, uint64_t* met, uint64_t node_end, uint32_t segment_end
-) noexcept nogil:
+cdef int mark_node(Marks* marks) noexcept nogil:
     """Take the next node from the stack: a leaf's blocks are live, others' children are to be marked."""
     cdef uint64_t entries[NODE_FANOUT]
     cdef NodeToMark node
     cdef uint32_t i
     cdef int failure
-    stack.count -= 1
-    node = stack.items[stack.count]
-    failure = node_copy(pool.nodes, node.id, node.level, entries)
+    marks.stack.count -= 1
+    node = marks.stack.items[marks.stack.count]
+    failure = node_copy(marks.pool.nodes, node.id, node.level, entries)
     if failure:
         return failure
     if node.level == 0:
-        mark_leaf(pool, entries, segment_end)
-        return 0
+        return mark_leaf(marks, entries)
     for i in range(NODE_FANOUT):
-        if entries[i] >= node_end:
+        if entries[i] >= marks.node_end:
             return EIO
-        if entries[i] and not bit_of(met, entries[i]):
-            set_bit(met, entries[i])
-            failure = failure or push(stack, entries[i], node.level - 1)
+        if entries[i] and not bit_of(marks.met, entries[i]):
+            set_bit(marks.met, entries[i])
+            failure = failure or push(&marks.stack, entries[i], node.level - 1, 0)
     return failure
+
+
+cdef int next_root(Marks* marks) noexcept nogil:
+    """Put the root of the next map that was not met on the empty stack."""
+    cdef NodeToMark* root
+    while marks.roots.count and marks.stack.count == 0:
+        marks.roots.count -= 1
+        root = &marks.roots.items[marks.roots.count]
+        if not bit_of(marks.met, root.id):
+            set_bit(marks.met, root.id)
+            marks.packing = root.packing
+            if push(&marks.stack, root.id, root.level, 0):
+                return ENOMEM
+    return 0
 
 
 # --- rewriting -------------------------------------------------------------------------------------------------------
@@ -119,7 +148,9 @@ cdef void forget(PoolState* pool, Segment* segment, uint32_t slot) noexcept nogi
         dedup_forget(pool.dedup, segment.fingerprints[slot], make_address(segment.id, slot))
 
 
-cdef int copy_run(ColdWriter* writer, Segment* segment, uint32_t first, uint32_t count) noexcept nogil:
+cdef int copy_run(
+    ColdWriter* writer, Segment* segment, const uint64_t* plain, uint32_t first, uint32_t count
+) noexcept nogil:
     """Read live blocks, verify them, and give them to the writer; EIO when one does not verify."""
     cdef char blocks[COPY_BLOCKS * SLOT_BYTES]
     cdef Fingerprint found
@@ -132,12 +163,13 @@ cdef int copy_run(ColdWriter* writer, Segment* segment, uint32_t first, uint32_t
         if found.low != segment.fingerprints[first + i].low or found.high != segment.fingerprints[first + i].high:
             failure = EIO               # it must not get a new fingerprint that fits
         else:
-            failure = cold_add(writer, first + i, found, blocks + <uint64_t>i * SLOT_BYTES)
+            failure = cold_add(writer, first + i, found, blocks + <uint64_t>i * SLOT_BYTES,
+                               plain != NULL and bit_of(plain, first + i))
     return failure
 
 
 cdef int copy_slots(
-    PoolState* pool, ColdWriter* writer, Segment* segment, uint32_t* slot, uint32_t slots
+    PoolState* pool, ColdWriter* writer, Segment* segment, const uint64_t* plain, uint32_t* slot, uint32_t slots
 ) noexcept nogil:
     """Go through the next `slots` slots: live blocks are copied, hints to the others are dropped."""
     cdef uint32_t end = min(segment.slot_count, slot[0] + slots), run
@@ -152,7 +184,7 @@ cdef int copy_slots(
             if not segment_holds_block(segment, slot[0] + run):
                 return EIO              # what the index does not know must not be dropped for good
             run += 1
-        failure = copy_run(writer, segment, slot[0], run)
+        failure = copy_run(writer, segment, plain, slot[0], run)
         slot[0] += run
     return failure
 
@@ -161,12 +193,9 @@ cdef class Marker:
     """One round of mark and compact; its methods are called in the order of _compact.pxd, by one thread."""
 
     cdef Core core
-    cdef uint32_t segment_end           # segments below are looked at
     cdef uint64_t** bitmaps             # of each segment id below `bitmaps_end` that has one; owned
     cdef uint32_t bitmaps_end
-    cdef uint64_t node_end              # node ids below were known at the cut
-    cdef uint64_t* met                  # one bit a node id: reached by a map, or listed as free or retired
-    cdef NodeStack stack
+    cdef Marks marks
     cdef ColdWriter writer
     cdef Segment* segment               # that is being rewritten, pinned
     cdef uint32_t slot                  # the next of it
@@ -174,14 +203,16 @@ cdef class Marker:
 
     def __cinit__(self, Core core):
         self.core = core
+        self.marks.pool = core.state
         if cold_writer_init(&self.writer):
             raise MemoryError()
 
     def __dealloc__(self):
         if self.core is not None:
             self.end()
-        free(self.met)
-        free(self.stack.items)
+        free(self.marks.met)
+        free(self.marks.roots.items)
+        free(self.marks.stack.items)
         cold_writer_destroy(&self.writer)
 
     cdef uint32_t bits_end(self) noexcept nogil:
@@ -192,9 +223,12 @@ cdef class Marker:
         cdef Segment* segment
         cdef uint32_t id
         self.bitmaps = <uint64_t**>calloc(segment_end, sizeof(uint64_t*))
-        if self.bitmaps == NULL:
+        self.marks.plain = <uint64_t**>calloc(segment_end, sizeof(uint64_t*))
+        self.marks.soon = <uint32_t*>calloc(segment_end, sizeof(uint32_t))
+        self.bitmaps_end = segment_end
+        if self.bitmaps == NULL or self.marks.plain == NULL or self.marks.soon == NULL:
             raise MemoryError()
-        self.segment_end = self.bitmaps_end = segment_end
+        self.marks.segment_end = segment_end
         for id in range(1, segment_end):
             segment = segments_get(self.core.state.segments, id)
             if segment == NULL:
@@ -207,33 +241,29 @@ cdef class Marker:
     def aim(self, uint32_t segment_end, uint64_t node_end, roots, bytes free_ids, bytes retired):
         """What a checkpoint says that was cut after `begin`.
 
-        segment_end: those from here on a replay may read; roots: (node id, height) of each map; free_ids: u64 each;
-        retired: (u64 id, u64 generation) each.
+        segment_end: those from here on a replay may read; roots: (node id, height, Packing) of each map; free_ids: u64
+        each; retired: (u64 id, u64 generation) each.
         """
         cdef const uint64_t* ids = <const uint64_t*><const char*>free_ids
         cdef const RetiredSlot* slots = <const RetiredSlot*><const char*>retired
+        cdef Marks* marks = &self.marks
         cdef uint64_t i, root
-        self.segment_end = min(self.segment_end, segment_end)
-        self.node_end = node_end
-        self.stack.count = 0
-        free(self.met)
-        self.met = <uint64_t*>calloc(node_end // 64 + 1, sizeof(uint64_t))
-        if self.met == NULL:
+        marks.segment_end = min(marks.segment_end, segment_end)
+        marks.node_end = node_end
+        marks.roots.count = marks.stack.count = 0
+        free(marks.met)
+        marks.met = <uint64_t*>calloc(node_end // 64 + 1, sizeof(uint64_t))
+        if marks.met == NULL:
             raise MemoryError()
-        for root, height in roots:
-            if root and not self.is_met(root):
-                set_bit(self.met, root)
-                if push(&self.stack, root, height - 1):
-                    raise MemoryError()
+        for root, height, packing in sorted(roots, key=lambda one: one[2], reverse=True):
+            if root >= node_end:
+                raise errors.Corrupt(f"a map begins at map node {root}, which was never used; run blockdevctl pool check")
+            if root and push(&marks.roots, root, height - 1, packing):
+                raise MemoryError()
         for i in range(len(free_ids) // sizeof(uint64_t)):
-            set_bit(self.met, ids[i])
+            set_bit(marks.met, ids[i])
         for i in range(len(retired) // sizeof(RetiredSlot)):
-            set_bit(self.met, slots[i].id)
-
-    cdef bint is_met(self, uint64_t id) except -1:
-        if id >= self.node_end:
-            raise errors.Corrupt(f"a map begins at map node {id}, which was never used; run blockdevctl pool check")
-        return bit_of(self.met, id)
+            set_bit(marks.met, slots[i].id)
 
     def mark(self, uint32_t nodes):
         """Mark up to so many nodes; False when none is left.  Corrupt when one cannot be read: then nothing is known."""
@@ -241,8 +271,9 @@ cdef class Marker:
         cdef int failure = 0
         with nogil:
             token = nodes_enter(self.core.state.nodes)
-            while self.stack.count and done < nodes and not failure:
-                failure = mark_node(self.core.state, &self.stack, self.met, self.node_end, self.segment_end)
+            failure = next_root(&self.marks)
+            while self.marks.stack.count and done < nodes and not failure:
+                failure = mark_node(&self.marks) or next_root(&self.marks)
                 done += 1
             nodes_leave(self.core.state.nodes, token)
         self.nodes += done
@@ -250,29 +281,37 @@ cdef class Marker:
             raise MemoryError()
         if failure:
             raise errors.Corrupt("a map node does not verify, so it is not known what is live; run blockdevctl pool check")
-        return self.stack.count > 0
+        return self.marks.stack.count > 0
 
     def live_blocks(self, ids=None):
         """{segment id: live blocks} of the segments that may be compacted, or of those named."""
         cdef Segment* segment
         cdef uint32_t id
         live = {}
-        for id in range(1, self.segment_end) if ids is None else ids:
+        for id in range(1, self.marks.segment_end) if ids is None else ids:
             segment = segments_get(self.core.state.segments, id)
             if segment != NULL and segment.live != NULL:
                 live[id] = count_bits(segment.live, self.bits_end())
         return live
 
+    def plain_blocks(self, uint32_t id):
+        """How many live blocks of a segment are to be kept plain."""
+        return 0 if self.marks.plain[id] == NULL else count_bits(self.marks.plain[id], self.bits_end())
+
+    def soon_blocks(self, uint32_t id):
+        """How many live blocks of a segment are to be compressed soon."""
+        return self.marks.soon[id]
+
     def retire(self, uint64_t generation):
         """Give up the node slots that the checkpoint of `generation` neither reaches nor lists; returns how many."""
         cdef uint64_t id, count = 0, size_bytes = 0
-        cdef uint64_t end = self.node_end
+        cdef uint64_t end = self.marks.node_end
         cdef int failure = 0
         with nogil:
             if medium_size(self.core.state.nodes.files[0], &size_bytes) == 0:
                 end = min(end, size_bytes // NODE_RECORD_BYTES)     # ids behind the end were never written
             for id in range(1, end):
-                if not bit_of(self.met, id) and not failure:
+                if not bit_of(self.marks.met, id) and not failure:
                     failure = nodes_retire(self.core.state.nodes, id, generation)
                     count += 1
         if failure:
@@ -315,8 +354,13 @@ cdef class Marker:
                 count += segment_holds_block(segment, slot)
             if segment.sealed and not segment.unread:
                 segment.block_count = count
+                segment.plain_count = 0 if segment.cold == NULL else segment.cold.plain_count
             segment_let_go(self.core.state.segments, segment, was_open)
         return segment.block_count or None
+
+    def kept_plain(self, uint32_t id):
+        """How many blocks of a segment whose blocks were counted an earlier round kept plain."""
+        return self.get(id).plain_count
 
     def remove(self, uint32_t id):
         """Remove a closed segment without live blocks; returns the bytes that gives back."""
@@ -335,7 +379,7 @@ cdef class Marker:
         return freed_bytes
 
     def rewrite_begin(self, uint32_t id, int level):
-        """Begin to rewrite a closed segment.  level: of zstd, 0: none."""
+        """Begin to rewrite a closed segment.  level: of zstd."""
         cdef ColdHeader header
         cdef Segment* segment = self.get(id)
         cdef int file = -1
@@ -362,7 +406,8 @@ cdef class Marker:
         """Go through so many slots of the segment that was begun; False at its end.  An error leaves it as it was."""
         cdef int failure
         with nogil:
-            failure = copy_slots(self.core.state, &self.writer, self.segment, &self.slot, slots)
+            failure = copy_slots(
+                self.core.state, &self.writer, self.segment, self.marks.plain[self.segment.id], &self.slot, slots)
         if failure:
             self.rewrite_failed(failure)
         return self.slot < self.segment.slot_count
@@ -433,8 +478,13 @@ cdef class Marker:
             self.let_writers_pass()
         for id in range(1, self.bitmaps_end):
             free(self.bitmaps[id])
+            if self.marks.plain != NULL:
+                free(self.marks.plain[id])
         free(self.bitmaps)
-        self.bitmaps = NULL
+        free(self.marks.plain)
+        free(self.marks.soon)
+        self.bitmaps = self.marks.plain = NULL
+        self.marks.soon = NULL
 
 
 def index_segment(Core core, uint32_t id):

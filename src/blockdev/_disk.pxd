@@ -21,6 +21,9 @@ cdef enum:
     READ_PIECE_BLOCKS = 16          # read and verified at once
     WRITE_CHUNK_BLOCKS = 64         # blocks written under one hold of cut_lock
     LABEL_BYTES = 256
+    # what a disk's policy says of dedup, in the code of policies.py; neither: as the pool's
+    POLICY_DEDUP_ON = 4
+    POLICY_DEDUP_OFF = 8
 
 cdef struct Counters:               # atomic, relaxed
     uint64_t blocks_read
@@ -44,6 +47,7 @@ cdef struct PoolState:
     # held from the append of a block to its map update, so that both happen in one order
     pthread_mutex_t block_locks[1024]
     MapNode* frozen                 # of the checkpoint under way
+    uint32_t dedup_off              # for disks whose policy does not say; atomic
     # a write that finds no room waits for compaction, where somebody sees to that
     uint32_t reclaims               # somebody does; atomic
     uint32_t starved                # a write waits: a round is asked for; atomic
@@ -56,6 +60,7 @@ cdef struct Disk:
     uint32_t epoch
     bint snapshot                   # read-only
     uint32_t deleted                # written under lock, exclusively
+    uint32_t policy                 # of a vdisk, the code of policies.py; atomic
     uint64_t size_bytes             # changes under lock held exclusively
     uint64_t lsn                    # of a snapshot
     uint64_t follows                # a hint: the block of the latest dedup hit; the next one may be behind it

@@ -18,7 +18,7 @@ from blockdev._segments cimport (
 )
 from blockdev._medium cimport BUG_FUA_IGNORED, BUG_REVIVED_LOST, planted
 from blockdev._sync cimport (
-    count_u64, load_pointer, load_u32, load_u64, or_u64, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+    count_u64, load_hint, load_pointer, load_u32, load_u64, or_u64, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
     pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, store_u32, store_u64,
 )
 
@@ -248,6 +248,13 @@ cdef uint64_t find_known(Disk* disk, Fingerprint fingerprint) noexcept nogil:
     return address
 
 
+cdef inline bint deduplicates(Disk* disk) noexcept nogil:
+    cdef uint32_t policy = load_hint(&disk.policy)
+    if policy & POLICY_DEDUP_OFF:
+        return False
+    return policy & POLICY_DEDUP_ON or not load_hint(&disk.pool.dedup_off)
+
+
 cdef int write_zero_block(Disk* disk, uint64_t block) noexcept nogil:
     cdef uint64_t address = 0, lsn = 0
     cdef uint64_t* place = NULL
@@ -299,14 +306,15 @@ cdef int write_block(Disk* disk, uint64_t block, const char* data) noexcept nogi
     """Write one whole block.  Caller holds its block lock, disk.lock and cut_lock shared."""
     cdef PoolState* pool = disk.pool
     cdef Fingerprint fingerprint
-    cdef uint64_t address, lsn = 0
+    cdef uint64_t address = 0, lsn = 0
     cdef uint64_t* place = NULL
-    cdef bint done = False
+    cdef bint dedup = deduplicates(disk), done = False
     cdef int failure
     if is_zero_block(data):
         return write_zero_block(disk, block)
     fingerprint = fingerprint_block(data)
-    address = find_known(disk, fingerprint)
+    if dedup:
+        address = find_known(disk, fingerprint)
     if address:
         failure = write_known_block(disk, block, data, fingerprint, address, &done)
         if done or failure:
@@ -320,7 +328,8 @@ cdef int write_block(Disk* disk, uint64_t block, const char* data) noexcept nogi
         return failure
     count_u64(&pool.counters.blocks_written, 1)
     store_u64(place, address)
-    dedup_insert(pool.dedup, fingerprint, address)
+    if dedup:
+        dedup_insert(pool.dedup, fingerprint, address)
     return 0
 
 

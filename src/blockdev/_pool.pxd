@@ -4,15 +4,6 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from blockdev._disk cimport Disk, PoolState
 
-cpdef enum RecordType:              # of log records; also what an action does when the record takes effect
-    CREATE = 1
-    SNAPSHOT = 2
-    CLONE = 3
-    RESTORE = 4
-    RELABEL = 5
-    DELETE = 6
-    RESIZE = 7
-
 cdef class Core:                    # owns the C state of one open pool
     cdef PoolState* state
     cdef readonly bint closed

@@ -1,27 +1,18 @@
 """Types of the compiled module; what things mean is in _pool.pyx."""
 
 from collections.abc import Sequence
-from enum import IntFlag
 from threading import Lock
 from typing import Any
 from weakref import ReferenceType
 
 from typing_extensions import Buffer
 
+from blockdev.policies import DiskPolicy
 from blockdev.pool import Pool
 from blockdev.types import Extent
 
 API_VERSION: int
 NODE_FILES: tuple[str, str]
-
-class RecordType(IntFlag):
-    CREATE = 1
-    SNAPSHOT = 2
-    CLONE = 3
-    RESTORE = 4
-    RELABEL = 5
-    DELETE = 6
-    RESIZE = 7
 
 class Core:
     closed: bool
@@ -44,6 +35,7 @@ class Core:
     def start_log(self, next_segment_id: int, next_lsn: int) -> None: ...
     def keep_spare(self) -> bool: ...
     def set_limits(self, data_bytes: int, all_bytes: int) -> None: ...
+    def set_dedup(self, on: bool) -> None: ...
     def reclaims(self, somebody: bool) -> None: ...
     def starved(self) -> bool: ...
     def found_no_room(self, lsn: int) -> None: ...
@@ -52,7 +44,7 @@ class Core:
     def flush(self, lsn: int | None = None) -> None: ...
     def checkpoint_cut(
         self, disks: Sequence[DiskObject]
-    ) -> tuple[int, int, int, int, int, bytes, bytes, list[tuple[int, int, int, int, int, int]]]: ...
+    ) -> tuple[int, int, int, int, int, bytes, bytes, list[tuple[int, int, int, int, int, int, int]]]: ...
     def checkpoint_write(self, lsn: int) -> None: ...
     def checkpoint_end(self, done: bool, release_generation: int) -> None: ...
     def tend_memory(self, resident_nodes_max: int) -> None: ...
@@ -81,6 +73,8 @@ class DiskObject:
 
 class VDisk(DiskObject):
     @property
+    def policy(self) -> DiskPolicy: ...
+    @property
     def epoch(self) -> int: ...
     @property
     def height(self) -> int: ...
@@ -108,4 +102,5 @@ def make_disk(
     origin_id: int,
     name: str | None,
     tag: bytes,
+    policy: int = 0,
 ) -> Any: ...

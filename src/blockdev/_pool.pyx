@@ -10,23 +10,22 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EIO, ENOENT, ENOMEM, ENOSPC, EPERM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memmove, memset, strncpy
+from libc.string cimport memcpy, memset, strncpy
 
 from blockdev import errors
+from blockdev.policies import decode_disk_policy
 from blockdev.types import Extent
 
-from blockdev._cow cimport map_destroy, map_grow, map_height_for, map_init, map_probe, map_punch
+from blockdev._actions cimport Action, apply_action, commit_actions
+from blockdev._cow cimport map_destroy, map_height_for, map_init
 from blockdev._dedup cimport (
-    DEDUP_BUCKET_ENTRIES, DedupBucket, DedupEntry, Fingerprint, checksum64, dedup_create, dedup_destroy, dedup_export,
-    dedup_insert,
+    DEDUP_BUCKET_ENTRIES, DedupBucket, DedupEntry, Fingerprint, dedup_create, dedup_destroy, dedup_export, dedup_insert,
 )
 from blockdev._disk cimport (
     BLOCK_BYTES, BLOCK_LOCKS, LABEL_BYTES, Disk, PoolState, disk_clear_tail, disk_diff, disk_extents, disk_flush, disk_read,
     disk_write, disk_zero,
 )
-from blockdev._log cimport (
-    log_append, log_close, log_create, log_destroy, log_flush, log_keep_spare, log_poison, log_position,
-)
+from blockdev._log cimport log_close, log_create, log_destroy, log_flush, log_keep_spare, log_position
 from blockdev._medium cimport (
     BUG_LOG_BEHIND_CHECKPOINT, BUG_NODES_FORGOTTEN, MEDIUM_CREATE, MEDIUM_READ, MEDIUM_WRITE, medium_close, medium_open,
     planted,
@@ -36,11 +35,11 @@ from blockdev._nodes cimport (
     nodes_finish, nodes_freeze, nodes_reclaim, nodes_release_slots, nodes_thaw, nodes_write, slots_push,
 )
 from blockdev._segments cimport (
-    BATCH_ENTRIES_MAX, ENTRY_RECORD, SLOT_BYTES, segments_add, segments_bytes, segments_create, segments_destroy,
+    BATCH_ENTRIES_MAX, SLOT_BYTES, segments_add, segments_bytes, segments_create, segments_destroy,
 )
 from blockdev._sync cimport (
     load_u32, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
-    pthread_rwlock_destroy, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, rwlock_init_writer_first,
+    pthread_rwlock_destroy, pthread_rwlock_unlock, pthread_rwlock_wrlock, rwlock_init_writer_first,
     store_u32, store_u64,
 )
 
@@ -49,101 +48,6 @@ cdef extern from "<errno.h>" nogil:
         ESHUTDOWN
 
 API_VERSION = 1                     # checked by blockdev/__init__.py: a stale build says so
-
-
-# --- pool operations -------------------------------------------------------------------------------------------------
-
-cdef struct Action:
-    int kind                        # RecordType
-    Disk* target
-    Disk* source
-    uint64_t size_bytes
-
-
-cdef Disk* disk_to_lock(Action* action) noexcept nogil:
-    """The disk whose requests must stand still while the action takes effect; NULL: nobody can be using it."""
-    if action.kind == RecordType.SNAPSHOT:
-        return action.source
-    if action.kind == RecordType.CREATE or action.kind == RecordType.CLONE:
-        return NULL
-    return action.target
-
-
-cdef void copy_map(Disk* target, Disk* source) noexcept nogil:
-    store_u64(&target.map.root, load_u64(&source.map.root))
-    target.map.height = source.map.height
-    store_u64(&target.size_bytes, source.size_bytes)
-
-
-cdef void raise_epoch(Disk* disk) noexcept nogil:
-    """From here on no node that the disk reaches is writable for it."""
-    disk.epoch += 1
-    disk.map.owner = (<uint64_t>disk.id << 32) | disk.epoch
-
-
-cdef int probe_resize(PoolState* pool, Disk* disk, uint64_t size_bytes) noexcept nogil:
-    cdef uint64_t first = (size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
-    cdef uint64_t end = (disk.size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
-    return map_probe(pool.nodes, &disk.map, first, end - first) if first < end else 0
-
-
-cdef int apply_resize(PoolState* pool, Disk* disk, uint64_t size_bytes) noexcept nogil:
-    cdef uint64_t first = (size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
-    cdef uint64_t end = (disk.size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
-    cdef int failure
-    if first < end:
-        failure = map_punch(pool.nodes, &disk.map, first, end - first)
-    else:
-        failure = map_grow(pool.nodes, &disk.map, map_height_for(size_bytes))
-    if not failure:
-        store_u64(&disk.size_bytes, size_bytes)
-    return failure
-
-
-cdef int apply_action(PoolState* pool, Action* action, uint64_t lsn) noexcept nogil:
-    if action.kind == RecordType.SNAPSHOT:
-        copy_map(action.target, action.source)
-        action.target.lsn = lsn
-        raise_epoch(action.source)
-    elif action.kind == RecordType.CLONE:
-        copy_map(action.target, action.source)
-    elif action.kind == RecordType.RESTORE:
-        copy_map(action.target, action.source)
-        raise_epoch(action.target)
-    elif action.kind == RecordType.RESIZE:
-        return apply_resize(pool, action.target, action.size_bytes)
-    elif action.kind == RecordType.DELETE:
-        store_u32(&action.target.deleted, 1)
-    return 0
-
-
-cdef int commit_actions(
-    PoolState* pool, Action* actions, Disk** locked, uint32_t action_count, uint32_t locked_count,
-    const char* record, uint64_t record_bytes, uint32_t slots, uint64_t* end_lsn
-) noexcept nogil:
-    """One record, one LSN, all actions: with the disks in `locked` (in id order) standing still."""
-    cdef uint64_t address = 0
-    cdef uint32_t i
-    cdef int failure = 0
-    for i in range(locked_count):
-        pthread_rwlock_wrlock(&locked[i].lock)
-    pthread_rwlock_rdlock(&pool.cut_lock)
-    for i in range(action_count):
-        if not failure and actions[i].kind == RecordType.RESIZE:
-            failure = probe_resize(pool, actions[i].target, actions[i].size_bytes)
-    if not failure:
-        failure = log_append(pool.log, ENTRY_RECORD, slots, record_bytes, checksum64(record, record_bytes), 0,
-                             record, slots, &address, end_lsn)
-    for i in range(action_count):
-        if failure:
-            break
-        failure = apply_action(pool, &actions[i], end_lsn[0] - 1)
-        if failure:
-            log_poison(pool.log, failure)       # the log has the record: only a restart can bring both together
-    pthread_rwlock_unlock(&pool.cut_lock)
-    for i in range(locked_count):
-        pthread_rwlock_unlock(&locked[i].lock)
-    return failure
 
 
 cdef struct Cut:                    # what take_cut copies; all owned by the caller
@@ -295,6 +199,10 @@ cdef class Core:
         self.state.log.data_limit_bytes = data_bytes
         self.state.log.hard_limit_bytes = all_bytes
 
+    def set_dedup(self, bint on):
+        """Whether disks that have no policy of their own look for blocks that are there already."""
+        store_u32(&self.state.dedup_off, not on)
+
     def reclaims(self, bint somebody):
         """Whether somebody compacts when a write finds no room; then such writes wait for it."""
         store_u32(&self.state.reclaims, somebody)
@@ -312,7 +220,7 @@ cdef class Core:
     def commit(self, bytes record, list actions):
         """Append a record and let its actions take effect at its LSN.  Returns the LSN to flush to.
 
-        actions: (RecordType, target, source or None, size_bytes) each, with DiskObjects.
+        actions: (RecordType, target, source or None, value) each, with DiskObjects; value: see Action.
         """
         cdef uint32_t copy_slots = (len(record) + SLOT_BYTES - 1) // SLOT_BYTES
         # twice, where a batch has room: a lost sector in a record would cost more than a block
@@ -320,7 +228,7 @@ cdef class Core:
         cdef bytes payload = record.ljust(copy_slots * SLOT_BYTES, b"\0") * (slots // max(copy_slots, <uint32_t>1))
         cdef const char* place = payload
         cdef uint64_t end_lsn = 0, record_bytes = len(record)
-        cdef uint32_t count = len(actions), locked_count = 0
+        cdef uint32_t count = len(actions)
         cdef Action* array
         cdef Disk** locked
         cdef int failure
@@ -332,10 +240,8 @@ cdef class Core:
             if array == NULL or locked == NULL:
                 raise MemoryError()
             fill_actions(array, actions)
-            locked_count = fill_locked(locked, array, count)
             with nogil:
-                failure = commit_actions(self.state, array, locked, count, locked_count, place, record_bytes,
-                                         slots, &end_lsn)
+                failure = commit_actions(self.state, array, locked, count, place, record_bytes, slots, &end_lsn)
         finally:
             free(array)
             free(locked)
@@ -372,7 +278,7 @@ cdef class Core:
         """The instant of a checkpoint: freezes all maps at one LSN.
 
         Returns (lsn, segment id, slot index, generation, next node id, free ids, retired slots,
-        [(id, size, root, height, epoch, lsn)] in the order of `disks`).
+        [(id, size, root, height, epoch, lsn, policy)] in the order of `disks`).
         """
         cdef Cut cut
         cdef uint32_t count = len(disks), i
@@ -390,7 +296,7 @@ cdef class Core:
             if failure:
                 raise MemoryError()
             states = [(cut.disks[i].id, cut.disks[i].size_bytes, cut.disks[i].map.root, cut.disks[i].map.height,
-                       cut.disks[i].epoch, cut.disks[i].lsn) for i in range(count)]
+                       cut.disks[i].epoch, cut.disks[i].lsn, cut.disks[i].policy) for i in range(count)]
             return (cut.lsn, cut.segment_id, cut.index, cut.generation, cut.next_node_id,
                     slot_ids(cut.free_slots, cut.free_count),
                     PyBytes_FromStringAndSize(<char*>cut.retired_slots, cut.retired_count * sizeof(RetiredSlot)),
@@ -518,30 +424,11 @@ cdef bytes slot_ids(RetiredSlot* slots, uint64_t count):
 
 cdef void fill_actions(Action* array, list actions):
     cdef DiskObject target, source
-    for i, (kind, target, source, size_bytes) in enumerate(actions):
+    for i, (kind, target, source, value) in enumerate(actions):
         array[i].kind = kind
         array[i].target = target.disk
         array[i].source = NULL if source is None else source.disk
-        array[i].size_bytes = size_bytes
-
-
-cdef uint32_t fill_locked(Disk** locked, Action* actions, uint32_t count) noexcept nogil:
-    """The disks to stand still, once each, in id order."""
-    cdef uint32_t i, place, used = 0
-    cdef Disk* disk
-    for i in range(count):
-        disk = disk_to_lock(&actions[i])
-        if disk == NULL:
-            continue
-        place = used
-        while place > 0 and locked[place - 1].id > disk.id:
-            place -= 1
-        if place > 0 and locked[place - 1] == disk:
-            continue
-        memmove(&locked[place + 1], &locked[place], (used - place) * sizeof(Disk*))
-        locked[place] = disk
-        used += 1
-    return used
+        array[i].value = value
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------
@@ -708,6 +595,11 @@ cdef class VDisk(DiskObject):
     """One guest-visible disk that can be written."""
 
     @property
+    def policy(self):
+        """DiskPolicy; see Pool.set_disk_policies."""
+        return decode_disk_policy(load_u32(&self.disk.policy))
+
+    @property
     def epoch(self):
         return self.disk.epoch
 
@@ -779,7 +671,7 @@ cdef class VDiskSnapshot(DiskObject):
 
 
 def make_disk(Core core, bint snapshot, uint32_t id, uint64_t size_bytes, uint64_t root, uint32_t height,
-              uint32_t epoch, uint64_t lsn, uint32_t origin_id, name, bytes tag):
+              uint32_t epoch, uint64_t lsn, uint32_t origin_id, name, bytes tag, uint32_t policy=0):
     """A VDisk, or with `snapshot` a VDiskSnapshot; height 0: the fewest levels for the size."""
     cdef DiskObject made = VDiskSnapshot.__new__(VDiskSnapshot) if snapshot else VDisk.__new__(VDisk)
     made.disk = <Disk*>calloc(1, sizeof(Disk))
@@ -793,6 +685,7 @@ def make_disk(Core core, bint snapshot, uint32_t id, uint64_t size_bytes, uint64
     made.disk.snapshot = snapshot
     made.disk.size_bytes = size_bytes
     made.disk.lsn = lsn
+    made.disk.policy = policy
     map_init(&made.disk.map, root, height or map_height_for(size_bytes), 0 if snapshot else (<uint64_t>id << 32) | epoch)
     rwlock_init_writer_first(&made.disk.lock)
     made.set_label(name, tag)

@@ -11,14 +11,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from blockdev import diagnostics
-from blockdev._compact import Marker, lend_spare, roll_log, trim_nodes
+from blockdev._compact import Marker, Packing, lend_spare, roll_log, trim_nodes
 from blockdev.clock import monotonic_seconds
 from blockdev.constants import BLOCK_BYTES
 from blockdev.errors import Busy, Gone, MediumError, PoolFull
+from blockdev.policies import AS_POOL, Compression, decode_disk_policy
+from blockdev.records import KIND_SNAPSHOT, ObjectState
 from blockdev.recovery import list_segments
 from blockdev.runner import Pace, Runner, State, Work
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from blockdev._pool import Core
     from blockdev.pool import MarkBase, Pool
 
-ZSTD_LEVEL = 3
 NODE_BYTES = 4608  # in each of the two node files
 MARK_NODES = 64  # between two looks at the clock
 REWRITE_SLOTS = 256
@@ -39,6 +40,13 @@ IDLE_RATE_BYTES = 100 << 20  # a second, of a round that nobody waits for
 IDLE_SECONDS = 600.0
 PAUSE_SECONDS = 5.0  # between two rounds of the pool's own, unless a write waits for room
 ADDED_BYTES_MIN = 256 << 20
+SOON_BYTES_MIN = 64 << 20  # written since the last round, where blocks are to be compressed soon,
+SOON_SHARE = 16  # and this part of what the pool holds: a round looks at all its maps
+PACKINGS: dict[Compression, Packing] = {
+    "off": Packing.PACK_NEVER,
+    "inline": Packing.PACK_SOON,
+    "cold": Packing.PACK_COLD,
+}
 
 
 class CompactionReport(NamedTuple):
@@ -64,12 +72,10 @@ class Candidate(NamedTuple):
 class Compaction:
     """One round, from `run` to its report.  Its steps can be called one by one: begin, mark, free_nodes, rewrite, end."""
 
-    def __init__(
-        self, pool: Pool, pace: Pace, *, eager: bool = True, cold_end: int = 0, level: int = ZSTD_LEVEL
-    ) -> None:
+    def __init__(self, pool: Pool, pace: Pace, *, eager: bool = True, cold_end: int = 0) -> None:
         """eager: look at all that was ever written, compress it, and take small gains too.
 
-        cold_end: segments below are compressed even if they hold nothing dead.  level: of zstd, 0: none.
+        cold_end: segments below are compressed even if they hold nothing dead.
         """
         self.kind = COMPACT if eager else RECLAIM
         self.total_bytes = 0
@@ -78,7 +84,6 @@ class Compaction:
         self._pool = pool
         self._pace = pace
         self._eager = eager
-        self._level = level
         self._marker = Marker(pool.core)
         self._base: MarkBase | None = None
         self._removed = self._rewritten = self._nodes_freed = 0
@@ -134,7 +139,8 @@ class Compaction:
         base = self._base = self._take_base()
         self.segment_end = base.segment_end
         table = base.table
-        roots = [(thing.root, thing.height) for thing in table.objects]
+        packings = packings_of(table.objects, self._pool.policy.compression)
+        roots = [(thing.root, thing.height, packings[thing.id]) for thing in table.objects]
         self._marker.aim(base.segment_end, table.next_node_id, roots, table.free_ids, table.retired)
         stats = self._pool.core.stats()
         self.total_bytes = stats["map_bytes"] // 2 + stats["segment_bytes"]
@@ -194,9 +200,19 @@ class Compaction:
                 self._kept.append(f"segment {id:08x} cannot be opened, or parts of it cannot be read")
                 continue
             dead_share = 1 - live_blocks / blocks
-            cold = generation == 0 and (self._eager or id < self._cold_end)
-            if dead_share >= (DEAD_SHARE_EAGER if self._eager else DEAD_SHARE) or (cold and self._level):
+            if dead_share >= (DEAD_SHARE_EAGER if self._eager else DEAD_SHARE) or self._is_to_be_packed(
+                id, generation, blocks, live_blocks
+            ):
                 yield Candidate(id, dead_share, size_bytes)
+
+    def _is_to_be_packed(self, id: int, generation: int, blocks: int, live_blocks: int) -> bool:
+        """Whether a segment whose blocks were counted is to be compressed, or compressed no more."""
+        plain = self._marker.plain_blocks(id)
+        if generation == 0:
+            soon = 2 * self._marker.soon_blocks(id) >= live_blocks
+            return plain < live_blocks and (self._eager or id < self._cold_end or soon)
+        kept = self._marker.kept_plain(id)
+        return self._eager and (plain > kept or kept - plain > blocks - live_blocks)
 
     def _rewrite_all(self, ids: list[int]) -> None:
         """Rewrite or remove segments, which take no references meanwhile."""
@@ -222,7 +238,7 @@ class Compaction:
             if not self._pool.has_room(live * BLOCK_BYTES):
                 self._kept.append(f"segment {id:08x}: the pool has no room for its live blocks")
                 return
-            self._marker.rewrite_begin(id, self._level)
+            self._marker.rewrite_begin(id, self._pool.policy.compression_level)
             more = True
             while more:
                 more = self._marker.rewrite(REWRITE_SLOTS)
@@ -270,9 +286,27 @@ class Compactor(Runner[CompactionReport]):
             self.starved.set()
         now, available_bytes = change_of(stats), stats["available_bytes"]
         hurry = self.starved.is_set() or available_bytes < stats["segment_bytes"]
-        if self.progress() is None and (self.starved.is_set() or self._begun.calls_for_round(now, available_bytes)):
+        if self.progress() is not None:
+            return
+        if self.starved.is_set() or self._begun.calls_for_round(now, available_bytes) or self._packs_soon(now, stats):
             with contextlib.suppress(Busy, Gone):  # somebody was faster
-                self.start(RECLAIM, None if hurry else IDLE_RATE_BYTES)
+                self.start(RECLAIM, None if hurry else self._rate_bytes())
+
+    def _rate_bytes(self) -> int:
+        """What a round that nobody waits for may read in a second."""
+        pool = self._core.pool()
+        return (pool and pool.policy.compaction_rate_bytes) or IDLE_RATE_BYTES
+
+    def _packs_soon(self, now: Change, stats: dict[str, int]) -> bool:
+        """Whether enough was written for a round of its own, and a disk wants it compressed."""
+        pool = self._core.pool()
+        added = now.added_bytes - self._begun.added_bytes
+        if pool is None or added < max(SOON_BYTES_MIN, stats["segment_bytes"] // SOON_SHARE):
+            return False
+        if now.seconds - self._begun.seconds < PAUSE_SECONDS:
+            return False
+        usual = pool.policy.compression
+        return usual == "inline" or any(vdisk.policy.compression == "inline" for vdisk in pool.vdisks())
 
     def _make(self, pool: Pool, kind: str, pace: Pace) -> Compaction:
         self._begun = change_of(self._core.stats())
@@ -292,6 +326,17 @@ class Compactor(Runner[CompactionReport]):
         for reason in report.kept:
             diagnostics.report(f"compaction: {reason}")
         return report
+
+
+def packings_of(objects: Sequence[ObjectState], usual: Compression) -> dict[int, Packing]:
+    """Object id -> what its policy says of its blocks; a snapshot follows its vdisk while that is there."""
+    policies = {thing.id: decode_disk_policy(thing.policy) for thing in objects}
+    return {
+        thing.id: PACKINGS[
+            policies.get(thing.origin_id if thing.kind == KIND_SNAPSHOT else thing.id, AS_POOL).compression or usual
+        ]
+        for thing in objects
+    }
 
 
 class Change(NamedTuple):

@@ -27,8 +27,9 @@ from typing import NamedTuple, TypeAlias
 import xxhash
 
 from blockdev import _medium, _pool, dedup_file, diagnostics, records, superblock
+from blockdev._actions import RecordType
 from blockdev._medium import PlantedBug, is_planted
-from blockdev._pool import RecordType, VDisk, VDiskSnapshot
+from blockdev._pool import VDisk, VDiskSnapshot
 from blockdev.clock import now_seconds
 from blockdev.compaction import COMPACT, CompactionReport, Compactor
 from blockdev.constants import (
@@ -53,6 +54,7 @@ from blockdev.errors import (
 )
 from blockdev.inspection import Inspector
 from blockdev.maintenance import Maintenance
+from blockdev.policies import DiskPolicy, PoolPolicy, check_disk_policy, check_pool_policy, encode_disk_policy
 from blockdev.records import KIND_SNAPSHOT, KIND_VDISK, OBJECT_IDS_END, Item, ObjectState, Table
 from blockdev.recovery import Recovered, dirty_nodes_max, recover
 from blockdev.superblock import Superblock
@@ -109,6 +111,7 @@ class Pool:
         self.inspector = Inspector(self._core, path)
         self.compactor = Compactor(self._core)
         self._set_limits()
+        self._core.set_dedup(self.policy.dedup == "on")
 
     def _start(self, background: bool) -> None:
         """Make the next start short, and begin maintenance."""
@@ -463,6 +466,7 @@ class Pool:
                 origin_id=thing.origin_id,
                 name=thing.name,
                 tag=thing.tag,
+                policy=state[6],
             )
             for thing, state in zip(things, states, strict=True)
         ]
@@ -597,12 +601,47 @@ class Pool:
                 raise InvalidArgument(
                     f"the pool holds {used_bytes} bytes already: its capacity cannot be {capacity_bytes}"
                 )
-            changed = self._superblock._replace(
-                sequence=self._superblock.sequence + 1, capacity_bytes=capacity_bytes
-            )
-            superblock.write(self.path, changed)
-            self._superblock = changed
+            self._change_superblock(self._superblock._replace(capacity_bytes=capacity_bytes))
             self._set_limits()
+
+    def _change_superblock(self, block: Superblock) -> None:
+        """Durable on return.  Caller holds _checkpoint_lock."""
+        changed = block._replace(sequence=self._superblock.sequence + 1)
+        superblock.write(self.path, changed)
+        self._superblock = changed
+
+    @property
+    def policy(self) -> PoolPolicy:
+        return self._superblock.policy
+
+    def set_policy(self, policy: PoolPolicy) -> None:
+        """How data is kept from now on; durable on return.  InvalidArgument.
+
+        What is there already changes with the next compaction: it is compressed, or no more.
+        """
+        check_pool_policy(policy)
+        with self._checkpoint_lock:
+            self._check_open()
+            self._change_superblock(self._superblock._replace(policy=policy))
+            self._core.set_dedup(policy.dedup == "on")
+
+    def set_disk_policies(self, policies: Sequence[tuple[VDisk, DiskPolicy]]) -> None:
+        """What holds for single vdisks, all at one LSN.  InvalidArgument; NotFound."""
+        vdisks = [vdisk for vdisk, _policy in policies]
+        _check_once(vdisks, "change of policies")
+        for _vdisk, policy in policies:
+            check_disk_policy(policy)
+        with self._checkpoint_lock:
+            self._check_open()
+            if not self._superblock.incompatible & superblock.POLICIES:  # before the log has such a record
+                features = self._superblock.incompatible | superblock.POLICIES
+                self._change_superblock(self._superblock._replace(incompatible=features))
+        with self._lock:
+            self._check_present(vdisks, VDisk)
+            codes = [(vdisk, encode_disk_policy(policy)) for vdisk, policy in policies]
+            items = [Item(vdisk.id, code) for vdisk, code in codes]
+            lsn = self._commit(RecordType.POLICY, items, [(vdisk, None, code) for vdisk, code in codes])
+        self._core.flush(lsn)
 
     def close(self) -> None:
         """End all I/O, make everything durable, leave a checkpoint and the dedup index.  Then another may open it."""

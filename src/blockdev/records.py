@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from blockdev.constants import BLOCK_BYTES, SECTOR_BYTES, VDISK_BYTES_MAX
 from blockdev.errors import Corrupt
+from blockdev.policies import is_disk_code
 
 RECORD_HEAD = struct.Struct("<BBHI")  # type, version, reserved, item count
 RECORD_ITEM = struct.Struct("<IIQHH")  # object id, source id, size in bytes, name length, tag length
@@ -18,7 +19,7 @@ NO_NAME = 0xFFFF
 
 TABLE_MAGIC = b"BLDCKPT1"
 TABLE_HEAD = struct.Struct("<8sQQIIQQIIQQ")
-TABLE_OBJECT = struct.Struct("<IBBHHHIIQQQ")  # id, kind, height, name length, tag length, reserved, epoch, origin,
+TABLE_OBJECT = struct.Struct("<IBBHHHIIQQQ")  # id, kind, height, name length, tag length, policy, epoch, origin,
 # size in bytes, root node id, lsn
 KIND_VDISK = 1
 KIND_SNAPSHOT = 2
@@ -51,6 +52,7 @@ class ObjectState(NamedTuple):
     origin_id: int
     name: str | None
     tag: bytes
+    policy: int = 0  # of a vdisk, the code of policies.py
 
 
 class Table(NamedTuple):
@@ -141,7 +143,8 @@ def encode_table(table: Table) -> bytes:
         name_length, text = _pack_text(o.name, o.tag)
         parts.append(
             TABLE_OBJECT.pack(
-                o.id, o.kind, o.height, name_length, len(o.tag), 0, o.epoch, o.origin_id, o.size_bytes, o.root, o.lsn
+                *(o.id, o.kind, o.height, name_length, len(o.tag), o.policy),
+                *(o.epoch, o.origin_id, o.size_bytes, o.root, o.lsn),
             )
         )
         parts.append(text)
@@ -156,11 +159,11 @@ def decode_table(content: bytes) -> Table:
         raise Corrupt("a checkpoint table has no magic number")
     objects = []
     for _ in range(object_count):
-        (object_id, kind, height, name_length, tag_length, _reserved, epoch, origin_id, size_bytes, root,
+        (object_id, kind, height, name_length, tag_length, policy, epoch, origin_id, size_bytes, root,
          object_lsn) = cursor.unpack(TABLE_OBJECT)  # fmt: skip
         name, tag = cursor.text(name_length, tag_length)
         objects.append(
-            ObjectState(object_id, kind, size_bytes, root, height, epoch, object_lsn, origin_id, name, tag)
+            ObjectState(object_id, kind, size_bytes, root, height, epoch, object_lsn, origin_id, name, tag, policy)
         )
     free_ids = cursor.take(free_count * 8)
     retired = cursor.take(retired_count * 16)
@@ -192,5 +195,6 @@ def _check_table(table: Table) -> None:
             and o.root < table.next_node_id
             and is_size(o.size_bytes)
             and o.size_bytes <= BLOCK_BYTES << 9 * o.height
+            and is_disk_code(o.policy)
         ):
             raise Corrupt(f"a checkpoint table says of object {o.id} what cannot be")

@@ -15,9 +15,11 @@ from typing import NamedTuple
 import xxhash
 
 from blockdev import _medium, _pool, records, superblock
-from blockdev._pool import RecordType, VDisk, VDiskSnapshot
+from blockdev._actions import RecordType
+from blockdev._pool import VDisk, VDiskSnapshot
 from blockdev._replay import Replay
 from blockdev.errors import Corrupt, MediumError
+from blockdev.policies import is_disk_code
 from blockdev.records import KIND_SNAPSHOT, OBJECT_IDS_END, Item, Table
 from blockdev.superblock import Superblock
 
@@ -197,6 +199,7 @@ def _make_object(core: _pool.Core, o: records.ObjectState) -> VDisk | VDiskSnaps
         o.origin_id,
         o.name,
         o.tag,
+        o.policy,
     )
 
 
@@ -224,6 +227,10 @@ class _RecordReplay:
             self.core.apply([(record_type, self._get(item.id, VDisk), None, item.size_bytes)], lsn)
         elif record_type == RecordType.RELABEL:
             self._get(item.id).set_label(item.name, item.tag)
+        elif record_type == RecordType.POLICY:
+            if not is_disk_code(item.source):
+                raise Corrupt(f"the log at LSN {lsn} gives object {item.id} a policy that cannot be")
+            self.core.apply([(record_type, self._get(item.id, VDisk), None, item.source)], lsn)
         elif record_type == RecordType.DELETE:
             self._get(item.id)
             del self.objects[item.id]

@@ -16,14 +16,16 @@ from blockdev import _medium
 from blockdev._medium import PlantedBug, is_planted
 from blockdev.constants import BLOCK_BYTES, FORMAT_VERSION
 from blockdev.errors import Corrupt, MediumError, UnknownFormat
+from blockdev.policies import COMPRESSIONS, DEDUPS, LEVELS, PoolPolicy, encode_compression, encode_dedup
 
 MAGIC = b"BLOCKDEV"
 SUPERBLOCK_BYTES = 4096
 HEAD = struct.Struct("<8sQ")  # magic, XXH3-64 of all that follows
-BODY = struct.Struct("<IIII16sQQQQIIQQ")
+BODY = struct.Struct("<IIII16sQQQQIBBBxQQQ")
 SEGMENT_SLOTS = range(1 << 8, (1 << 16) + 1)  # of 1 MiB to 256 MiB
 COMPACTED = 1  # feature bit: segments may be compacted
-KNOWN_INCOMPATIBLE = COMPACTED  # feature bits that a reader must know
+POLICIES = 2  # feature bit: the log may have records of disks' policies
+KNOWN_INCOMPATIBLE = COMPACTED | POLICIES  # feature bits that a reader must know
 
 
 class Superblock(NamedTuple):
@@ -37,6 +39,7 @@ class Superblock(NamedTuple):
     created: int  # seconds since 1970
     incompatible: int = 0
     compatible: int = 0
+    policy: PoolPolicy = PoolPolicy()
 
 
 def encode(block: Superblock) -> bytes:
@@ -51,9 +54,12 @@ def encode(block: Superblock) -> bytes:
         block.checkpoint_bytes,
         block.checkpoint_checksum,
         block.segment_slots,
-        0,
+        encode_compression(block.policy.compression),
+        encode_dedup(block.policy.dedup),
+        block.policy.compression_level,
         block.capacity_bytes,
         block.created,
+        block.policy.compaction_rate_bytes,
     ).ljust(SUPERBLOCK_BYTES - HEAD.size, b"\0")
     return HEAD.pack(MAGIC, xxhash.xxh3_64_intdigest(body)) + body
 
@@ -73,7 +79,7 @@ def decode(content: bytes) -> Superblock:
     if xxhash.xxh3_64_intdigest(content[HEAD.size :]) != checksum:
         raise Corrupt("a superblock does not verify")
     (version, incompatible, compatible, block_bytes, uuid, sequence, number, table_bytes, table_checksum,
-     segment_slots, _reserved, capacity, created) = BODY.unpack_from(content, HEAD.size)  # fmt: skip
+     segment_slots, compression, dedup, level, capacity, created, rate) = BODY.unpack_from(content, HEAD.size)  # fmt: skip
     if version != FORMAT_VERSION or block_bytes != BLOCK_BYTES:
         raise UnknownFormat(
             f"the pool has format version {version}, this build reads {FORMAT_VERSION}: use the build that made it"
@@ -83,7 +89,19 @@ def decode(content: bytes) -> Superblock:
     if segment_slots not in SEGMENT_SLOTS or max(sequence, number) >> 62:
         raise Corrupt(f"a superblock has {segment_slots} slots in a segment, or a number, that cannot be")
     return Superblock(
-        uuid, sequence, number, table_bytes, table_checksum, segment_slots, capacity, created, incompatible, compatible
+        *(uuid, sequence, number, table_bytes, table_checksum, segment_slots, capacity, created),
+        *(incompatible, compatible, _policy(compression, dedup, level, rate)),
+    )
+
+
+def _policy(compression: int, dedup: int, level: int, rate_bytes: int) -> PoolPolicy:
+    """Codes that are none are what older builds wrote, zeros, or newer ones: then it is what a new pool has."""
+    usual = PoolPolicy()
+    return PoolPolicy(
+        COMPRESSIONS[compression - 1] if 1 <= compression <= len(COMPRESSIONS) else usual.compression,
+        level if level in LEVELS else usual.compression_level,
+        DEDUPS[dedup - 1] if 1 <= dedup <= len(DEDUPS) else usual.dedup,
+        rate_bytes if rate_bytes >> 62 == 0 else usual.compaction_rate_bytes,
     )
 
 

@@ -18,6 +18,7 @@ LEVELS = [
     {"_log"},
     {"_cow"},
     {"_disk"},
+    {"_actions"},
     {"_pool", "records", "superblock"},
     {"_replay", "_check", "_compact", "_accounting", "dedup_file"},
     {"recovery", "maintenance", "findings", "runner"},
