@@ -1,0 +1,76 @@
+"""Schedules as values: when, how consistent, kept how long.  The default set, and the one that a VM has instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, Literal, get_args
+from zoneinfo import ZoneInfo
+
+from blockdev.errors import InvalidArgument
+from blockdev.schedule.times import When, parse_when, parse_zone
+from blockdev.vmmap.model import Consistency
+from blockdev.vmmap.names import check_name
+
+SCHEDULES_MAX = 3  # of one VM
+KEEP_SECONDS_MIN, KEEP_SECONDS_MAX = 60, 100 * 366 * 86400
+IfNotFrozen = Literal["crash", "fail"]
+HOUR, DAY = 3600, 86400
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One schedule; times are of its zone."""
+
+    name: str
+    at: str  # as times.parse_when reads it
+    keep_seconds: int
+    zone: str = "UTC"  # of the IANA database
+    consistency: Consistency = "crash"
+    if_not_frozen: IfNotFrozen = "crash"  # when a guest cannot be frozen: take one all the same, or fail
+    replicate: bool = False
+    keep_remote_seconds: int | None = None  # None: as here
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def when(self) -> tuple[When, ZoneInfo]:
+        return _when(self.at, self.zone)
+
+
+def shipped(zone: str) -> list[Schedule]:
+    """What a new home has."""
+    return [
+        Schedule("hourly", "hourly :05", 3 * HOUR, zone),
+        Schedule("daily", "daily 02:30", 2 * DAY, zone),
+        Schedule("weekly", "weekly sat 07:30", 8 * DAY, zone),
+    ]
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """InvalidArgument when it says what cannot be."""
+    check_name("schedule", schedule.name)
+    schedule.when()
+    for keep in (schedule.keep_seconds, schedule.keep_remote_seconds):
+        if keep is not None and not KEEP_SECONDS_MIN <= keep <= KEEP_SECONDS_MAX:
+            raise InvalidArgument(f"schedule {schedule.name}: a snapshot is kept for a minute to a hundred years")
+    if schedule.consistency not in get_args(Consistency):
+        raise InvalidArgument(f"schedule {schedule.name}: consistency is crash or vm, not {schedule.consistency!r}")
+    if schedule.if_not_frozen not in get_args(IfNotFrozen):
+        raise InvalidArgument(f"schedule {schedule.name}: without a frozen guest it can take a crash snapshot, or fail")
+
+
+def check_set(schedules: Sequence[Schedule]) -> None:
+    """InvalidArgument: too many, or two of one name."""
+    for schedule in schedules:
+        check_schedule(schedule)
+    if len(schedules) > SCHEDULES_MAX:
+        raise InvalidArgument(f"a VM can have {SCHEDULES_MAX} schedules: remove one of them first")
+    if len({schedule.name for schedule in schedules}) < len(schedules):
+        raise InvalidArgument("two schedules have one name")
+
+
+@lru_cache(maxsize=1024)
+def _when(at: str, zone: str) -> tuple[When, ZoneInfo]:
+    return parse_when(at), parse_zone(zone)
