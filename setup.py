@@ -66,6 +66,7 @@ EXTENSIONS = [
     extension("_replay"),
     extension("_check"),
     extension("_compact"),
+    extension("_accounting"),
     extension("_nbdkit_guard"),
     extension("_nbdkit", libraries=[LIBPYTHON]),
 ]

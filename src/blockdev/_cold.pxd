@@ -85,6 +85,7 @@ cdef inline uint32_t frame_codec(uint64_t frame) noexcept nogil:
 cdef int cold_load(int file, ColdHeader* known, ColdIndex** index, Fingerprint** fingerprints) noexcept nogil
 cdef void cold_free(ColdIndex* index) noexcept nogil
 cdef int cold_read(int file, const ColdIndex* index, uint32_t slot, uint32_t count, char* out) noexcept nogil
+cdef uint32_t cold_share(const ColdIndex* index, uint32_t slot) noexcept nogil      # bytes that a block takes of its frame
 cdef int cold_heal(int file, const ColdHeader* known, bint write, uint32_t* bad, uint32_t* lost) noexcept nogil
 
 cdef int cold_writer_init(ColdWriter* writer) noexcept nogil

@@ -264,6 +264,18 @@ cdef int cold_read(int file, const ColdIndex* index, uint32_t slot, uint32_t cou
     return failure
 
 
+cdef uint32_t cold_share(const ColdIndex* index, uint32_t slot) noexcept nogil:
+    """What a block takes in the file; the shares of a frame's blocks add up to what the frame takes.  0: it is gone."""
+    cdef uint32_t rank = index.ranks[slot], number, place, blocks, stored
+    if rank == 0:
+        return 0
+    number = (rank - 1) // FRAME_BLOCKS
+    place = (rank - 1) % FRAME_BLOCKS
+    blocks = min(<uint32_t>FRAME_BLOCKS, index.block_count - number * FRAME_BLOCKS)
+    stored = frame_stored(index.frames[number])
+    return stored * (place + 1) // blocks - stored * place // blocks
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 cdef int cold_writer_init(ColdWriter* writer) noexcept nogil:

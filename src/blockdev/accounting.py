@@ -7,7 +7,22 @@ of these five, and they add up: see docs/space.md.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from blockdev._accounting import Accountant
+from blockdev.constants import BLOCK_BYTES
+from blockdev.errors import Gone, InvalidArgument, NotFound
+from blockdev.records import KIND_VDISK, Table
+
+if TYPE_CHECKING:
+    from blockdev.pool import Pool
+
+STEP_NODES = 4096  # between two looks at whether the pool was closed
+OWNERS_BYTES_MAX = 256 << 20  # for the owners of blocks at once: of 256 GiB of data
+NODE_BYTES = 2 * 4608  # in both node files
+LEVELS_MAX = 4
+POOL_OWNER = 1
 
 
 class Group(NamedTuple):
@@ -48,3 +63,147 @@ class GroupUsage(NamedTuple):
 class Usage(NamedTuple):
     pool: PoolUsage
     groups: list[GroupUsage]  # in the order asked for
+
+
+class _GroupOwners(NamedTuple):
+    """Owners of one group's parts."""
+
+    all: int
+    disks: int
+    snapshots: int
+    each_snapshot: list[int]
+
+    def of_snapshots(self) -> list[int]:
+        return [self.snapshots, *self.each_snapshot]
+
+    def of_all(self) -> list[int]:
+        return [self.all, self.disks, *self.of_snapshots()]
+
+
+class Accounting:
+    """One count of what a checkpoint's maps hold.  What was written since is in no number but used_bytes."""
+
+    def __init__(self, pool: Pool, table: Table, groups: Sequence[Group]) -> None:
+        """InvalidArgument: an object is in two groups, or twice in one."""
+        self._pool = pool
+        self._table = table
+        self._groups = groups
+        self._stats = pool.stats()
+        self._parents = [0]  # of each owner from 1 on
+        self._owners: dict[int, int] = {}  # by object id
+        self._of_groups = [self._add_group(group) for group in groups]
+        for thing in table.objects:
+            if thing.id not in self._owners:
+                self._owners[thing.id] = self._add_owner(POOL_OWNER)
+        self._accountant = Accountant(pool.core, table.next_node_id, self._parents)
+
+    def run(self) -> Usage:
+        """Gone when the pool is closed meanwhile; Corrupt when a map node cannot be read."""
+        for thing in self._table.objects:
+            self._accountant.add_map(thing.root, thing.height, self._owners[thing.id], thing.kind == KIND_VDISK)
+        self._repeat(lambda: self._accountant.own_nodes(STEP_NODES))
+        for segments in self._ranges():
+            self._count_blocks(segments)
+        for level in range(1, LEVELS_MAX):
+            self._repeat(lambda level=level: self._accountant.sum_nodes(level, STEP_NODES))  # type: ignore[misc]
+        groups = [self._usage_of(group, owners) for group, owners in zip(self._groups, self._of_groups, strict=True)]
+        return Usage(self._usage_of_pool(), groups)
+
+    def _repeat(self, step: Callable[[], bool]) -> None:
+        more = True
+        while more:
+            if self._pool.core.closed:
+                raise Gone("the pool was closed while its space was counted")
+            more = step()
+
+    def _add_owner(self, parent: int) -> int:
+        self._parents.append(parent)
+        return len(self._parents)
+
+    def _add_group(self, group: Group) -> _GroupOwners:
+        all = self._add_owner(POOL_OWNER)
+        disks, snapshots = self._add_owner(all), self._add_owner(all)
+        each = [self._add_owner(snapshots) for _snapshot in group.snapshots]
+        for vdisk_id in group.vdisk_ids:
+            self._give(vdisk_id, disks)
+        for owner, snapshot in zip(each, group.snapshots, strict=True):
+            for id, _before in snapshot:
+                self._give(id, owner)
+        return _GroupOwners(all, disks, snapshots, each)
+
+    def _give(self, id: int, owner: int) -> None:
+        if id in self._owners:
+            raise InvalidArgument(f"object {id} is to be counted twice")
+        self._owners[id] = owner
+
+    def _ranges(self) -> Iterator[range]:
+        """Segments up to the cut, as many at once as there is room for their blocks' owners."""
+        end = self._table.segment_id + 1
+        step = max(1, OWNERS_BYTES_MAX // 4 // (self._stats["segment_slots"]))
+        for first in range(1, end, step):
+            yield range(first, min(first + step, end))
+
+    def _count_blocks(self, segments: range) -> None:
+        self._accountant.begin_segments(segments.start, segments.stop)
+        self._repeat(lambda: self._accountant.own_leaves(STEP_NODES))
+        self._repeat(lambda: self._accountant.share_leaves(STEP_NODES))
+        for id in segments:
+            last = id == self._table.segment_id
+            self._accountant.sum_segment(id, self._table.slot_index if last else self._stats["segment_slots"])
+            self._repeat(lambda: False)
+
+    def _sums(self, owners: Sequence[int]) -> tuple[int, int, int]:
+        """(blocks, those of them that a disk reaches, stored bytes)."""
+        found = [self._accountant.of_owner(owner) for owner in owners]
+        return sum(one[0] for one in found), sum(one[1] for one in found), sum(one[2] for one in found)
+
+    def _mapped(self, kinds: tuple[int, ...] | None = None) -> int:
+        """Blocks that the maps of these kinds of objects map, in all."""
+        return sum(
+            self._accountant.of_map(thing.root)[0]
+            for thing in self._table.objects
+            if kinds is None or thing.kind in kinds
+        )
+
+    def _usage_of_pool(self) -> PoolUsage:
+        blocks, disk_blocks, stored_bytes = self._sums(range(POOL_OWNER, len(self._parents) + 1))
+        used_bytes = self._stats["used_bytes"]
+        dead_nodes = self._stats["map_bytes"] // NODE_BYTES - 1 - self._accountant.node_count()  # slot 0 is no node's
+        reclaimable_bytes = self._accountant.dead_bytes() + max(dead_nodes, 0) * NODE_BYTES
+        reclaimable_bytes = min(reclaimable_bytes, max(used_bytes - stored_bytes, 0))  # a compaction may be at it
+        return PoolUsage(
+            capacity_bytes=self._pool.capacity_bytes,
+            used_bytes=used_bytes,
+            metadata_bytes=used_bytes - stored_bytes - reclaimable_bytes,
+            stored_bytes=stored_bytes,
+            reclaimable_bytes=reclaimable_bytes,
+            logical_bytes=self._mapped((KIND_VDISK,)) * BLOCK_BYTES,
+            referenced_bytes=self._mapped() * BLOCK_BYTES,
+            disk_distinct_bytes=disk_blocks * BLOCK_BYTES,
+            distinct_bytes=blocks * BLOCK_BYTES,
+        )
+
+    def _usage_of(self, group: Group, owners: _GroupOwners) -> GroupUsage:
+        ids = set(group.vdisk_ids)
+        maps = [self._accountant.of_map(thing.root) for thing in self._table.objects if thing.id in ids]
+        return GroupUsage(
+            data_bytes=sum(mapped for mapped, _shared in maps) * BLOCK_BYTES,
+            shared_bytes=sum(shared for _mapped, shared in maps) * BLOCK_BYTES,
+            unique_stored_bytes=self._sums(owners.of_all())[2],
+            snapshots_stored_bytes=self._sums(owners.of_snapshots())[2],
+            snapshots=[
+                SnapshotUsage(self._changed_bytes(snapshot), self._sums([owner])[2])
+                for snapshot, owner in zip(group.snapshots, owners.each_snapshot, strict=True)
+            ],
+        )
+
+    def _changed_bytes(self, snapshot: Sequence[tuple[int, int | None]]) -> int:
+        """0 for what was deleted meanwhile."""
+        changed = 0
+        for id, before in snapshot:
+            try:
+                older = None if before is None else self._pool.get(before)
+                changed += self._pool.get(id).changed_bytes_since(older)
+            except (NotFound, Gone):
+                self._repeat(lambda: False)
+        return changed

@@ -253,7 +253,9 @@ class Compaction:
     def end(self) -> None:
         """Be done with it, wherever it is."""
         self._marker.end()
-        self._pool.release_mark_base()
+        if self._base is not None:
+            self._pool.release_mark_base(self._base)
+            self._base = None
         lend_spare(self._pool.core, False)
 
     def trim(self) -> None:

@@ -20,7 +20,7 @@ import shutil
 import threading
 import uuid as uuid_module
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -30,6 +30,7 @@ from blockdev import _medium, _pool, dedup_file, diagnostics, records, superbloc
 from blockdev._actions import RecordType
 from blockdev._medium import PlantedBug, is_planted
 from blockdev._pool import VDisk, VDiskSnapshot
+from blockdev.accounting import Accounting, Group, Usage
 from blockdev.clock import now_seconds
 from blockdev.compaction import COMPACT, CompactionReport, Compactor
 from blockdev.constants import (
@@ -66,7 +67,6 @@ ROOM_BYTES_MIN = 1 << 20  # with less the pool counts as full
 RESERVE_BYTES = 64 << 20  # kept from guests, for deletes and discards on a full pool
 SEGMENT_BYTES_MIN = 1 << 20
 SEGMENT_BYTES_MAX = 256 << 20
-NOT_HELD = 1 << 62  # later than any generation
 TABLE_NAME = re.compile(r"checkpoint-([0-9]+)")
 
 Thing: TypeAlias = VDisk | VDiskSnapshot
@@ -103,7 +103,8 @@ class Pool:
         self._names: dict[str, int] = {o.name: o.id for o in recovered.objects.values() if o.name is not None}
         self._resident_nodes_max = recovered.resident_nodes_max
         self._replay_starts = (0, 0)  # segment ids of the two newest checkpoints; 0: not known
-        self._held_generation = NOT_HELD  # node slots that left their head later stay as they are
+        self._held: list[int] = []  # generations: node slots that left their head later stay as they are
+        self._accounting = threading.Lock()
         self._log_bytes_at_checkpoint = self._core.stats()["segment_bytes_added"]
         self._checkpoint_count = 0
         self._maintenance: Maintenance | None = None
@@ -442,7 +443,7 @@ class Pool:
             done = True
         finally:
             # the fallback superblock now names the checkpoint before this one: slots only older ones hold are free
-            self._core.checkpoint_end(done, min(self._held_generation, self._checkpoint_generation))
+            self._core.checkpoint_end(done, min([*self._held, self._checkpoint_generation]))
         self._superblock = written
         self._replay_starts = (self._replay_starts[1], cut.table.segment_id)
         self._checkpoint_generation = cut.generation
@@ -532,12 +533,33 @@ class Pool:
                 self._take_checkpoint()
                 cut = self._take_checkpoint()
                 starts = self._replay_starts
-            self._held_generation = cut.generation
+            self._held.append(cut.generation)
         return MarkBase(min(starts), cut.table)
 
-    def release_mark_base(self) -> None:
+    def release_mark_base(self, base: MarkBase) -> None:
         with self._checkpoint_lock:
-            self._held_generation = NOT_HELD
+            self._held.remove(base.table.generation)
+
+    @contextlib.contextmanager
+    def _held_checkpoint(self) -> Iterator[Table]:
+        """Take a checkpoint; the nodes that it holds stay in their slots meanwhile."""
+        with self._checkpoint_lock:
+            self._check_open()
+            table = self._take_checkpoint().table
+            self._held.append(table.generation)
+        try:
+            yield table
+        finally:
+            with self._checkpoint_lock:
+                self._held.remove(table.generation)
+
+    def account(self, groups: Sequence[Group]) -> Usage:
+        """What takes the pool's space, as of a checkpoint that this takes.  Cost: reads all maps; writes go on.
+
+        InvalidArgument: an object is in two groups; Corrupt: a map node cannot be read.
+        """
+        with self._accounting, self._held_checkpoint() as table:
+            return Accounting(self, table, groups).run()
 
     def no_checkpoint(self) -> contextlib.AbstractContextManager[object]:
         """No checkpoint is taken meanwhile."""

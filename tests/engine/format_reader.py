@@ -38,6 +38,7 @@ class PoolFiles:
     objects: dict[int, Object] = field(default_factory=dict)
     log_position: tuple[int, int, int] = (0, 0, 0)  # segment, slot, LSN
     next_object_id: int = 0
+    shares: dict[int, dict[int, int]] = field(default_factory=dict)  # by segment and slot: bytes that a block takes
 
     def __post_init__(self) -> None:
         blocks = [self._read_superblock(which) for which in (0, 1)]
@@ -51,7 +52,7 @@ class PoolFiles:
         assert struct.unpack_from("<Q", content, 8)[0] == xxhash.xxh3_64_intdigest(content[16:])
         names = ["version", "incompatible", "compatible", "block_bytes"]
         values = dict(zip(names, struct.unpack_from("<4I", content, 16), strict=True))
-        assert values.pop("incompatible") in (0, 1)
+        assert values.pop("incompatible") in (0, 1, 2, 3)
         assert values == {"version": 2, "compatible": 0, "block_bytes": 4096}
         values["uuid"] = content[32:48]
         for name, offset in {
@@ -78,8 +79,9 @@ class PoolFiles:
         for _ in range(head[8]):
             fields = struct.unpack_from("<IBBHHHIIQQQ", content, place)
             place += struct.calcsize("<IBBHHHIIQQQ")
-            object_id, kind, height, name_length, tag_length, zero, epoch, origin, size, root, lsn = fields
-            assert zero == 0 and kind in (1, 2) and 1 <= height <= 4
+            object_id, kind, height, name_length, tag_length, policy, epoch, origin, size, root, lsn = fields
+            assert policy < 12 and (policy == 0 or kind == 1)
+            assert kind in (1, 2) and 1 <= height <= 4
             name = None
             if name_length != 0xFFFF:
                 name = content[place : place + name_length].decode()
@@ -108,6 +110,22 @@ class PoolFiles:
         with open(self.path / "map" / name, "rb") as file:
             file.seek(node_id * 4608)
             return file.read(4608)
+
+    def node_ids(self) -> set[int]:
+        """Of all nodes that a map reaches."""
+        found: set[int] = set()
+
+        def walk(node_id: int, level: int) -> None:
+            if node_id not in found:
+                found.add(node_id)
+                for entry in self.node(node_id, level) if level else ():
+                    if entry:
+                        walk(entry, level - 1)
+
+        for thing in self.objects.values():
+            if thing.root:
+                walk(thing.root, thing.height - 1)
+        return found
 
     def addresses(self, thing: Object) -> dict[int, int]:
         """Block number -> block address of all that is mapped."""
@@ -148,22 +166,34 @@ class PoolFiles:
             return self.compacted(segment_id, generation)
         raw, fingerprints = self.segment(segment_id)
         blocks = {i: raw[i * SLOT : (i + 1) * SLOT] for i, known in enumerate(fingerprints) if any(known)}
+        self.shares[segment_id] = dict.fromkeys(blocks, SLOT)
         for index, data in blocks.items():
             assert fingerprint(data) == fingerprints[index], f"segment {segment_id:08x} slot {index}"
         return blocks
+
+    def stored_bytes(self) -> dict[int, int]:
+        """Block address -> bytes that the block takes, of all blocks in all segments."""
+        for segment_id in self.generations():
+            self.blocks(segment_id)
+        return {
+            segment_id << 32 | slot: share
+            for segment_id, shares in self.shares.items()
+            for slot, share in shares.items()
+        }
 
     def compacted(self, segment_id: int, generation: int) -> dict[int, bytes]:
         raw = (self.path / "segments" / f"{segment_id:08x}.{generation}").read_bytes()
         header = raw[:SLOT]
         assert header == raw[-SLOT:] and not any(header[80:])
-        magic, checksum, uuid, id, found, slots, blocks, _first_lsn, _end_lsn, index, pages, zero = struct.unpack_from(
+        magic, checksum, uuid, id, found, slots, blocks, _first_lsn, _end_lsn, index, pages, plain_count = struct.unpack_from(
             "<8sQ16sIIIIQQQII", header
         )
         assert magic == b"BLDCLD1\0" and checksum == xxhash.xxh3_64_intdigest(header[16:80])
-        assert (uuid, id, found, zero) == (self.superblock["uuid"], segment_id, generation, 0)
+        assert (uuid, id, found) == (self.superblock["uuid"], segment_id, generation) and plain_count <= blocks
         assert pages == -(-blocks // 192) and len(raw) == index + (2 * pages + 1) * SLOT
         place = SLOT
         read: dict[int, bytes] = {}
+        shares = self.shares[segment_id] = {}
         for number in range(pages):
             page = raw[index + number * SLOT :][:SLOT]
             assert page == raw[index + (pages + number) * SLOT :][:SLOT]
@@ -183,6 +213,7 @@ class PoolFiles:
                     assert slot < slots and all(slot > before for before in list(read)[-1:])
                     read[slot] = plain[i * SLOT : (i + 1) * SLOT]
                     assert fingerprint(read[slot]) == page[1024 + 16 * (first + i) :][:16]
+                    shares[slot] = stored * (i + 1) // some - stored * i // some
         assert len(read) == blocks and index == -(-place // SLOT) * SLOT
         return read
 

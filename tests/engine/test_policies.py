@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from blockdev import Pool, errors, superblock
-from blockdev.policies import AS_POOL, DiskPolicy, PoolPolicy, decode_disk_policy, encode_disk_policy, is_disk_code
+from blockdev.policies import (
+    AS_POOL,
+    DiskPolicy,
+    PoolPolicy,
+    decode_disk_policy,
+    encode_disk_policy,
+    is_disk_code,
+)
 from tests.engine.content import block_data, distinct_blocks
 from tests.engine.model import BLOCK
 

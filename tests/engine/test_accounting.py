@@ -1,0 +1,254 @@
+"""What a pool says of its space is what its files hold: counted once more from these, block by block, with sets."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockdev import Pool, errors
+from blockdev.accounting import Group, GroupUsage, PoolUsage, SnapshotUsage, Usage
+from blockdev.constants import BLOCK_BYTES
+from tests.engine.content import block_data, distinct_blocks
+from tests.engine.format_reader import PoolFiles
+
+MEBIBYTE = 1 << 20
+DISK_BLOCKS = 3000  # over several leaves
+Points = list[list[Any]]  # the snapshots of one group's disks, oldest first
+
+
+class Counted:
+    """A group as a test knows it: names of disks, and of the disk snapshots of each point in time."""
+
+    def __init__(self, disks: list[str], points: list[list[str]]) -> None:
+        self.disks, self.points = disks, points
+
+    def before(self, point: int, name: str) -> str | None:
+        """The snapshot of the same disk at the point before."""
+        disk = name.split("@")[0]
+        found = [other for other in self.points[point - 1] if other.split("@")[0] == disk] if point else []
+        return found[0] if found else None
+
+    def group(self, pool: Any) -> Group:
+        points = []
+        for number, point in enumerate(self.points):
+            pairs = [(name, self.before(number, name)) for name in point]
+            points.append([(pool.find(name).id, before and pool.find(before).id) for name, before in pairs])
+        return Group([pool.find(name).id for name in self.disks], points)
+
+
+def recount(path: str, counted: list[Counted], capacity_bytes: int) -> Usage:
+    """The same from the files of a closed pool."""
+    files = PoolFiles(Path(path))
+    stored = files.stored_bytes()
+    maps = {thing.name: files.addresses(thing) for thing in files.objects.values()}
+    reached = {name: set(found.values()) for name, found in maps.items()}
+    disks = [thing.name for thing in files.objects.values() if thing.kind == 1]
+
+    def union(names: Any) -> set[int]:
+        return set().union(*(reached[name] for name in names))
+
+    def bytes_of(addresses: set[int]) -> int:
+        return sum(stored[address] for address in addresses)
+
+    def only(names: list[str]) -> set[int]:
+        """What these reach and nothing else does."""
+        return union(names) - union(name for name in maps if name not in names)
+
+    def changed(name: str, before: str | None) -> int:
+        old = {} if before is None else maps[before]
+        return sum(old.get(block) != maps[name].get(block) for block in old.keys() | maps[name].keys())
+
+    groups = []
+    for one in counted:
+        snapshots = [name for point in one.points for name in point]
+        others = union(name for name in maps if name not in one.disks + snapshots)
+        entries = [address for name in one.disks for address in maps[name].values()]
+        groups.append(
+            GroupUsage(
+                len(entries) * BLOCK_BYTES,
+                sum(address in others for address in entries) * BLOCK_BYTES,
+                bytes_of(only(one.disks + snapshots)),
+                bytes_of(only(snapshots)),
+                [
+                    SnapshotUsage(
+                        sum(changed(name, one.before(number, name)) for name in point) * BLOCK_BYTES,
+                        bytes_of(only(point)),
+                    )
+                    for number, point in enumerate(one.points)
+                ],
+            )
+        )
+    live = union(maps)
+    segments = sum(file.stat().st_size for file in (Path(path) / "segments").glob("*.*"))
+    nodes = (Path(path) / "map" / "nodes").stat().st_size * 2
+    reclaimable = bytes_of(stored.keys() - live) + nodes - (len(files.node_ids()) + 1) * 2 * 4608
+    used = segments + nodes
+    pool = PoolUsage(
+        capacity_bytes,
+        used,
+        used - bytes_of(live) - reclaimable,
+        bytes_of(live),
+        reclaimable,
+        sum(len(maps[name]) for name in disks) * BLOCK_BYTES,
+        sum(len(found) for found in maps.values()) * BLOCK_BYTES,
+        len(union(disks)) * BLOCK_BYTES,
+        len(live) * BLOCK_BYTES,
+    )
+    return Usage(pool, groups)
+
+
+def content(source: random.Random, count: int) -> bytes:
+    """Blocks of text, of noise, and of what others write, too."""
+    parts = []
+    while count:
+        run = min(count, source.randrange(1, 40))
+        kind = source.choice(["text", "noise", "common", "common"])
+        if kind == "common":
+            parts.append(distinct_blocks(source.randrange(400), run))
+        else:
+            parts.append(block_data(kind, source.randrange(1 << 30), run * BLOCK_BYTES))
+        count -= run
+    return b"".join(parts)
+
+
+def scribble(source: random.Random, disk: Any, times: int) -> None:
+    for _ in range(times):
+        count = source.randrange(1, 120)
+        offset = source.randrange(DISK_BLOCKS - count) * BLOCK_BYTES
+        if source.random() < 0.2:
+            disk.discard(offset, count * BLOCK_BYTES)
+        else:
+            disk.write(offset, content(source, count))
+
+
+def take(pool: Any, vm: Counted, label: str) -> None:
+    names = [f"{disk}@{label}" for disk in vm.disks]
+    pool.snapshot([pool.find(disk) for disk in vm.disks], names)
+    vm.points.append(names)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_numbers_are_what_the_files_hold(pool_path: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = random.Random(seed)
+    if seed % 2:  # one range of segments after the other
+        monkeypatch.setattr("blockdev.accounting.OWNERS_BYTES_MAX", 4096)
+    pool = Pool.create(pool_path, 512 * MEBIBYTE, segment_bytes=MEBIBYTE)
+    vms = [Counted([f"{vm}/{disk}" for disk in "ab"[: 1 + (vm == "x")]], []) for vm in "xyz"]
+    for vm in vms:
+        for name in vm.disks:
+            scribble(source, pool.create_vdisk(DISK_BLOCKS * BLOCK_BYTES, name), 12)
+    for label in range(5):
+        for vm in source.sample(vms, 2):
+            take(pool, vm, str(label))
+            for name in vm.disks:
+                scribble(source, pool.find(name), source.randrange(6))
+        if label == 2:
+            cloned = next(vm for vm in vms if vm.points)
+            made = [pool.clone(pool.find(name), f"c/{name[2]}") for name in cloned.points[0]]
+            scribble(source, made[0], 3)
+            vms.append(Counted([disk.name for disk in made], []))
+            pool.compact()
+    for vm in vms:
+        if len(vm.points) > 1:
+            pool.delete([pool.find(name) for name in vm.points.pop(source.randrange(len(vm.points)))])
+    pool.resize(pool.find("y/a"), (DISK_BLOCKS + 4096 * 512) * BLOCK_BYTES)  # one level more
+    counted = vms[:-1]  # the clone is in no group
+    before = pool.account([vm.group(pool) for vm in counted])
+    pool.close()
+    expected = recount(pool_path, counted, pool.capacity_bytes)
+    with Pool.open(pool_path, background=False) as again:
+        found = again.account([vm.group(again) for vm in counted])
+        assert found == expected
+        assert again.account([]).pool == found.pool
+        assert before.groups == found.groups
+        assert before.pool.stored_bytes == found.pool.stored_bytes
+        assert again.check() == []
+        again.compact()
+        assert again.account([]).pool.reclaimable_bytes < found.pool.reclaimable_bytes // 4 + MEBIBYTE
+
+
+def test_what_a_delete_is_said_to_give_back_it_gives_back(pool_path: str) -> None:
+    pool = Pool.create(pool_path, 512 * MEBIBYTE, segment_bytes=MEBIBYTE)
+    disk = pool.create_vdisk(32 * MEBIBYTE, "a")
+    points = []
+    for number in range(4):
+        disk.write(number * 4 * MEBIBYTE, distinct_blocks(number << 16, 2048))
+        points.append(pool.snapshot([disk], [f"a@{number}"]))
+    disk.write(0, distinct_blocks(9 << 16, 8192))
+    pool.compact()
+    groups = [Group([disk.id], [[(points[n][0].id, points[n - 1][0].id if n else None)] for n in range(4)])]
+    usage = pool.account(groups).groups[0]
+    assert [one.changed_bytes for one in usage.snapshots] == [8 * MEBIBYTE] * 4
+    assert usage.data_bytes == 32 * MEBIBYTE and usage.shared_bytes == 0
+    before = pool.stats()["segment_bytes"]
+    pool.delete(points[0])
+    pool.compact()
+    freed = before - pool.stats()["segment_bytes"]
+    assert usage.snapshots[0].frees_bytes == 4 * MEBIBYTE
+    assert freed == pytest.approx(usage.snapshots[0].frees_bytes, rel=0.05)  # with what described it
+    pool.delete([one for point in points[1:] for one in point])
+    pool.compact()
+    freed = before - pool.stats()["segment_bytes"]
+    assert freed == pytest.approx(usage.snapshots_stored_bytes, rel=0.05)
+    pool.delete(disk)
+    pool.compact()
+    assert before - pool.stats()["segment_bytes"] == pytest.approx(usage.unique_stored_bytes, rel=0.05)
+    pool.close()
+
+
+def test_an_object_in_two_groups_is_refused(pool_path: str) -> None:
+    pool = Pool.create(pool_path, 64 * MEBIBYTE)
+    disk = pool.create_vdisk(MEBIBYTE, "a")
+    with pytest.raises(errors.InvalidArgument, match="twice"):
+        pool.account([Group([disk.id], []), Group([disk.id], [])])
+    pool.close()
+    with pytest.raises(errors.Gone):
+        pool.account([])
+
+
+def test_what_is_not_there_counts_nothing(pool_path: str) -> None:
+    with Pool.create(pool_path, 64 * MEBIBYTE) as pool:
+        usage = pool.account([Group([77], [[(78, 79), (80, None)]]), Group([], [])])
+        assert usage.groups == [GroupUsage(0, 0, 0, 0, [SnapshotUsage(0, 0)]), GroupUsage(0, 0, 0, 0, [])]
+        assert usage.pool.stored_bytes == usage.pool.logical_bytes == 0
+
+
+def test_it_goes_on_beside_writes_deletes_and_compactions(pool_path: str) -> None:
+    """The numbers add up whatever happens meanwhile, and all that is counted is right once it is quiet."""
+    pool = Pool.create(pool_path, 1 << 30, segment_bytes=MEBIBYTE)
+    disk = pool.create_vdisk(DISK_BLOCKS * BLOCK_BYTES, "a")
+    stopping = threading.Event()
+
+    def load() -> None:
+        source = random.Random(1)
+        taken: list[Any] = []
+        while not stopping.is_set():
+            scribble(source, disk, 5)
+            taken += pool.snapshot([disk])
+            if len(taken) > 4:
+                pool.delete(taken.pop(source.randrange(4)))
+            if source.random() < 0.1:
+                pool.compact()
+
+    loader = threading.Thread(target=load)
+    loader.start()
+    try:
+        for _ in range(60):
+            snapshots = pool.snapshots()
+            usage = pool.account([Group([disk.id], [[(one.id, None)] for one in snapshots])])
+            whole = usage.pool
+            assert whole.used_bytes == whole.metadata_bytes + whole.stored_bytes + whole.reclaimable_bytes
+            assert min(whole) >= 0
+            assert whole.logical_bytes <= whole.referenced_bytes and whole.disk_distinct_bytes <= whole.distinct_bytes
+            assert usage.groups[0].data_bytes == whole.logical_bytes
+    finally:
+        stopping.set()
+        loader.join()
+    counted = Counted(["a"], [])
+    found = pool.account([counted.group(pool)])
+    pool.close()
+    assert found.groups == recount(pool_path, [counted], 1 << 30).groups
