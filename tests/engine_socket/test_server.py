@@ -128,8 +128,9 @@ def test_a_usage_answers_for_each_group_in_order(
     assert usage == pool.account(groups)
     assert [len(group.snapshots) for group in usage.groups] == [0, 2, 0]
     assert client.account([]).groups == []
-    with pytest.raises(NotFound):
-        client.account([Group([999], [])])
+    assert client.account([Group([999], [])]).groups[0].data_bytes == 0
+    with pytest.raises(InvalidArgument, match="counted twice"):
+        client.account([Group([root.id], []), Group([root.id], [])])
     with pytest.raises(InvalidArgument, match="ask for one VM"):
         client.account([Group([root.id] * (protocol.ITEMS_MAX + 1), [])])
 

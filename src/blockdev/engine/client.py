@@ -178,7 +178,10 @@ class EngineClient:
         return [protocol.check_extent(row) for row in rows]
 
     def account(self, groups: Sequence[Group]) -> Usage:
-        """What takes the pool's space.  It takes seconds on a large pool.  NotFound; InvalidArgument: too many ids."""
+        """What takes the pool's space.  It takes seconds on a large pool.
+
+        What is not there counts as nothing.  InvalidArgument: too many ids at once, or one of them twice.
+        """
         asked = [[g.vdisk_ids, [[list(pair) for pair in disks] for disks in g.snapshots]] for g in groups]
         if protocol.item_count(asked) > protocol.ITEMS_MAX:
             raise InvalidArgument("there are too many disks and snapshots to account for at once: ask for one VM")

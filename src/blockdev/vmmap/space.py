@@ -1,6 +1,7 @@
 """What takes the pool's space, in the words of VMs and snapshots.
 
-Imports under way and what is not of a VM are in no VM's numbers; what they hold is in the pool's.
+Imports under way and what is not of a VM are in no VM's numbers; what they hold is in the pool's.  What is deleted
+between the look into the catalog and the engine's counts as nothing.
 """
 
 from __future__ import annotations
@@ -10,12 +11,9 @@ from typing import NamedTuple
 
 from blockdev.accounting import Group, GroupUsage, PoolUsage, Usage
 from blockdev.engine.client import EngineClient
-from blockdev.errors import NotFound
 from blockdev.vmmap.catalog import Catalog, SnapshotDiskRow, SnapshotRow, VMRow
 from blockdev.vmmap.lookup import Lookup, object_ids
 from blockdev.vmmap.model import PoolSpace, SnapshotSpace, Space, VMSpace
-
-ATTEMPTS_MAX = 3  # something may be deleted between the look into the catalog and the engine's
 
 
 class _Asked(NamedTuple):
@@ -32,21 +30,10 @@ def space_of_vms(catalog: Catalog, engine: EngineClient, name: str | None = None
 
     NotFound; Unavailable; InvalidArgument: more disks and snapshots than are accounted for at once.
     """
-    for attempt in range(1, ATTEMPTS_MAX + 1):
-        asked = _ask(catalog, engine, name)
-        try:
-            usage = engine.account([one.group for one in asked])
-            break
-        except NotFound:
-            if attempt == ATTEMPTS_MAX:
-                raise
-    return _view(asked, usage)
-
-
-def _ask(catalog: Catalog, engine: EngineClient, name: str | None) -> list[_Asked]:
     with catalog.transaction():
         vms = catalog.vms() if name is None else [Lookup(catalog, engine).vm(name)]
-        return [_asked(catalog, vm) for vm in vms]
+        asked = [_asked(catalog, vm) for vm in vms]
+    return _view(asked, engine.account([one.group for one in asked]))
 
 
 def _asked(catalog: Catalog, vm: VMRow) -> _Asked:
