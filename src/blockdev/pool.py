@@ -627,10 +627,11 @@ class Pool:
             self._set_limits()
 
     def _change_superblock(self, block: Superblock) -> None:
-        """Durable on return.  Caller holds _checkpoint_lock."""
-        changed = block._replace(sequence=self._superblock.sequence + 1)
-        superblock.write(self.path, changed)
-        self._superblock = changed
+        """Durable on return, in both superblocks: either may be lost.  Caller holds _checkpoint_lock."""
+        for _which in (0, 1):
+            changed = block._replace(sequence=self._superblock.sequence + 1)
+            superblock.write(self.path, changed)
+            self._superblock = changed
 
     @property
     def policy(self) -> PoolPolicy:

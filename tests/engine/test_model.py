@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from blockdev import Pool, errors
+from blockdev.policies import AS_POOL, COMPRESSIONS, DEDUPS, DiskPolicy, PoolPolicy
 from tests.engine.content import KINDS, block_data
 from tests.engine.model import BLOCK, SECTOR, Content, Step, blocks_of, inside, settle
+from tests.engine.recount import Counted, recount
 
 CAPACITY_BYTES = 2 << 30
 SEGMENT_BYTES = 1 << 20
@@ -47,6 +49,7 @@ class Thing:
 
     def __init__(self, content: Content, name: str | None, tag: bytes, origin: int | None = None) -> None:
         self.content, self.name, self.tag, self.origin = content, name, tag, origin
+        self.policy = AS_POOL
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -60,6 +63,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.snapshots: dict[int, Thing] = {}
         self.durable: dict[int, Content] = {}  # the heads at the last durable point
         self.pending: list[Step] = []
+        self.policy = PoolPolicy()
         self.synced: dict[str, int] = {}  # segment file -> bytes that survive a power cut
 
     @initialize()
@@ -79,7 +83,7 @@ class PoolMachine(RuleBasedStateMachine):
                 self.check_everything()
                 self.close_and_reopen()
                 self.check_everything()
-                self.pool.close()
+                self.check_space()
         finally:
             shutil.rmtree(self.home)
 
@@ -357,6 +361,18 @@ class PoolMachine(RuleBasedStateMachine):
         assert (disk.name, disk.tag) == (name, tag)
         self.all_durable()
 
+    @rule(pick=picks, compression=st.sampled_from((None, *COMPRESSIONS)), dedup=st.sampled_from((None, *DEDUPS)))
+    def set_disk_policy(self, pick: int, compression: Any, dedup: Any) -> None:
+        vdisk, thing = self.head(pick)
+        thing.policy = DiskPolicy(compression, dedup)
+        self.pool.set_disk_policies([(vdisk, thing.policy)])
+        self.all_durable()
+
+    @rule(compression=st.sampled_from(COMPRESSIONS), level=st.integers(1, 6), dedup=st.sampled_from(DEDUPS))
+    def set_policy(self, compression: Any, level: int, dedup: Any) -> None:
+        self.policy = PoolPolicy(compression, level, dedup)
+        self.pool.set_policy(self.policy)
+
     @rule(first=picks, second=picks)
     def swap_names(self, first: int, second: int) -> None:
         """Names are unique before and after, not in between."""
@@ -508,6 +524,8 @@ class PoolMachine(RuleBasedStateMachine):
             assert (disk.name, disk.tag, disk.size_bytes) == (thing.name, thing.tag, thing.content.size_bytes)
             if thing.name is not None:
                 assert self.pool.find(thing.name).id == identity
+            assert identity in self.snapshots or disk.policy == thing.policy
+        assert self.pool.policy == self.policy
 
     def check_everything(self) -> None:
         self.check_objects()
@@ -520,6 +538,26 @@ class PoolMachine(RuleBasedStateMachine):
             if size <= 4 << 20:
                 assert disk.read(0, size) == thing.content.read(0, size)
         assert self.pool.check() == []
+
+
+    def check_space(self) -> None:
+        """Every block that is reached is there, once; what is not reached goes, and so does all when all is deleted."""
+        self.pool.compact()
+        counted = [Counted([vdisk.name], []) for vdisk in self.named_vdisks()]
+        self.pool.close()
+        with self.open(self.path) as pool:
+            assert pool.account([one.group(pool) for one in counted]) == recount(self.path, counted, pool.capacity_bytes)
+            pool.delete(pool.things())
+            pool.compact()
+            pool.compact()
+            usage = pool.account([]).pool
+            assert usage.stored_bytes == usage.logical_bytes == 0
+            assert usage.used_bytes < 4 << 20, usage  # what the newest segments say of what was done
+
+    def named_vdisks(self) -> list[Any]:
+        """All of them, which have names now."""
+        self.pool.relabel([(self.pool.get(identity), f"disk {identity}", b"") for identity in self.heads])
+        return [self.pool.get(identity) for identity in self.heads]
 
 
 TestPoolAgainstModel = PoolMachine.TestCase

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import TypeAlias
 
+from blockdev.policies import COMPRESSIONS, DEDUPS, DiskPolicy, PoolPolicy
 from tests.engine.content import block_data
 from tests.engine.model import BLOCK, SECTOR
 from tests.torture.world import World
@@ -129,6 +130,17 @@ def _relabel(world: World, chosen: Random) -> None:
         world.relabel((one, things[other].name, b"1"), (other, things[one].name, b""))
 
 
+def any_policy(chosen: Random) -> DiskPolicy:
+    return DiskPolicy(chosen.choice((None, *COMPRESSIONS)), chosen.choice((None, *DEDUPS)))
+
+
+def _policy(world: World, chosen: Random) -> None:
+    if chosen.random() < 0.3:
+        world.set_policy(PoolPolicy(chosen.choice(COMPRESSIONS), chosen.randrange(1, 20), chosen.choice(DEDUPS)))
+    else:
+        world.set_disk_policies((_disk(world, chosen), any_policy(chosen)))
+
+
 def _delete(world: World, chosen: Random) -> None:
     disks, snapshots = world.state.vdisks(), world.state.snapshots()
     if len(disks) > 2 and chosen.random() < 0.4:
@@ -171,6 +183,7 @@ OBJECTS: dict[Action, int] = {
     _clone: 2,
     _restore: 2,
     _relabel: 1,
+    _policy: 1,
     _delete: 2,
     _resize: 2,
     _inspect: 1,

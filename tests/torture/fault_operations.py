@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from blockdev import Pool, _medium, superblock
+from blockdev.policies import DiskPolicy
 from tests.engine.content import distinct_blocks
 from tests.engine.model import BLOCK, SECTOR
 from tests.torture.oracle import State, Step
@@ -268,6 +269,8 @@ OPERATIONS = [
     Operation("checkpoint_twice", "closed", written_and_checkpointed, checkpoint_twice),
     Operation("compact", "closed", opened_with_garbage, Trial.compact),
     Operation("set_capacity", "closed", opened, lambda t: t.opened.set_capacity(2 * CAPACITY_BYTES)),
+    Operation("set_policy", "closed", opened, lambda t: t.opened.set_policy(t.opened.policy)),
+    Operation("set_disk_policy", "closed", opened_and_written, lambda t: t.set_disk_policy("a", DiskPolicy("off", "off"))),
     Operation("roll", "closed", opened, roll),
     Operation("roll_flushed", "closed", opened, roll_flushed),
     Operation("close", "closed", opened_and_written, Trial.close),

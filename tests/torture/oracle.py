@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from blockdev import Pool
+from blockdev.policies import AS_POOL, DiskPolicy, PoolPolicy
 from tests.engine.model import BLOCK, ZERO_BLOCK, Content, blocks_of, inside
 
 NO_STAMP = 0  # who wrote a block last does not matter here
@@ -26,12 +27,14 @@ class Thing:
     tag: bytes = b""
     origin: int = 0
     version: int = 1  # a vdisk's epoch, a snapshot's LSN
+    policy: DiskPolicy = AS_POOL
 
     def copy(self) -> Thing:
         return self if self.snapshot else replace(self, content=self.content.copy())
 
-    def label(self) -> tuple[bool, int, str | None, bytes, int, int]:
-        return self.snapshot, self.content.size_bytes, self.name, self.tag, self.origin, self.version
+    def label(self) -> tuple[bool, int, str | None, bytes, int, int, DiskPolicy]:
+        what = (self.name, self.tag, self.origin, self.version, self.policy)
+        return self.snapshot, self.content.size_bytes, *what
 
 
 @dataclass
@@ -40,9 +43,10 @@ class State:
 
     things: dict[int, Thing] = field(default_factory=dict)
     exists: bool = True
+    policy: PoolPolicy = PoolPolicy()
 
     def copy(self) -> State:
-        return State({identity: thing.copy() for identity, thing in self.things.items()}, self.exists)
+        return State({identity: thing.copy() for identity, thing in self.things.items()}, self.exists, self.policy)
 
     def labels(self) -> dict[int, tuple]:
         return {identity: thing.label() for identity, thing in self.things.items()}
@@ -94,9 +98,9 @@ class Wrong(AssertionError):
 
 def observe(pool: Pool) -> State:
     """All that a pool holds, every block of it read."""
-    state = State()
+    state = State(policy=pool.policy)
     for vdisk in pool.vdisks():
-        state.things[vdisk.id] = _observed(vdisk, False, vdisk.epoch)
+        state.things[vdisk.id] = replace(_observed(vdisk, False, vdisk.epoch), policy=vdisk.policy)
     for snapshot in pool.snapshots():
         state.things[snapshot.id] = _observed(snapshot, True, snapshot.lsn)
     return state
@@ -137,7 +141,7 @@ Differences: TypeAlias = dict[int, set[int]]  # the blocks that differ, by disk
 
 def differences(state: State, observed: State) -> Differences | None:
     """None when the objects themselves differ."""
-    if state.exists != observed.exists or state.labels() != observed.labels():
+    if (state.exists, state.policy) != (observed.exists, observed.policy) or state.labels() != observed.labels():
         return None
     found = {
         identity: different_blocks(thing.content.blocks, observed.things[identity].content.blocks)
@@ -186,6 +190,8 @@ def _partly(step: Change, state: State, different: Differences, observed: State)
 def _complaint(state: State, observed: State) -> str:
     if state.exists != observed.exists:
         return "there is no pool" if state.exists else "there is a pool"
+    if state.policy != observed.policy:
+        return f"{observed.policy} instead of {state.policy}"
     ours, theirs = state.labels(), observed.labels()
     parts = [
         f"object {identity} is {theirs.get(identity)} instead of {ours.get(identity)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
+from blockdev.policies import COMPRESSIONS, DEDUPS, DiskPolicy, PoolPolicy
 from tests.engine.content import block_data, distinct_blocks
 from tests.engine.model import BLOCK, SECTOR
 from tests.torture import actions
@@ -313,6 +314,18 @@ def relabels(world: World, chosen: Random) -> None:
 
 
 @scenario
+def policies(world: World, chosen: Random) -> None:
+    disks = world.create((MIB, "a", b""), (MIB, "b", b""))
+    for number in range(12):
+        world.set_disk_policies(*((disk, actions.any_policy(chosen)) for disk in disks))
+        writes(world, chosen.choice(disks), chosen, 2)
+        if number % 4 == 1:
+            world.set_policy(PoolPolicy(chosen.choice(COMPRESSIONS), 1 + number, chosen.choice(DEDUPS)))
+        if number % 4 == 3:
+            world.checkpoint()
+
+
+@scenario
 def deletes(world: World, chosen: Random) -> None:
     for number in range(8):
         disks = world.create((MIB, f"a{number}", b""), (MIB, f"b{number}", b""))
@@ -613,6 +626,21 @@ def compaction_revives_by_dedup(world: World, chosen: Random) -> None:
 
         world.compact(revive)
         maybe_flush(world, chosen, 0.5)
+
+
+@scenario
+def compaction_with_policies(world: World, chosen: Random) -> None:
+    """Blocks that are kept plain among those that are not, and all of it turned round."""
+    plain, packed = world.create((3 * MIB, "plain", b""), (3 * MIB, "packed", b""))
+    world.set_disk_policies((plain, DiskPolicy("off")))
+    for disk in (plain, packed):
+        world.write(disk, 0, block_data("text", chosen.randrange(1 << 30), 2 * MIB))
+    [snapshot] = world.snapshot((plain, None, b""))
+    writes(world, plain, chosen, 20)
+    world.compact(lambda: write(world, packed, chosen))
+    world.set_disk_policies((plain, DiskPolicy("inline")), (packed, DiskPolicy("off")))
+    world.delete(snapshot)
+    world.compact()
 
 
 @scenario

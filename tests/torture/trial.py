@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from blockdev import Pool, errors
+from blockdev.policies import DiskPolicy
 from tests.engine.model import BLOCK, ZERO_BLOCK, Content, blocks_of
 from tests.torture.oracle import NO_STAMP, Atomic, Change, State, Step, Thing, differences, settle
 from tests.torture.world import MEMORY
@@ -24,11 +25,13 @@ class Findings(errors.Corrupt):
 
 
 def observe_by_name(pool: Pool, read: ReadBlocks = blocks_of) -> State:
-    state = State()
+    state = State(policy=pool.policy)
     for disk in (*pool.vdisks(), *pool.snapshots()):
         blocks = read(disk)
         content = Content(disk.size_bytes, blocks, dict.fromkeys(blocks, NO_STAMP))
-        state.things[disk.name] = Thing(disk in pool.snapshots(), content, disk.name, disk.tag)
+        thing = state.things[disk.name] = Thing(disk in pool.snapshots(), content, disk.name, disk.tag)
+        if not thing.snapshot:
+            thing.policy = disk.policy
     return state
 
 
@@ -184,6 +187,13 @@ class Trial:
 
         thing = self.opened.find(old)
         self._ask(Atomic("relabel", change), lambda: self.opened.relabel([(thing, new, b"r")]), True)
+
+    def set_disk_policy(self, name: str, policy: DiskPolicy) -> None:
+        def change(state: State) -> None:
+            state.things[name].policy = policy
+
+        pair = (self.opened.find(name), policy)
+        self._ask(Atomic("set a disk's policy", change), lambda: self.opened.set_disk_policies([pair]), True)
 
     def delete(self, names: Sequence[str]) -> None:
         def change(state: State) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from blockdev import Pool
 from blockdev.compaction import Compaction
 from blockdev.errors import PoolFull
+from blockdev.policies import DiskPolicy, PoolPolicy
 from blockdev.runner import Pace
 from tests.engine.model import Content
 from tests.torture.file_system import Ground, Operation
@@ -304,6 +305,28 @@ class World:
         asked = len(self.operations)
         self.opened.relabel([(self.thing(identity), name, tag) for identity, name, tag in changes])
         self._done(Atomic("relabel", change), asked)
+
+    def set_disk_policies(self, *policies: tuple[int, DiskPolicy]) -> None:
+        """(vdisk, policy) each."""
+
+        def change(state: State) -> None:
+            for identity, policy in policies:
+                state.things[identity].policy = policy
+
+        asked = len(self.operations)
+        self.opened.set_disk_policies([(self.thing(identity), policy) for identity, policy in policies])
+        self._done(Atomic("set policies of disks", change), asked)
+
+    def set_policy(self, policy: PoolPolicy) -> None:
+        """Of the pool: it is not in the log, so it may outlive what was written before, unless that is durable."""
+
+        def change(state: State) -> None:
+            state.policy = policy
+
+        self.flush()
+        asked = len(self.operations)
+        self.opened.set_policy(policy)
+        self._done(Atomic("set the pool's policy", change), asked)
 
     def delete(self, *identities: int) -> None:
         def change(state: State) -> None:
