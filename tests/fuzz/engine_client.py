@@ -55,6 +55,7 @@ ANSWERS: list[dict[str, Any]] = [
     {"running": None, "check": None, "scrub": None, "findings": [frames.FINDING], "dropped": 0},
     {"made": [[9, None, 512, None]]},
     {},
+    {},
     {"policy": PoolPolicy()._asdict()},
     {"pool": dict.fromkeys(PoolUsage._fields, 4096), "rows": [[4096, 0, 4096, 0], [8192, 0]], "cursor": None},
 ]

@@ -16,6 +16,7 @@ from blockdev.api.unfinished import Unfinished
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.client import EngineClient
 from blockdev.engine.server import EngineServer
+from blockdev.policies import COMPRESSIONS
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.reserve import ReserveSize
 from blockdev.vmmap.service import VMs
@@ -155,7 +156,7 @@ def _any_operations(chosen: Random) -> Iterator[Step]:
     names: dict[str, list[str]] = {"web": ["s1", "s2"], "db": ["s1"]}  # VM -> its snapshots
     for number in range(8):
         vm, new = chosen.choice(sorted(names)), f"vm{number}"
-        kinds = ["create", "delete", "rename", "snapshot", "add disk", "write"]
+        kinds = ["create", "delete", "rename", "snapshot", "add disk", "write", "policy"]
         kind = chosen.choice(kinds + (["forget", "clone", "restore"] if names[vm] else []))
         if kind == "create" or len(names) == 1:
             names[new] = []
@@ -176,6 +177,8 @@ def _any_operations(chosen: Random) -> Iterator[Step]:
             yield call("clone_many", vm, names[vm][0], 2, new)
         elif kind == "restore":
             yield call("restore", vm, chosen.choice(names[vm]))
+        elif kind == "policy":
+            yield call("set_policy", vm, {"compression": chosen.choice(COMPRESSIONS), "dedup": None})
         elif kind == "add disk":
             yield call("add_disk", vm, new, 4096)
         else:
