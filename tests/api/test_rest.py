@@ -37,6 +37,8 @@ ADDRESSES = {
     ("get", "/status"),
     ("get", "/attachments"),
     ("patch", "/pool"),
+    ("get", "/pool/usage"),
+    ("get", "/vms/{vm}/usage"),
     ("post", "/pool/check"),
     ("post", "/pool/scrub"),
     ("post", "/pool/compact"),
@@ -91,6 +93,52 @@ def test_life_of_a_vm(rest: httpx.Client) -> None:
     assert "lives" not in [vm["name"] for vm in rest.get("/vms").json()["vms"]]
 
 
+def test_policies_of_the_pool_and_of_a_vm(home: Home, rest: httpx.Client, tmp_path: Path) -> None:
+    before = rest.get("/status").json()["engine"]["policy"]
+    assert before == {"compression": "cold", "compression_level": 3, "dedup": "on", "compaction_rate_bytes": 0}
+    change = {"compression": "inline", "compression_level": 9, "compaction_rate_bytes": 20 << 20}
+    assert rest.patch("/pool", json=change).json()["engine"]["policy"] == {**before, **change}
+    capacity_bytes = rest.get("/status").json()["engine"]["capacity_bytes"]
+    both = rest.patch("/pool", json={"capacity_bytes": capacity_bytes + (1 << 30), **before}).json()["engine"]
+    assert (both["policy"], both["capacity_bytes"]) == (before, capacity_bytes + (1 << 30))
+
+    disks = [{"name": "root", "size_bytes": 1 << 20}]
+    made = rest.post("/vms", json={"name": "kept", "disks": disks, "compression": "off"}).json()
+    assert made["policy"] == {"compression": "off", "dedup": None}
+    changed = rest.patch("/vms/kept", json={"dedup": "off", "compression": "pool", "description": "d"}).json()
+    assert (changed["policy"], changed["description"]) == ({"compression": None, "dedup": "off"}, "d")
+    assert rest.post("/vms/kept/clones", json={"name": "kept-2"}).json()["vms"][0]["policy"] == changed["policy"]
+    (tmp_path / "image").write_bytes(distinct_blocks(7 << 20, 16))
+    image = {"path": str(tmp_path / "image"), "format": "raw"}
+    body = {"name": "filled", "disks": [{"name": "root", "image": image}], "dedup": "off", "compression": "pool"}
+    job = finished(rest, rest.post("/vms", json=body).json())
+    assert job["result"]["policy"] == {"compression": None, "dedup": "off"}
+    assert rest.get("/vms/kept-2").json()["policy"] == changed["policy"]
+    for name in ("kept", "kept-2", "filled"):
+        rest.delete(f"/vms/{name}")
+
+
+def test_usage_adds_up_and_is_told_for_each_vm(home: Home, rest: httpx.Client, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(distinct_blocks(9 << 20, 1024))
+    image = {"path": str(tmp_path / "image"), "format": "raw"}
+    made = rest.post("/vms", json={"name": "used", "disks": [{"name": "root", "image": image}]})
+    assert finished(rest, made.json())["state"] == "done"
+    rest.post("/vms/used/snapshots", json={"name": "s"})
+    rest.post("/vms/used/clones", json={"snapshot": "s", "name": "twin"})
+    found = rest.get("/pool/usage").json()
+    pool = found["pool"]
+    assert pool["used_bytes"] == pool["metadata_bytes"] + pool["stored_bytes"] + pool["reclaimable_bytes"]
+    [used] = [vm for vm in found["vms"] if vm["vm"] == "used"]
+    assert used["size_bytes"] == used["data_bytes"] == used["shared_bytes"] == 4 << 20
+    assert used["unique_stored_bytes"] == 0, "the twin holds all of it"
+    [snapshot] = used["snapshots"]
+    assert (snapshot["snapshot"], snapshot["changed_bytes"], snapshot["frees_bytes"]) == ("s", 4 << 20, 0)
+    assert rest.get("/vms/used/usage").json() == used
+    rest.delete("/vms/twin")
+    assert rest.get("/vms/used/usage").json()["unique_stored_bytes"] >= 4 << 20
+    rest.delete("/vms/used")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code"),
     [
@@ -105,6 +153,15 @@ def test_life_of_a_vm(rest: httpx.Client) -> None:
         ("POST", "/vms", {"name": "x", "description": "~unfinished"}, 400, "invalid_argument"),
         ("POST", "/vms", {"name": "x", "disks": [{"name": "d", "image": {"path": "rel"}}]}, 400, "invalid_argument"),
         ("PATCH", "/vms/none", {}, 400, "invalid_argument"),
+        ("PATCH", "/vms/none", {"dedup": "off"}, 404, "not_found"),
+        ("PATCH", "/vms/none", {"dedup": "maybe"}, 422, "invalid_argument"),
+        ("POST", "/vms", {"name": "x", "compression": "hot"}, 422, "invalid_argument"),
+        ("PATCH", "/pool", {}, 400, "invalid_argument"),
+        ("PATCH", "/pool", {"compression": "pool"}, 422, "invalid_argument"),
+        ("PATCH", "/pool", {"compression_level": 20}, 422, "invalid_argument"),
+        ("PATCH", "/pool", {"compaction_rate_bytes": -1}, 422, "invalid_argument"),
+        ("PATCH", "/pool", {"dedup": "off", "surprise": 1}, 422, "invalid_argument"),
+        ("GET", "/vms/none/usage", None, 404, "not_found"),
         ("POST", "/vms/none/clones", {"name": "x", "count": 2, "prefix": "y"}, 400, "invalid_argument"),
         ("POST", "/vms/none/clones", {"count": 501, "prefix": "y"}, 422, "invalid_argument"),
         ("POST", "/pool/compact", {"rate_bytes": 0}, 422, "invalid_argument"),

@@ -19,6 +19,7 @@ VM_FIELDS = {
     "size_bytes",
     "snapshot_count",
     "cloned_from",
+    "policy",
     "disks",
 }
 DISK_FIELDS = {"name", "size_bytes", "export", "object_id", "created", "state", "clients"}

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blockdev.accounting import Group, GroupUsage, PoolUsage, SnapshotUsage, Usage
 from blockdev.compaction import CompactionReport
 from blockdev.constants import NAME_BYTES_MAX, TAG_BYTES_MAX, VDISK_BYTES_MAX
 from blockdev.engine import protocol
 from blockdev.engine.protocol import HEADER, MAGIC, VERSION, Header, Kind, ProtocolError, Request
 from blockdev.errors import Busy, Corrupt, InvalidArgument
+from blockdev.policies import DiskPolicy, PoolPolicy
 from blockdev.runner import Outcome, Progress
 
 VALUES = st.recursive(
@@ -44,6 +46,9 @@ GOOD: dict[str, dict[str, Any]] = {
     "delete": {"ids": [1, 2], "force": False, "missing_ok": True},
     "resize": {"id": 1, "size_bytes": 512, "shrink": False},
     "set_capacity": {"capacity_bytes": 1 << 40},
+    "set_policy": {"compression": "cold", "compression_level": 3, "dedup": "on", "compaction_rate_bytes": 0},
+    "set_disk_policies": {"policies": [[1, "inline", None], [2, None, "off"]]},
+    "account": {"groups": [[[1, 2], [[[5, None]], [[7, 5], [8, None]]]], [[], []]]},
     "diff": {"older": None, "newer": 2},
     "extents": {"id": 1, "offset": 0, "length": 4096},
     "more": {"cursor": 1},
@@ -57,6 +62,12 @@ GOOD: dict[str, dict[str, Any]] = {
     "compaction": {"run": 1, "wait_ms": 1000},
     "cancel_compaction": {"run": 1},
 }
+GROUPS = [Group([1, 2], [[(5, None)], [(7, 5), (8, None)]]), Group([], [])]
+USAGE = Usage(
+    PoolUsage(*range(1, len(PoolUsage._fields) + 1)),
+    [GroupUsage(1, 2, 3, 4, [SnapshotUsage(5, 6), SnapshotUsage(7, 8)]), GroupUsage(0, 0, 0, 0, [])],
+)
+USAGE_ROWS = [[1, 2, 3, 4], [5, 6], [7, 8], [0, 0, 0, 0]]
 PROGRESS = Progress(run=3, kind="compact", started=1795348800.0, done_bytes=4096, total_bytes=8192)
 REPORT = CompactionReport(1, 2, 3, 4, 5, 6, ("segment 00000007: the pool has no room for its live blocks",))
 COMPACTION = {**PROGRESS._asdict(), "state": "done", "report": REPORT._asdict(), "error": None}
@@ -152,6 +163,24 @@ def test_a_request_with_a_missing_or_an_unknown_argument_is_refused(operation: s
         ("compact", "rate_bytes", 1.5),
         ("compact", "rate_bytes", "100M"),
         ("compact", "rate_bytes", 1 << 63),
+        ("set_policy", "compression", None),
+        ("set_policy", "compression", "hot"),
+        ("set_policy", "compression_level", 0),
+        ("set_policy", "compression_level", 20),
+        ("set_policy", "dedup", True),
+        ("set_policy", "compaction_rate_bytes", -1),
+        ("set_policy", "compaction_rate_bytes", 1 << 63),
+        ("set_disk_policies", "policies", [[1, "inline"]]),
+        ("set_disk_policies", "policies", [[0, None, None]]),
+        ("set_disk_policies", "policies", [[1, "pool", None]]),
+        ("set_disk_policies", "policies", [[1, None, ["on"]]]),
+        ("account", "groups", [[[1]]]),
+        ("account", "groups", [[[0], []]]),
+        ("account", "groups", [[[1], [[5]]]]),
+        ("account", "groups", [[[1], [[[5]]]]]),
+        ("account", "groups", [[[1], [[[None, 5]]]]]),
+        ("account", "groups", [[[1] * 40_000, []], [[2] * 40_000, []]]),
+        ("account", "groups", [[[], [[]] * protocol.ITEMS_MAX]]),
         ("compaction", "run", 0),
         ("compaction", "wait_ms", protocol.WAIT_MS_MAX + 1),
         ("cancel_compaction", "run", None),
@@ -245,6 +274,38 @@ def test_any_answer_row_is_an_object_or_an_error(row: Any) -> None:
 
 def travelled(body: dict[str, Any]) -> dict[str, Any]:
     return protocol.decode_body(protocol.encode(Kind.ANSWER, 1, body)[16:])
+
+
+def test_an_object_row_says_the_vdisks_policy() -> None:
+    row = [5, None, "web/root", b"", 512, None, "inline", None]
+    assert protocol.check_object(row).policy == DiskPolicy("inline", None)
+    for bad in (row[:6], [*row[:6], "hot", None], [*row[:6], None, "pool"], [*row, None], [*row[:7], []]):
+        with pytest.raises(ProtocolError):
+            protocol.check_object(bad)
+
+
+def test_a_policy_comes_back_as_it_is() -> None:
+    policy = PoolPolicy("off", 19, "off", 1 << 20)
+    body = travelled({"policy": policy._asdict()})
+    assert protocol.check_policy(body) == policy
+    for field in PoolPolicy._fields:
+        for value in (None, "nonsense", -1, {}):
+            with pytest.raises(ProtocolError):
+                protocol.check_policy({"policy": {**body["policy"], field: value}})
+    for bad in (None, {}, {**body["policy"], "more": 1}):
+        with pytest.raises(ProtocolError):
+            protocol.check_policy({"policy": bad})
+
+
+def test_a_usage_comes_back_as_it_was() -> None:
+    body = travelled({"pool": USAGE.pool._asdict(), "rows": USAGE_ROWS})
+    assert protocol.check_usage(body, body["rows"], GROUPS) == USAGE
+    for rows in (USAGE_ROWS[:3], [*USAGE_ROWS, [1, 2]], [[1, 2]] * 4, [*USAGE_ROWS[:3], [0, 0, 0, -1]], [1, 2, 3, 4]):
+        with pytest.raises(ProtocolError):
+            protocol.check_usage(body, rows, GROUPS)
+    for pool in (None, {}, {**body["pool"], "used_bytes": -1}, {**body["pool"], "more": 1}):
+        with pytest.raises(ProtocolError):
+            protocol.check_usage({"pool": pool}, USAGE_ROWS, GROUPS)
 
 
 def test_a_compaction_comes_back_as_it_stood() -> None:

@@ -13,6 +13,7 @@ import msgpack
 import pytest
 
 from blockdev import Pool
+from blockdev.accounting import Group
 from blockdev.compaction import Compaction, CompactionReport
 from blockdev.engine import client as client_module
 from blockdev.engine import operations, protocol, server
@@ -30,6 +31,7 @@ from blockdev.errors import (
     NotFound,
     Unavailable,
 )
+from blockdev.policies import AS_POOL, DiskPolicy, PoolPolicy
 from blockdev.runner import Outcome
 from blockdev.types import Extent
 from tests.engine.content import distinct_blocks
@@ -82,6 +84,55 @@ def test_status_says_who_serves_what(client: EngineClient, pool: Pool) -> None:
     assert status["uuid"] == pool.uuid
     assert status["stats"]["vdisk_count"] == 0
     assert client.hello()["uuid"] == pool.uuid
+
+
+def test_policies_are_set_and_told(client: EngineClient, pool: Pool) -> None:
+    assert client.policy() == PoolPolicy() == pool.policy
+    policy = PoolPolicy("inline", 9, "off", 20 << 20)
+    client.set_policy(policy)
+    assert client.policy() == policy == pool.policy
+    root, data, kept = client.create([(512, f"web/{name}", b"") for name in ("root", "data", "kept")])
+    assert root.policy == AS_POOL
+    [snapshot] = client.snapshot([root.id], ["web/root@a"], [b""])
+    client.set_disk_policies([(root.id, DiskPolicy("off", None)), (data.id, DiskPolicy(None, "on"))])
+    assert client.get(root.id).policy == DiskPolicy("off", None)
+    assert {thing.name: thing.policy for thing in client.objects()} == {
+        "web/root": DiskPolicy("off", None),
+        "web/data": DiskPolicy(None, "on"),
+        "web/kept": AS_POOL,
+        "web/root@a": AS_POOL,
+    }
+    with pytest.raises(InvalidArgument, match="is a snapshot"):
+        client.set_disk_policies([(kept.id, DiskPolicy("off", "off")), (snapshot.id, AS_POOL)])
+    with pytest.raises(NotFound):
+        client.set_disk_policies([(kept.id, DiskPolicy("off", "off")), (999, AS_POOL)])
+    assert client.get(kept.id).policy == AS_POOL
+    [clone] = client.clone([(snapshot.id, "b/root", b"")])
+    assert clone.policy == client.get(clone.id).policy == AS_POOL
+    with pytest.raises(InvalidArgument):
+        client.set_policy(policy._replace(compression_level=20))
+    assert client.policy() == policy
+
+
+def test_a_usage_answers_for_each_group_in_order(
+    client: EngineClient, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "USAGE_PAGE_MAX", 2)
+    root, data = client.create([(1 << 20, "web/root", b""), (1 << 20, "db/root", b"")])
+    pool.find("web/root").write(0, distinct_blocks(0, 8))
+    [first] = client.snapshot([root.id], ["web/root@a"], [b""])
+    pool.find("web/root").write(0, distinct_blocks(100, 3))
+    [second] = client.snapshot([root.id], ["web/root@b"], [b""])
+    groups = [Group([data.id], []), Group([root.id], [[(first.id, None)], [(second.id, first.id)]]), Group([], [])]
+    usage = client.account(groups)
+    assert usage == pool.account(groups)
+    assert [len(group.snapshots) for group in usage.groups] == [0, 2, 0]
+    assert client.account([]).groups == []
+    assert client.account([Group([999], [])]).groups[0].data_bytes == 0
+    with pytest.raises(InvalidArgument, match="counted twice"):
+        client.account([Group([root.id], []), Group([root.id], [])])
+    with pytest.raises(InvalidArgument, match="ask for one VM"):
+        client.account([Group([root.id] * (protocol.ITEMS_MAX + 1), [])])
 
 
 def test_errors_travel_by_code(client: EngineClient) -> None:

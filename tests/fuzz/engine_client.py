@@ -15,10 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from blockdev.accounting import Group, PoolUsage
 from blockdev.engine import protocol
 from blockdev.engine.client import EngineClient
 from blockdev.engine.protocol import HEADER_BYTES, Kind
 from blockdev.errors import BlockdevError
+from blockdev.policies import PoolPolicy
 from tests.fuzz import frames
 from tests.fuzz.engine import join, messages, receive
 from tests.fuzz.harness import Harness
@@ -36,9 +38,11 @@ CALLS: list[Callable[[EngineClient], Any]] = [
     lambda client: client.findings(),
     lambda client: client.create([(512, "a", b"")]),
     lambda client: client.delete([1]),
+    lambda client: client.policy(),
+    lambda client: client.account([Group([1], [[(5, None)]])]),
 ]
 HELLO = {"instance": bytes(16), "uuid": "2b1d5a0c-7c44-4c3e-9d5e-0f6a3b1c2d4e", "pid": 1}
-ROW = [5, 1, "web/root@s", b"s", 4 << 20, 77]
+ROW = [5, 1, "web/root@s", b"s", 4 << 20, 77, None, None]
 ANSWERS: list[dict[str, Any]] = [
     {"uuid": HELLO["uuid"]},
     HELLO,
@@ -51,6 +55,9 @@ ANSWERS: list[dict[str, Any]] = [
     {"running": None, "check": None, "scrub": None, "findings": [frames.FINDING], "dropped": 0},
     {"made": [[9, None, 512, None]]},
     {},
+    {},
+    {"policy": PoolPolicy()._asdict()},
+    {"pool": dict.fromkeys(PoolUsage._fields, 4096), "rows": [[4096, 0, 4096, 0], [8192, 0]], "cursor": None},
 ]
 ERROR = 0x40  # in the first byte: answers are error frames
 

@@ -11,6 +11,7 @@ import msgpack
 from blockdev.engine import protocol
 from blockdev.engine.protocol import HEADER_BYTES, Kind, ProtocolError
 from blockdev.errors import BlockdevError
+from blockdev.policies import check_pool_policy
 from tests.fuzz import messages
 from tests.fuzz.harness import Harness
 
@@ -44,6 +45,9 @@ REQUESTS: list[dict[str, Any]] = [
     {"op": "compact", "rate_bytes": 100 << 20},
     {"op": "compaction", "run": 1, "wait_ms": 1000},
     {"op": "cancel_compaction", "run": 1},
+    {"op": "set_policy", "compression": "inline", "compression_level": 9, "dedup": "off", "compaction_rate_bytes": 1 << 20},
+    {"op": "set_disk_policies", "policies": [[1, "off", None], [2, None, "on"]]},
+    {"op": "account", "groups": [[[1, 2], [[[5, None]], [[7, 5]]]], [[3], []]]},
 ]
 
 FINDING = [1, "web/root", 4096, 8192, "segment 00000001 slots 3 to 4 do not verify"]
@@ -76,7 +80,7 @@ class Frames(Harness):
             for number, body in enumerate(REQUESTS)
         }
         made["error"] = protocol.encode_error(3, BlockdevError("what went wrong"))
-        row = [5, 1, "web/root@s", b"s", 4 << 20, 77]
+        row = [5, 1, "web/root@s", b"s", 4 << 20, 77, None, None]
         made["inspection"] = protocol.encode(Kind.ANSWER, 6, INSPECTION)
         made["objects"] = protocol.encode(Kind.ANSWER, 4, {"objects": [row], "cursor": 1})
         made["extents"] = protocol.encode(Kind.ANSWER, 5, {"extents": [[0, 4096, True]], "cursor": None})
@@ -114,6 +118,8 @@ def check_body(body: dict[str, Any]) -> None:
         protocol.check_inspection(body)
     with suppress(ProtocolError):
         protocol.check_compaction(body)
+    with suppress(ProtocolError):
+        check_pool_policy(protocol.check_policy(body))
     for field, value in body.items():
         for kind in (list, str, bytes, int):
             with suppress(ProtocolError):

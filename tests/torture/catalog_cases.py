@@ -23,9 +23,11 @@ from tests.torture import catalog_medium
 from tests.torture.catalog_scenarios import (
     CATALOG_SCENARIOS,
     FROM_POOL_ONLY,
+    FROM_VERSION_1,
     Machine,
     build_pool,
     build_world,
+    build_world_of_version_1,
     running,
 )
 from tests.torture.file_system import FileSystem, Operation, Tree, Write, read_tree, write_tree
@@ -105,8 +107,15 @@ class Homes:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._roots = 0
-        self.first_start = self._made_by(build_pool)
+        self._first_start = self._made_by(build_pool)
         self.world = self._made_by(build_world)
+        self._version_1 = self._made_by(build_world_of_version_1)
+
+    def before(self, scenario: str) -> Tree:
+        """The home that it begins with."""
+        if scenario in FROM_POOL_ONLY:
+            return self._first_start
+        return self._version_1 if scenario in FROM_VERSION_1 else self.world
 
     def _made_by(self, build: Callable[[str], None]) -> Tree:
         with self.home({}) as root:
@@ -144,7 +153,7 @@ class CatalogBench:
             raise Wrong(f"the medium did what the recorder does not know: {listener.recorder.unknown}")
 
     def record(self, scenario: str, seed: int) -> Played:
-        tree = self._homes.first_start if scenario in FROM_POOL_ONLY else self._homes.world
+        tree = self._homes.before(scenario)
         moments: list[Moment] = []
 
         def note(step: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
@@ -15,6 +16,7 @@ from blockdev.api.unfinished import Unfinished
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.client import EngineClient
 from blockdev.engine.server import EngineServer
+from blockdev.policies import COMPRESSIONS
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.reserve import ReserveSize
 from blockdev.vmmap.service import VMs
@@ -154,7 +156,7 @@ def _any_operations(chosen: Random) -> Iterator[Step]:
     names: dict[str, list[str]] = {"web": ["s1", "s2"], "db": ["s1"]}  # VM -> its snapshots
     for number in range(8):
         vm, new = chosen.choice(sorted(names)), f"vm{number}"
-        kinds = ["create", "delete", "rename", "snapshot", "add disk", "write"]
+        kinds = ["create", "delete", "rename", "snapshot", "add disk", "write", "policy"]
         kind = chosen.choice(kinds + (["forget", "clone", "restore"] if names[vm] else []))
         if kind == "create" or len(names) == 1:
             names[new] = []
@@ -175,6 +177,8 @@ def _any_operations(chosen: Random) -> Iterator[Step]:
             yield call("clone_many", vm, names[vm][0], 2, new)
         elif kind == "restore":
             yield call("restore", vm, chosen.choice(names[vm]))
+        elif kind == "policy":
+            yield call("set_policy", vm, {"compression": chosen.choice(COMPRESSIONS), "dedup": None})
         elif kind == "add disk":
             yield call("add_disk", vm, new, 4096)
         else:
@@ -192,6 +196,12 @@ def _story(steps: Sequence[Step]) -> Callable[[Random], Iterable[Step]]:
 
 
 STORIES: dict[str, Sequence[Step]] = {
+    "of_version_1": [
+        operation("set a policy"),
+        operation("add a disk"),
+        Machine.restart_control,
+        operation("clone what runs"),
+    ],
     "the_first_start": [
         call("create_vm", "first", [("a", MEBIBYTE), ("b", MEBIBYTE)], "<first/>", "the first"),
         write("first/a", 3, 7),
@@ -254,6 +264,7 @@ STORIES: dict[str, Sequence[Step]] = {
 }
 
 FROM_POOL_ONLY = {"catalog_the_first_start"}  # its home has no catalog yet
+FROM_VERSION_1 = {"catalog_of_version_1"}
 CATALOG_SCENARIOS: dict[str, Callable[[Random], Iterable[Step]]] = {
     **{f"catalog_{name.replace(' ', '_')}": _story([operation(name)]) for name in OPERATIONS},
     **{f"catalog_{name}": _story(steps) for name, steps in STORIES.items()},
@@ -264,6 +275,16 @@ CATALOG_SCENARIOS: dict[str, Callable[[Random], Iterable[Step]]] = {
 def build_pool(path: str) -> None:
     """A home before its first start."""
     Pool.create(os.path.join(path, "pool"), 64 << 20, segment_bytes=1 << 20).close()
+
+
+def build_world_of_version_1(path: str) -> None:
+    """The same world, its catalog as the builds before policies left it."""
+    build_world(path)
+    database = sqlite3.connect(os.path.join(path, "catalog.db"))
+    database.executescript(
+        "ALTER TABLE vm DROP COLUMN dedup; ALTER TABLE vm DROP COLUMN compression; PRAGMA user_version = 1;"
+    )
+    database.close()
 
 
 def build_world(path: str) -> None:

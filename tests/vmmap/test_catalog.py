@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import sqlite3
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 
 from blockdev.errors import Busy, Corrupt, MediumError, UnknownFormat
+from blockdev.policies import AS_POOL, DiskPolicy
 from blockdev.vmmap import catalog_schema
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_schema import APPLICATION_ID, SCHEMA_VERSION
+from blockdev.vmmap.intents import load_intent
 
+VERSION_1 = Path(__file__).with_name("catalog-version-1.db.gz")
 NOW = "2026-11-22T12:00:00.000Z"
 
 
@@ -61,11 +66,64 @@ def test_a_catalog_of_another_version_is_refused_and_left_alone(catalog: Catalog
     with open(catalog_path, "rb") as file:
         before = file.read()
     with pytest.raises(
-        UnknownFormat, match=f"version {SCHEMA_VERSION + 1}; this build reads {SCHEMA_VERSION}"
+        UnknownFormat, match=f"version {SCHEMA_VERSION + 1}; this build reads 1 to {SCHEMA_VERSION}"
     ):
         Catalog(catalog_path)
     with open(catalog_path, "rb") as file:
         assert file.read() == before
+
+
+def schema(catalog: Catalog) -> dict[str, list[object]]:
+    """The columns of each table, and what indexes it has."""
+    tables = [row[0] for row in catalog._database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    return {
+        table: [
+            *catalog._database.execute(f"PRAGMA table_xinfo({table})").fetchall(),
+            *sorted(row[1] for row in catalog._database.execute(f"PRAGMA index_list({table})")),
+        ]
+        for table in tables
+    }
+
+
+def test_a_catalog_of_version_1_is_brought_to_this_one_and_keeps_all(catalog: Catalog, tmp_path: Path) -> None:
+    """The file was made by the last build of version 1."""
+    path = tmp_path / "old.db"
+    path.write_bytes(gzip.decompress(VERSION_1.read_bytes()))
+    for _ in range(2):
+        old = Catalog(path)
+        assert pragma(old, "user_version") == SCHEMA_VERSION
+        assert schema(old) == schema(catalog)
+        copy, web = old.vms()
+        assert (web.name, web.description, copy.cloned_from) == ("web", "the web server", "web@s1")
+        assert web.policy == copy.policy == AS_POOL
+        assert old.config_text(web.config_id) == old.config_text(copy.config_id) == "<web/>"
+        assert [disk.name for disk in old.disks(web.id)] == ["root", "data"]
+        assert [part.object_id for part in old.snapshot_disks_of_vm(web.id)] == [3]
+        assert [row.object_id for row in old.imports()] == [4]
+        assert [load_intent(row).policy(old) for row in old.intents()] == [AS_POOL, AS_POOL]
+        old.close()
+    again = Catalog(path)
+    with again.transaction():
+        again.set_policy(again.vms()[0].id, DiskPolicy("off", "on"))
+    assert [vm.policy for vm in again.vms()] == [DiskPolicy("off", "on"), AS_POOL]
+    again.close()
+
+
+def test_an_upgrade_that_fails_leaves_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "old.db"
+    path.write_bytes(gzip.decompress(VERSION_1.read_bytes()))
+    half = {1: "ALTER TABLE vm ADD COLUMN compression TEXT; ALTER TABLE none ADD COLUMN dedup TEXT;"}
+    with monkeypatch.context() as patched:
+        patched.setattr(catalog_schema, "UPGRADES", half)
+        with pytest.raises(MediumError):
+            Catalog(path)
+    database = sqlite3.connect(path)
+    assert database.execute("PRAGMA user_version").fetchone() == (1,)
+    assert "compression" not in [row[1] for row in database.execute("PRAGMA table_info(vm)")]
+    database.close()
+    opened = Catalog(path)
+    assert len(opened.vms()) == 2
+    opened.close()
 
 
 def test_another_programs_database_is_refused_and_left_alone(catalog_path: str) -> None:

@@ -34,17 +34,19 @@ from tests.vmmap.world import (
 
 ENGINE_CHANGES = {
     "create a VM": ["create"],
+    "create a VM with a policy": ["create", "set_disk_policies"],
+    "set a policy": ["set_disk_policies"],
     "rename a VM": ["relabel"],
     "delete a VM": ["delete"],
-    "add a disk": ["create"],
+    "add a disk": ["create", "set_disk_policies"],
     "remove a disk": ["delete"],
     "grow a disk": ["resize"],
     "create a snapshot": ["snapshot"],
     "delete a snapshot": ["delete"],
-    "clone what runs": ["snapshot", "clone"],
-    "restore a VM with a disk that is gone": ["snapshot", "clone", "relabel", "delete"],
-    "import over a disk": ["create", "relabel", "delete"],
-    "give up an import": ["create", "delete"],
+    "clone what runs": ["snapshot", "clone", "set_disk_policies"],
+    "restore a VM with a disk that is gone": ["snapshot", "clone", "relabel", "set_disk_policies", "delete"],
+    "import over a disk": ["create", "set_disk_policies", "relabel", "delete"],
+    "give up an import": ["create", "set_disk_policies", "delete"],
 }
 
 
@@ -158,7 +160,7 @@ def test_the_control_plane_dies_at_each_step(
                     check_all_or_none(after, observe(vms, pool), before, acknowledged)
 
 
-@pytest.mark.parametrize("again", ["agree:settled", "agree:dropped", "agree:labelled", "agree:followed"])
+@pytest.mark.parametrize("again", ["agree:settled", "agree:dropped", "agree:labelled", "agree:followed", "agree:policies_given"])
 @pytest.mark.parametrize("step", ["restore:cloned", "restore:applied", "begin_import:applied"])
 def test_the_control_plane_dies_again_while_it_agrees(
     home: Home,

@@ -16,6 +16,7 @@ from blockdev import Pool
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.client import EngineClient
 from blockdev.engine.server import EngineServer
+from blockdev.policies import COMPRESSIONS, DEDUPS, DiskPolicy
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.service import VMs
 from tests.vmmap.world import Clock, check_agreed, observe, without_automatic_snapshots, write
@@ -24,7 +25,18 @@ VM_NAMES = st.sampled_from(["a", "b", "c", "d"])
 DISK_NAMES = st.sampled_from(["root", "data", "x"])
 SNAPSHOT_NAMES = st.sampled_from(["s1", "s2", "s3"])
 SIZES = st.sampled_from([4096, 8192, 1 << 20])
+POLICIES = st.fixed_dictionaries(
+    {"compression": st.sampled_from([None, *COMPRESSIONS]), "dedup": st.sampled_from([None, *DEDUPS])}
+)
 Model = dict[str, dict[str, Any]]
+
+
+def with_disks_policies(model: Model) -> Model:
+    """Each disk has its VM's policy."""
+    return {
+        name: {**vm, "policies": dict.fromkeys(vm["disks"], DiskPolicy(**vm["policy"]))}
+        for name, vm in model.items()
+    }
 
 
 class Died(BaseException):
@@ -88,12 +100,13 @@ class VMMachine(RuleBasedStateMachine):
             self.open_control()
             self.vms.reconcile()
             seen = without_automatic_snapshots(observe(self.vms, self.pool))
-            assert seen in (self.model, after)
+            assert seen in (with_disks_policies(self.model), with_disks_policies(after))
             self.model = seen
             return
         self.steps_left = -1
         self.model = after
-        assert without_automatic_snapshots(observe(self.vms, self.pool)) == self.model
+        seen = without_automatic_snapshots(observe(self.vms, self.pool))
+        assert seen == with_disks_policies(self.model)
 
     @rule(steps=st.integers(0, 8))
     def die_soon(self, steps: int) -> None:
@@ -117,19 +130,21 @@ class VMMachine(RuleBasedStateMachine):
         name=VM_NAMES,
         disks=st.dictionaries(DISK_NAMES, SIZES, max_size=2),
         config=st.sampled_from(["", "<c/>"]),
+        policy=POLICIES,
     )
-    def create(self, name: str, disks: dict[str, int], config: str) -> None:
+    def create(self, name: str, disks: dict[str, int], config: str, policy: dict[str, Any]) -> None:
         if name in self.model:
             return
         made = {
             "description": "made",
             "config": config,
             "cloned_from": None,
+            "policy": policy,
             "disks": {disk: (size, b"\0") for disk, size in disks.items()},
             "snapshots": {},
         }
         self.change(
-            lambda vms: vms.create_vm(name, list(disks.items()), config, "made"),
+            lambda vms: vms.create_vm(name, list(disks.items()), config, "made", DiskPolicy(**policy)),
             lambda model: model.update({name: made}),
         )
 
@@ -152,6 +167,13 @@ class VMMachine(RuleBasedStateMachine):
             self.number += 1
             text = f"<c>{self.number}</c>"
             self.change(lambda vms: vms.set_config(name, text), lambda model: model[name].update(config=text))
+
+    @rule(name=VM_NAMES, policy=POLICIES)
+    def set_policy(self, name: str, policy: dict[str, Any]) -> None:
+        if name in self.model:
+            self.change(
+                lambda vms: vms.set_policy(name, policy), lambda model: model[name].update(policy=policy)
+            )
 
     @rule(name=VM_NAMES, disk=DISK_NAMES, size_bytes=SIZES)
     def add_disk(self, name: str, disk: str, size_bytes: int) -> None:
@@ -217,6 +239,7 @@ class VMMachine(RuleBasedStateMachine):
             "description": "",
             "config": source["config"],
             "cloned_from": f"{name}@{snapshot}",
+            "policy": self.model[name]["policy"],
             "disks": dict(source["disks"]),
             "snapshots": {},
         }

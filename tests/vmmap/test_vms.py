@@ -68,8 +68,10 @@ def test_values_have_stable_field_names(web: VMs) -> None:
     vm = web.show_vm("web").to_json()
     assert vm["created"] == "2026-11-22T12:00:02.000Z"
     assert list(vm) == [
-        *("name", "uuid", "description", "created", "size_bytes", "snapshot_count", "cloned_from", "disks")
+        *("name", "uuid", "description", "created", "size_bytes", "snapshot_count", "cloned_from"),
+        *("policy", "disks"),
     ]
+    assert vm["policy"] == {"compression": None, "dedup": None}
     assert list(vm["disks"][0]) == [
         "name",
         "size_bytes",

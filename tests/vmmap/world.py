@@ -9,6 +9,7 @@ from typing import Any
 from blockdev import Pool
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError
+from blockdev.policies import DiskPolicy
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.model import Agreement
 from blockdev.vmmap.service import VMs
@@ -30,12 +31,13 @@ class Clock:
 
 
 def build(vms: VMs, pool: Pool) -> None:
-    """web: two disks, two snapshots, a disk that is gone; spare: no disk at all; db: another VM."""
+    """web: two disks, two snapshots, a disk that is gone, a policy; spare: no disk at all; db: another VM."""
     vms.create_vm(
         "web",
         [("root", MEBIBYTE), ("data", 2 * MEBIBYTE), ("old", MEBIBYTE)],
         "<web>1</web>",
         "the web server",
+        DiskPolicy("inline", None),
     )
     write(pool, "web/root", b"A")
     write(pool, "web/data", b"a")
@@ -75,12 +77,17 @@ OPERATIONS: dict[str, Callable[[VMs], Any]] = {
         "new", [("a", 4096), ("b", MEBIBYTE)], config="<new/>", description="just made"
     ),
     "create a VM without disks": lambda vms: vms.create_vm("new", []),
+    "create a VM with a policy": lambda vms: vms.create_vm(
+        "new", [("a", 4096), ("b", MEBIBYTE)], policy=DiskPolicy("off", "off")
+    ),
     "rename a VM": lambda vms: vms.rename_vm("web", "www"),
     "rename a VM without disks": lambda vms: vms.rename_vm("spare", "www"),
     "delete a VM": lambda vms: vms.delete_vm("web"),
     "delete a VM without disks": lambda vms: vms.delete_vm("spare"),
     "set a configuration": lambda vms: vms.set_config("web", "<web>4</web>"),
     "set a description": lambda vms: vms.set_description("web", "another"),
+    "set a policy": lambda vms: vms.set_policy("web", {"compression": None, "dedup": "off"}),
+    "set a policy of a VM without disks": lambda vms: vms.set_policy("spare", {"dedup": "on"}),
     "add a disk": lambda vms: vms.add_disk("web", "more", 512),
     "remove a disk": lambda vms: vms.remove_disk("web", "data"),
     "grow a disk": lambda vms: vms.resize_disk("web", "data", 3 * MEBIBYTE),
@@ -109,13 +116,15 @@ def first_byte(pool: Pool, export: str, size_bytes: int) -> tuple[int, bytes]:
 
 
 def observe(vms: VMs, pool: Pool, content: Callable[[Pool, str, int], Any] = first_byte) -> Observation:
-    """All that a user can see: names, texts, sizes and `content` of everything; not when, nor which id."""
+    """All that a user can see: names, texts, policies, sizes and `content` of everything; not when, nor which id."""
     seen: Observation = {}
     for vm in vms.list_vms():
         seen[vm.name] = {
             "description": vm.description,
             "config": vms.get_config(vm.name),
             "cloned_from": vm.cloned_from,
+            "policy": vm.policy.to_json(),
+            "policies": {disk.name: pool.find(disk.export).policy for disk in vm.disks},
             "disks": {disk.name: content(pool, disk.export, disk.size_bytes) for disk in vm.disks},
             "snapshots": {},
         }
@@ -143,6 +152,10 @@ def without_automatic_snapshots(seen: Observation) -> Observation:
 
 def check_agreed(vms: VMs, catalog: Catalog, engine: EngineClient, missing: Sequence[str] = ()) -> None:
     """Catalog and pool say the same but for `missing`, nothing temporary is left, there is nothing more to agree upon."""
+    policies = {vm.id: vm.policy for vm in catalog.vms()}
+    given = {thing.id: thing.policy for thing in engine.objects()}
+    for disk in catalog.disks():
+        assert disk.object_id is None or given[disk.object_id] == policies[disk.vm_id], f"{disk}: another policy"
     again = vms.reconcile()
     assert again == Agreement(missing=list(missing)), f"a second agreement changed more: {again}"
     assert catalog.intents() == []

@@ -9,6 +9,7 @@ from blockdev.api.schemas import DiskImport, ImageSource, NewVM
 from blockdev.api.services import Services
 from blockdev.api.unfinished import check_description
 from blockdev.errors import AlreadyExists, InvalidArgument, NotFound
+from blockdev.policies import DiskPolicy
 from blockdev.transfer.disk import import_image
 from blockdev.transfer.image import Image, inspect
 from blockdev.transfer.qemu_img import Watcher
@@ -75,7 +76,8 @@ def _create(
 ) -> dict[str, Any]:
     total = sum(image.size_bytes for image, _ in images.values())
     job.expect(total)
-    with services.unfinished.vm(body.name, empty, body.config, body.description):
+    policy = DiskPolicy(**body.given_policy())
+    with services.unfinished.vm(body.name, empty, body.config, body.description, policy):
         before = 0
         for disk, (image, size_bytes) in images.items():
             part = Part(job, before / total, (before + image.size_bytes) / total)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from blockdev.policies import LEVELS, Compression, Dedup
 from blockdev.types import ExtentState
 from blockdev.vmmap import model
 
@@ -53,14 +54,28 @@ class NewDisk(Body):
     image: ImageSource | None = None
 
 
-class NewVM(Body):
+class VMPolicy(Body):
+    """How a VM's data is kept."""
+
+    compression: Compression | Literal["pool"] | None = Field(
+        None, description="cold: once it has proved to be cold; inline: soon after it was written; pool: as the pool's"
+    )
+    dedup: Dedup | Literal["pool"] | None = Field(None, description="whether equal blocks are stored once; pool: as the pool's")
+
+    def given_policy(self) -> dict[str, Any]:
+        """The fields of a DiskPolicy that the body names."""
+        given = {"compression": self.compression, "dedup": self.dedup}
+        return {field: None if word == "pool" else word for field, word in given.items() if word is not None}
+
+
+class NewVM(VMPolicy):
     name: Name
     disks: list[NewDisk] = Field(default_factory=list, max_length=256)
     config: str = Field("", description="opaque text kept with the VM, such as libvirt XML")
     description: str = ""
 
 
-class VMChange(Body):
+class VMChange(VMPolicy):
     name: Name | None = Field(None, description="the new name")
     description: str | None = None
     force: bool = Field(False, description="rename although clients are attached; they stay attached")
@@ -70,8 +85,20 @@ class Config(Body):
     config: str
 
 
-class PoolResize(Body):
-    capacity_bytes: SizeBytes
+class PoolChange(Body):
+    """What is absent stays as it is."""
+
+    capacity_bytes: SizeBytes | None = None
+    compression: Compression | None = Field(None, description="of disks whose VM says nothing else, as the next two")
+    compression_level: int | None = Field(None, ge=LEVELS[0], le=LEVELS[-1], description="of zstd")
+    dedup: Dedup | None = None
+    compaction_rate_bytes: int | None = Field(
+        None, ge=0, lt=1 << 62, description="that the pool's own rounds read in a second; 0: the pool chooses"
+    )
+
+    def given_policy(self) -> dict[str, Any]:
+        """The fields of a PoolPolicy that the body names."""
+        return self.model_dump(exclude={"capacity_bytes"}, exclude_none=True)
 
 
 class DiskResize(Body):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from blockdev.errors import BlockdevError, InvalidArgument, NotFound
+from blockdev.policies import AS_POOL, DiskPolicy
 from blockdev.vmmap.model import VM, Snapshot
 from blockdev.vmmap.service import VMs
 
@@ -37,10 +38,17 @@ class Unfinished:
         self.sweep_due.set()  # for what an earlier control plane left
 
     @contextmanager
-    def vm(self, name: str, empty_disks: list[tuple[str, int]], config: str, description: str) -> Iterator[VM]:
+    def vm(
+        self,
+        name: str,
+        empty_disks: list[tuple[str, int]],
+        config: str,
+        description: str,
+        policy: DiskPolicy = AS_POOL,
+    ) -> Iterator[VM]:
         """A new VM; kept, with `description`, if what is done inside succeeds."""
         with self._alive(name):
-            made = self._vms.create_vm(name, empty_disks, config, VM_MARK)
+            made = self._vms.create_vm(name, empty_disks, config, VM_MARK, policy)
             try:
                 yield made
                 self._require(made)

@@ -10,7 +10,7 @@ import click
 
 from blockdev import Pool
 from blockdev.cli import values
-from blockdev.cli.output import show_size
+from blockdev.cli.output import show_size, warn_of_room
 from blockdev.cli.session import Session, Verb, pass_session
 from blockdev.errors import AlreadyExists, InvalidArgument, medium_failure
 from blockdev.home import Home
@@ -28,7 +28,8 @@ def init(session: Session, capacity: int | None) -> None:
     home = session.home
     if home.pool.exists():
         raise AlreadyExists(f"{home.path} is a blockdev home already: choose another --home")
-    capacity_bytes = _capacity(home, capacity)
+    room_bytes = _room(home)
+    capacity_bytes = int(room_bytes * FREE_SHARE) >> 20 << 20 if capacity is None else capacity
     made = _directories_to_make(home)
     try:
         home.make_directories()
@@ -39,6 +40,7 @@ def init(session: Session, capacity: int | None) -> None:
         if isinstance(error, OSError):
             raise medium_failure(error.filename or str(home.path), error.errno or 0) from None
         raise
+    warn_of_room(capacity_bytes, room_bytes)
     document = {"home": str(home.path), "capacity_bytes": capacity_bytes}
     session.say(
         document,
@@ -58,7 +60,8 @@ def _directories_to_make(home: Home) -> list[Path]:
     return [outermost]
 
 
-def _capacity(home: Home, capacity: int | None) -> int:
+def _room(home: Home) -> int:
+    """Bytes that are free where the home is to be."""
     there = home.path
     while not there.exists():
         there = there.parent
@@ -66,7 +69,4 @@ def _capacity(home: Home, capacity: int | None) -> int:
         raise InvalidArgument(f"{there} is not a directory: choose another --home")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InvalidArgument(f"{there} cannot be written to: choose another --home, or become another user")
-    free = shutil.disk_usage(there).free
-    if capacity is None:
-        capacity = int(free * FREE_SHARE) >> 20 << 20
-    return capacity
+    return shutil.disk_usage(there).free

@@ -43,6 +43,16 @@ def show_count(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
+def warn_of_room(capacity_bytes: int, room_bytes: int) -> None:
+    """One line on standard error when a pool of that capacity cannot become so large where it is."""
+    if room_bytes < capacity_bytes:
+        click.echo(
+            f"warning: capacity {show_size(capacity_bytes)}, but the file system has room for {show_size(room_bytes)}: "
+            "the pool is full when the file system is",
+            err=True,
+        )
+
+
 def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 

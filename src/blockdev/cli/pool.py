@@ -7,8 +7,10 @@ from typing import Any
 import click
 
 from blockdev.cli import values
-from blockdev.cli.output import print_fields, show_count, show_size
+from blockdev.cli.output import print_fields, show_count, show_size, warn_of_room
+from blockdev.cli.policy import pool_policy
 from blockdev.cli.session import Noun, Session, pass_session
+from blockdev.cli.usage import pool_usage
 from blockdev.errors import Corrupt, InvalidArgument, NearlyFull, Poisoned, PoolFull, Unavailable
 from blockdev.findings import InspectionKind
 
@@ -18,6 +20,10 @@ STATUS_FINDINGS_MAX = 20
 @click.group(cls=Noun)
 def pool() -> None:
     """The pool and the processes that serve it."""
+
+
+pool.add_command(pool_policy)
+pool.add_command(pool_usage)
 
 
 @pool.command()
@@ -113,6 +119,8 @@ def _space(engine: dict[str, Any]) -> list[tuple[str, str]]:
     stats = engine["stats"]
     capacity, used = engine["capacity_bytes"], stats["used_bytes"]
     fields = [("pool", f"{show_size(used)} used of {show_size(capacity)} ({used / capacity:.0%})")]
+    if _room(engine) < capacity:
+        fields.append(("file system", f"has room for {show_size(_room(engine))}: the pool is full when it is"))
     if stats["level"] != "ok":
         fields.append((stats["level"].upper(), f"{show_size(stats['available_bytes'])} left for guests' data"))
     if stats["poisoned"]:
@@ -122,12 +130,19 @@ def _space(engine: dict[str, Any]) -> list[tuple[str, str]]:
     return fields
 
 
+def _room(engine: dict[str, Any]) -> int:
+    """How large the pool can become on its file system."""
+    stats: dict[str, int] = engine["stats"]
+    return stats["used_bytes"] + stats["file_system_available_bytes"]
+
+
 @pool.command()
 @click.option("--capacity", type=values.SIZE_VALUE, required=True, help="How much the pool may hold from now on.")
 @pass_session
 def resize(session: Session, capacity: int) -> None:
     """Change the pool's capacity while it is served."""
     changed = session.client.patch("/pool", {"capacity_bytes": capacity})
+    warn_of_room(changed["engine"]["capacity_bytes"], _room(changed["engine"]))
     session.say(changed, f"the pool may hold {show_size(changed['engine']['capacity_bytes'])} now")
 
 

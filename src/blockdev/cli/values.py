@@ -29,6 +29,16 @@ def parse_size(text: str) -> int:
     return int(size_bytes)
 
 
+def parse_rate(text: str) -> int:
+    """Bytes in a second; 0 of `auto`.  Raises InvalidArgument."""
+    if text.strip().lower() == "auto":
+        return 0
+    rate_bytes = parse_size(text)
+    if rate_bytes == 0:
+        raise InvalidArgument("a rate of 0 is none: write auto to let the pool choose, or a size like 100M")
+    return rate_bytes
+
+
 def parse_disk_size(text: str) -> int:
     """A size that a disk can have.  Raises InvalidArgument."""
     size_bytes = parse_size(text)
@@ -131,6 +141,7 @@ class Value(click.ParamType):
 
 
 SIZE_VALUE = Value("size", parse_size)
+RATE = Value("rate", parse_rate)
 DISK_SIZE = Value("size", parse_disk_size)
 PATH = Value("file", parse_path)
 VM = Value("vm", parse_vm)

@@ -9,7 +9,9 @@ import click
 
 from blockdev.cli import values
 from blockdev.cli.output import ask, print_columns, print_fields, show_count, show_size
+from blockdev.cli.policy import compression_option, dedup_option, vm_policy
 from blockdev.cli.session import Noun, Session, force_option, pass_session, read_text, yes_option
+from blockdev.cli.usage import vm_usage
 from blockdev.errors import InvalidArgument
 
 IMAGE_FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
@@ -18,6 +20,10 @@ IMAGE_FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
 @click.group(cls=Noun)
 def vm() -> None:
     """Virtual machines."""
+
+
+vm.add_command(vm_policy)
+vm.add_command(vm_usage)
 
 
 @vm.command()
@@ -36,6 +42,8 @@ def vm() -> None:
 @click.option("--format", "format", type=click.Choice(IMAGE_FORMATS), help="Of the images (default: recognised).")
 @click.option("--config", type=values.PATH, metavar="FILE", help="Text to keep with the VM, such as libvirt XML.")
 @click.option("--description", default="", metavar="TEXT")
+@compression_option
+@dedup_option
 @pass_session
 def create(
     session: Session,
@@ -45,6 +53,8 @@ def create(
     format: str | None,
     config: str | None,
     description: str,
+    compression: str | None,
+    dedup: str | None,
 ) -> None:
     """Make a VM with empty disks, or disks filled from images."""
     body = {
@@ -52,6 +62,8 @@ def create(
         "disks": _new_disks(disks, images, format),
         "config": read_text(config) if config else "",
         "description": description,
+        "compression": compression,
+        "dedup": dedup,
     }
     made = session.client.post("/vms", body)
     if images:
@@ -109,6 +121,7 @@ def _tell_vm(vm: dict[str, Any]) -> None:
         fields.append(("description", vm["description"]))
     if vm["cloned_from"]:
         fields.append(("cloned from", vm["cloned_from"]))
+    fields += [(field, vm["policy"][field]) for field in ("compression", "dedup") if vm["policy"][field]]
     fields.append(("snapshots", str(vm["snapshot_count"])))
     print_fields(fields)
     click.echo()

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
+from blockdev.accounting import Group, Usage
 from blockdev.compaction import CompactionReport
 from blockdev.engine import protocol
 from blockdev.engine.protocol import HEADER_BYTES, EngineInspection, EngineObject, Header, Kind, ProtocolError
-from blockdev.errors import BlockdevError, Unavailable
+from blockdev.errors import BlockdevError, InvalidArgument, Unavailable
 from blockdev.findings import InspectionKind
+from blockdev.policies import DiskPolicy, PoolPolicy
 from blockdev.runner import Outcome
 from blockdev.types import Extent
 
@@ -139,8 +141,12 @@ class EngineClient:
         return answer
 
     def status(self) -> dict[str, Any]:
-        """version, protocol, pid, plugin, path, uuid, capacity_bytes, attachment_count, compaction, the pool's stats."""
+        """version, protocol, pid, plugin, path, uuid, capacity_bytes, attachment_count, policy, compaction, the pool's stats."""
         return self._ask("status")
+
+    def policy(self) -> PoolPolicy:
+        """What holds for all disks that say nothing else."""
+        return protocol.check_policy(self.status())
 
     def attachments(self) -> list[tuple[int, str, str]]:
         """(object id, its name, client) of every client connection."""
@@ -170,6 +176,17 @@ class EngineClient:
         """What is data and what a hole in a range of bytes."""
         rows = self._ask_pages("extents", "extents", id=id, offset=offset, length=length)
         return [protocol.check_extent(row) for row in rows]
+
+    def account(self, groups: Sequence[Group]) -> Usage:
+        """What takes the pool's space.  It takes seconds on a large pool.
+
+        What is not there counts as nothing.  InvalidArgument: too many ids at once, or one of them twice.
+        """
+        asked = [[g.vdisk_ids, [[list(pair) for pair in disks] for disks in g.snapshots]] for g in groups]
+        if protocol.item_count(asked) > protocol.ITEMS_MAX:
+            raise InvalidArgument("there are too many disks and snapshots to account for at once: ask for one VM")
+        answer, rows = self._ask_paged("account", "rows", groups=asked)
+        return protocol.check_usage(answer, rows, groups)
 
     def inspect(self, kind: InspectionKind, rate_bytes: int | None = None) -> int:
         """Begin a check or scrub, or join the one that runs; returns its number.  Busy: one of the other kind runs."""
@@ -246,6 +263,14 @@ class EngineClient:
         """How much the pool may hold.  InvalidArgument: it holds more already."""
         self._ask("set_capacity", capacity_bytes=capacity_bytes)
 
+    def set_policy(self, policy: PoolPolicy) -> None:
+        """What holds for all disks that say nothing else."""
+        self._ask("set_policy", **policy._asdict())
+
+    def set_disk_policies(self, policies: Sequence[tuple[int, DiskPolicy]]) -> None:
+        """(vdisk id, what holds for it), all or none."""
+        self._ask("set_disk_policies", policies=[[id, *policy] for id, policy in policies])
+
     # connections
 
     def _begin(self, operation: str, **arguments: Any) -> int:
@@ -259,7 +284,7 @@ class EngineClient:
         if len(rows) != len(labels) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
             raise ProtocolError(f"the engine did not say what {operation} made")
         return [
-            protocol.check_object([id, vdisk_id, name, tag, size_bytes, lsn])
+            protocol.check_object([id, vdisk_id, name, tag, size_bytes, lsn, None, None])
             for (id, vdisk_id, size_bytes, lsn), (name, tag) in zip(rows, labels, strict=True)
         ]
 
@@ -270,15 +295,18 @@ class EngineClient:
         return self._read(lambda connection: connection.ask(operation, arguments, timeout_s))
 
     def _ask_pages(self, operation: str, field: str, **arguments: Any) -> list[Any]:
-        """All rows of an answer that comes in pages; they wait in the engine, so one connection asks for them all."""
+        return self._ask_paged(operation, field, **arguments)[1]
 
-        def ask(connection: _Connection) -> list[Any]:
-            answer = connection.ask(operation, arguments, None)
+    def _ask_paged(self, operation: str, field: str, **arguments: Any) -> tuple[dict[str, Any], list[Any]]:
+        """An answer, and the rows of all its pages; they wait in the engine, so one connection asks for them all."""
+
+        def ask(connection: _Connection) -> tuple[dict[str, Any], list[Any]]:
+            first = answer = connection.ask(operation, arguments, None)
             rows: list[Any] = list(protocol.check_field(answer, field, list))
             while answer.get("cursor") is not None:
                 answer = connection.ask("more", {"cursor": answer["cursor"]}, READ_SECONDS_MAX)
                 rows += protocol.check_field(answer, field, list)
-            return rows
+            return first, rows
 
         return self._read(ask)
 

@@ -15,14 +15,16 @@ from importlib import metadata
 from typing import Any
 
 from blockdev import Pool, VDisk, VDiskSnapshot
+from blockdev.accounting import Group, GroupUsage
 from blockdev.compaction import COMPACT
 from blockdev.constants import CHUNK_EXTENTS_MAX
 from blockdev.engine import protocol
 from blockdev.engine.attachments import Attachments
-from blockdev.engine.protocol import OBJECTS_PAGE_MAX, ProtocolError, Request
+from blockdev.engine.protocol import OBJECTS_PAGE_MAX, USAGE_PAGE_MAX, ProtocolError, Request
 from blockdev.errors import Busy, InvalidArgument, NotFound
 from blockdev.findings import Finding, InspectionKind
 from blockdev.inspection import Report
+from blockdev.policies import DiskPolicy, PoolPolicy
 from blockdev.runner import Outcome, Runner
 
 NAMED_IN_MESSAGE_MAX = 5
@@ -81,6 +83,7 @@ class Operations:
             "objects": self._objects,
             "diff": self._diff,
             "extents": self._extents,
+            "account": self._account,
         }
         self._of_pool: dict[str, Callable[..., Answer]] = {
             "status": self._status,
@@ -104,6 +107,8 @@ class Operations:
             "delete": self._delete,
             "resize": self._resize,
             "set_capacity": self._set_capacity,
+            "set_policy": self._set_policy,
+            "set_disk_policies": self._set_disk_policies,
         }
 
     def perform(self, session: Session, request: Request) -> Answer:
@@ -165,6 +170,7 @@ class Operations:
             "uuid": str(self._pool.uuid),
             "capacity_bytes": self._pool.capacity_bytes,
             "attachment_count": len(self._attachments.all()),
+            "policy": self._pool.policy._asdict(),
             "compaction": _progress_fields(self._pool.compactor),
             "stats": self._pool.stats(),
         }
@@ -192,6 +198,15 @@ class Operations:
     def _extents(self, session: Session, id: int, offset: int, length: int) -> Answer:
         extents = self._pool.get(id).extents(offset, length)
         return session.page("extents", _extent_rows(extents), CHUNK_EXTENTS_MAX)
+
+    def _account(self, session: Session, groups: list[list[Any]]) -> Answer:
+        asked = [
+            Group(vdisk_ids, [[(id, before) for id, before in disks] for disks in snapshots])
+            for vdisk_ids, snapshots in groups
+        ]
+        usage = self._pool.account(asked)
+        page = session.page("rows", _usage_rows(usage.groups), USAGE_PAGE_MAX)
+        return {"pool": usage.pool._asdict(), **page}
 
     def _flush(self) -> Answer:
         self._pool.flush()
@@ -289,6 +304,16 @@ class Operations:
         self._pool.set_capacity(capacity_bytes)
         return {}
 
+    def _set_policy(self, **policy: Any) -> Answer:
+        self._pool.set_policy(PoolPolicy(**policy))
+        return {}
+
+    def _set_disk_policies(self, policies: list[list[Any]]) -> Answer:
+        self._pool.set_disk_policies(
+            [(self._vdisk(id), DiskPolicy(compression, dedup)) for id, compression, dedup in policies]
+        )
+        return {}
+
     def _vdisk(self, id: int) -> VDisk:
         thing = self._pool.get(id)
         if not isinstance(thing, VDisk):
@@ -342,11 +367,12 @@ def _listed(items: list[str], separator: str = ", ") -> str:
 
 
 def _vdisk_row(vdisk: Any) -> list[Any]:
-    return [vdisk.id, None, vdisk.name, vdisk.tag, vdisk.size_bytes, None]
+    return [vdisk.id, None, vdisk.name, vdisk.tag, vdisk.size_bytes, None, *vdisk.policy]
 
 
 def _snapshot_row(snapshot: Any) -> list[Any]:
-    return [snapshot.id, snapshot.vdisk_id, snapshot.name, snapshot.tag, snapshot.size_bytes, snapshot.lsn]
+    row = [snapshot.id, snapshot.vdisk_id, snapshot.name, snapshot.tag, snapshot.size_bytes, snapshot.lsn]
+    return [*row, None, None]
 
 
 def _row(thing: Any) -> list[Any]:
@@ -361,6 +387,14 @@ def _made(thing: Any) -> list[Any]:
 
 def _extent_rows(extents: Iterable[Any]) -> list[list[Any]]:
     return [[offset, length, state == "data"] for offset, length, state in extents]
+
+
+def _usage_rows(groups: Iterable[GroupUsage]) -> list[list[Any]]:
+    """Each group's numbers, and behind them those of each of its snapshots."""
+    rows: list[list[Any]] = []
+    for *counts, snapshots in groups:
+        rows += [counts, *(list(snapshot) for snapshot in snapshots)]
+    return rows
 
 
 def _finding_rows(findings: Iterable[Finding]) -> list[list[Any]]:

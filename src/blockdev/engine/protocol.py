@@ -7,16 +7,18 @@ taken, and whatever is wrong raises ProtocolError, never another exception.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgpack
 
+from blockdev.accounting import Group, GroupUsage, PoolUsage, SnapshotUsage, Usage
 from blockdev.compaction import COMPACT, RECLAIM, CompactionReport
 from blockdev.constants import NAME_BYTES_MAX, SECTOR_BYTES, TAG_BYTES_MAX, VDISK_BYTES_MAX
 from blockdev.errors import BlockdevError, InvalidArgument, from_code
 from blockdev.findings import InspectionKind
+from blockdev.policies import COMPRESSIONS, DEDUPS, LEVELS, Compression, Dedup, DiskPolicy, PoolPolicy
 from blockdev.runner import Outcome, Progress, State
 from blockdev.types import Extent
 
@@ -26,6 +28,7 @@ HEADER = struct.Struct("<4sBBHII")  # magic, version, kind, reserved, request id
 HEADER_BYTES = HEADER.size
 BODY_BYTES_MAX = 16 << 20
 ITEMS_MAX = 65536  # ids, names or specs in one request
+USAGE_PAGE_MAX = 65536  # VMs and snapshots in one answer
 OBJECTS_PAGE_MAX = 8192  # objects in one answer: at their longest names and tags they still fit a frame
 MESSAGE_CHARACTERS_MAX = 8192
 SESSION_BYTES = 16
@@ -66,6 +69,12 @@ class EngineObject(NamedTuple):
     tag: bytes
     size_bytes: int
     lsn: int | None  # of the snapshot; None: this is a vdisk
+    compression: Compression | None = None  # of a vdisk; None: as the pool's, or this is a snapshot
+    dedup: Dedup | None = None  # likewise
+
+    @property
+    def policy(self) -> DiskPolicy:
+        return DiskPolicy(self.compression, self.dedup)
 
 
 class EngineFinding(NamedTuple):
@@ -218,10 +227,6 @@ def _is_offset(value: Any) -> bool:
     return is_size(value) and value % SECTOR_BYTES == 0
 
 
-def _is_capacity(value: Any) -> bool:
-    return _is_integer(value, 0, (1 << 63) - 1)
-
-
 def _is_inspection_kind(value: Any) -> bool:
     return type(value) is str and value in INSPECTION_KINDS
 
@@ -234,7 +239,45 @@ def _is_wait(value: Any) -> bool:
     return _is_integer(value, 0, WAIT_MS_MAX)
 
 
+def _is_count(value: Any) -> bool:
+    return _is_integer(value, 0, (1 << 63) - 1)
+
+
+def _is_pace(value: Any) -> bool:
+    return _is_integer(value, 0, (1 << 62) - 1)
+
+
+def _is_compression(value: Any) -> bool:
+    return type(value) is str and value in COMPRESSIONS
+
+
+def _is_dedup(value: Any) -> bool:
+    return type(value) is str and value in DEDUPS
+
+
+def _is_level(value: Any) -> bool:
+    return _is_integer(value, LEVELS[0], LEVELS[-1])
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _is_groups(value: Any) -> bool:
+    """Of `account`: not more ids in all than one request may have, and not more groups and snapshots."""
+    return _GROUPS(value) and item_count(value) <= ITEMS_MAX
+
+
+def item_count(groups: Sequence[Sequence[Any]]) -> int:
+    """How many items `account` counts of these groups: VMs, snapshots, vdisks and disks of snapshots."""
+    return sum(
+        1 + len(vdisk_ids) + sum(1 + len(disks) for disks in snapshots) for vdisk_ids, snapshots in groups
+    )
+
+
 _IDS = _list_of(is_id)
+_GROUPS = _list_of(_row_of(_IDS, _list_of(_list_of(_row_of(is_id, _is_id_or_none)))))
+_IS_COMPRESSION_OR_NONE, _IS_DEDUP_OR_NONE = _or_none(_is_compression), _or_none(_is_dedup)
 _NAMES = _list_of(is_object_name)
 _TAGS = _list_of(is_tag)
 
@@ -254,7 +297,15 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "relabel": {"changes": _list_of(_row_of(is_id, is_object_name, is_tag)), "force": _is_flag},
     "delete": {"ids": _IDS, "force": _is_flag, "missing_ok": _is_flag},
     "resize": {"id": is_id, "size_bytes": is_size, "shrink": _is_flag},
-    "set_capacity": {"capacity_bytes": _is_capacity},
+    "set_capacity": {"capacity_bytes": _is_count},
+    "set_policy": {
+        "compression": _is_compression,
+        "compression_level": _is_level,
+        "dedup": _is_dedup,
+        "compaction_rate_bytes": _is_pace,
+    },
+    "set_disk_policies": {"policies": _list_of(_row_of(is_id, _IS_COMPRESSION_OR_NONE, _IS_DEDUP_OR_NONE))},
+    "account": {"groups": _is_groups},
     "diff": {"older": _is_id_or_none, "newer": is_id},
     "extents": {"id": is_id, "offset": _is_offset, "length": _is_offset},
     "more": {"cursor": is_id},
@@ -269,7 +320,12 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "cancel_compaction": {"run": is_id},
 }
 # These change the pool: one at a time, and none from a session that another has taken the lead from.
-CHANGES = frozenset({"create", "snapshot", "clone", "restore", "relabel", "delete", "resize", "set_capacity"})
+CHANGES = frozenset(
+    {
+        *("create", "snapshot", "clone", "restore", "relabel", "delete", "resize"),
+        *("set_capacity", "set_policy", "set_disk_policies"),
+    }
+)
 
 
 def check_request(body: Mapping[str, Any]) -> Request:
@@ -297,7 +353,9 @@ def check_object(row: Any) -> EngineObject:
         and is_object_name(row[2])
         and is_tag(row[3])
         and is_size(row[4])
-        and (row[5] is None or _is_integer(row[5], 0, (1 << 63) - 1))
+        and (row[5] is None or _is_count(row[5]))
+        and _IS_COMPRESSION_OR_NONE(row[6])
+        and _IS_DEDUP_OR_NONE(row[7])
     ):
         raise ProtocolError("the engine told of an object that is none")
     return EngineObject(*row)
@@ -316,6 +374,36 @@ def check_field(body: Mapping[str, Any], field: str, kind: type) -> Any:
     if type(value) is not kind:
         raise ProtocolError(f"an answer of the engine without a good {field!r}")
     return value
+
+
+def check_policy(body: Mapping[str, Any]) -> PoolPolicy:
+    """The pool's policy that the answer to `status` tells of."""
+    policy = check_field(body, "policy", dict)
+    checks = OPERATIONS["set_policy"]
+    if set(policy) != set(checks) or not all(check(policy[field]) for field, check in checks.items()):
+        raise ProtocolError("the engine told of a policy that is none")
+    return PoolPolicy(**policy)
+
+
+def check_usage(body: Mapping[str, Any], rows: Sequence[Any], groups: Sequence[Group]) -> Usage:
+    """What the answer to `account` tells of: `rows` are those of all its pages."""
+    pool = check_field(body, "pool", dict)
+    if set(pool) != set(PoolUsage._fields) or not all(map(_is_count, pool.values())):
+        raise ProtocolError("the engine told of a pool's usage that is none")
+    if len(rows) != sum(1 + len(group.snapshots) for group in groups):
+        raise ProtocolError("the engine did not account for what it was asked for")
+    at, found = iter(rows), []
+    for group in groups:
+        data, shared, unique, of_snapshots = _check_counts(next(at), 4)
+        snapshots = [SnapshotUsage(*_check_counts(next(at), 2)) for _ in group.snapshots]
+        found.append(GroupUsage(data, shared, unique, of_snapshots, snapshots))
+    return Usage(PoolUsage(**pool), found)
+
+
+def _check_counts(row: Any, length: int) -> list[int]:
+    if not (type(row) is list and len(row) == length and all(map(_is_count, row))):
+        raise ProtocolError("the engine told of a usage that is none")
+    return row
 
 
 def check_finding(row: Any) -> EngineFinding:

@@ -10,18 +10,20 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from blockdev.engine.client import EngineClient
 from blockdev.engine.protocol import EngineObject
-from blockdev.errors import InvalidArgument, Poisoned
+from blockdev.errors import InvalidArgument, Poisoned, PoolFull
+from blockdev.policies import AS_POOL, DiskPolicy
 from blockdev.vmmap.catalog import Catalog, VMRow
 from blockdev.vmmap.intents import PoolView, load_intent
 from blockdev.vmmap.model import Agreement
 from blockdev.vmmap.names import NAME_CHARACTERS_MAX, ObjectName, object_name, parse_object_name
 from blockdev.vmmap.tags import Tag, encode_tag
 
-TAGGED_AT_ONCE = 1000  # objects in one record of the pool
+ITEMS_AT_ONCE = 1000  # objects in one record of the pool
 
 Label = tuple[int, str | None, bytes]  # object id, name, tag
 Key = tuple[str, str, str | None]  # VM uuid, disk, snapshot: what an object is, whatever it is called
@@ -76,6 +78,8 @@ def agree(
         _follow(catalog, view, groups, now, result)
         result.missing.extend(catalog.missing_exports())
     at_step("agree:followed")
+    _give_policies(catalog, engine, view, result)
+    at_step("agree:policies_given")
     return result, led.instance
 
 
@@ -223,8 +227,8 @@ def _label(engine: EngineClient, view: PoolView, groups: list[_Group], now: str,
                 result.corrected.append(f"{thing.name} is now called {label}")
     if renamed:
         engine.relabel(renamed, force=True)
-    for first in range(0, len(tagged), TAGGED_AT_ONCE):
-        engine.relabel(tagged[first : first + TAGGED_AT_ONCE], force=True)
+    for first in range(0, len(tagged), ITEMS_AT_ONCE):
+        engine.relabel(tagged[first : first + ITEMS_AT_ONCE], force=True)
 
 
 def _follow(catalog: Catalog, view: PoolView, groups: list[_Group], now: str, result: Agreement) -> None:
@@ -297,9 +301,31 @@ def _follow_names(catalog: Catalog, groups: list[_Group], now: str, result: Agre
     ids = {vm.uuid: vm.id for vm in vms.values()}
     for group in groups:
         if group.vm_uuid not in ids:
-            ids[group.vm_uuid] = catalog.insert_vm(group.vm_uuid, group.vm_name, now)
+            policy = _first_policy(group)
+            ids[group.vm_uuid] = catalog.insert_vm(group.vm_uuid, group.vm_name, now, policy=policy)
             result.adopted.append(f"VM {group.vm_name}")
     return ids
+
+
+def _first_policy(group: _Group) -> DiskPolicy:
+    """That of a VM which only the pool knows: of its first disk."""
+    disks = [thing for name, thing in group.members if name.snapshot is None]
+    return min(disks, key=lambda thing: thing.id).policy if disks else AS_POOL
+
+
+def _give_policies(catalog: Catalog, engine: EngineClient, view: PoolView, result: Agreement) -> None:
+    """Each disk has the policy that the catalog says for its VM; of no use when the pool has no room left to say so."""
+    vms = {vm.id: vm for vm in catalog.vms()}
+    others = [
+        (disk, vms[disk.vm_id])
+        for disk in catalog.disks()
+        if disk.object_id is not None and view.by_id[disk.object_id].policy != vms[disk.vm_id].policy
+    ]
+    policies = [(disk.object_id or 0, vm.policy) for disk, vm in others]
+    with suppress(PoolFull):
+        for first in range(0, len(policies), ITEMS_AT_ONCE):
+            engine.set_disk_policies(policies[first : first + ITEMS_AT_ONCE])
+        result.corrected.extend(f"{vm.name}/{disk.name} has its VM's policy" for disk, vm in others)
 
 
 def _known_rows(

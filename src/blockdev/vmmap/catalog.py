@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
 from blockdev.errors import PoolFull
+from blockdev.policies import AS_POOL, DiskPolicy
 from blockdev.vmmap.catalog_schema import database_error, open_database
 from blockdev.vmmap.reserve import NO_RESERVE, PAGE_BYTES, Reserve, ReserveSize
 
@@ -30,6 +31,12 @@ class VMRow(NamedTuple):
     created: str
     cloned_from: str | None
     config_id: int
+    compression: Any  # a word of policies.Compression; None: as the pool's
+    dedup: Any  # a word of policies.Dedup; None: as the pool's
+
+    @property
+    def policy(self) -> DiskPolicy:
+        return DiskPolicy(self.compression, self.dedup)
 
 
 class DiskRow(NamedTuple):
@@ -205,10 +212,12 @@ class Catalog:
         description: str = "",
         config: str = "",
         cloned_from: str | None = None,
+        policy: DiskPolicy = AS_POOL,
     ) -> int:
         return self._do(
-            "INSERT INTO vm (uuid, name, description, created, cloned_from, config_id) VALUES (?, ?, ?, ?, ?, ?)",
-            *(uuid, name, description, created, cloned_from, self._config_id(config)),
+            "INSERT INTO vm (uuid, name, description, created, cloned_from, config_id, compression, dedup)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            *(uuid, name, description, created, cloned_from, self._config_id(config), *policy),
         )
 
     def rename_vm(self, vm_id: int, name: str) -> None:
@@ -216,6 +225,9 @@ class Catalog:
 
     def set_description(self, vm_id: int, description: str) -> None:
         self._do("UPDATE vm SET description = ? WHERE id = ?", description, vm_id)
+
+    def set_policy(self, vm_id: int, policy: DiskPolicy) -> None:
+        self._do("UPDATE vm SET compression = ?, dedup = ? WHERE id = ?", *policy, vm_id)
 
     def set_config(self, vm_id: int, config: str) -> None:
         before = self._number("SELECT config_id FROM vm WHERE id = ?", vm_id)

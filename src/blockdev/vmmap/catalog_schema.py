@@ -13,7 +13,7 @@ from blockdev.errors import BlockdevError, Busy, Corrupt, MediumError, UnknownFo
 from blockdev.vmmap.reserve import full
 
 APPLICATION_ID = 0x42444341  # "BDCA"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS_MAX = 5.0
 
 SCHEMA = """
@@ -35,7 +35,9 @@ CREATE TABLE vm (
     description TEXT NOT NULL,
     created TEXT NOT NULL,
     cloned_from TEXT,
-    config_id INTEGER NOT NULL REFERENCES config (id)
+    config_id INTEGER NOT NULL REFERENCES config (id),
+    compression TEXT,
+    dedup TEXT
 ) STRICT;
 CREATE INDEX vm_config ON vm (config_id);
 
@@ -92,11 +94,16 @@ CREATE TABLE intent (
 ) STRICT;
 """
 
+# version -> what makes a catalog of it one of the next version
+UPGRADES = {
+    1: "ALTER TABLE vm ADD COLUMN compression TEXT; ALTER TABLE vm ADD COLUMN dedup TEXT;",
+}
+
 
 def open_database(path: str) -> sqlite3.Connection:
-    """The catalog at `path`, made when there is none.
+    """The catalog at `path`, made when there is none, and brought to this version when it is of an earlier one.
 
-    UnknownFormat: another program's file or another version; Corrupt; Busy; MediumError.
+    UnknownFormat: another program's file or a later version; Corrupt; Busy; MediumError.
     """
     try:
         made = not os.path.exists(path)
@@ -116,6 +123,7 @@ def open_database(path: str) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA foreign_keys = ON")
         _make_tables(database)
+        _upgrade(database)
     except sqlite3.Error as error:
         database.close()
         raise database_error(error, path) from error
@@ -126,7 +134,7 @@ def open_database(path: str) -> sqlite3.Connection:
 
 
 def _check_format(database: sqlite3.Connection, path: str) -> None:
-    """UnknownFormat unless this is a catalog of this version, or an empty file."""
+    """UnknownFormat unless this is a catalog of this version or an earlier one, or an empty file."""
     application_id = _pragma(database, "application_id")
     version = _pragma(database, "user_version")
     is_empty = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
@@ -134,9 +142,9 @@ def _check_format(database: sqlite3.Connection, path: str) -> None:
         return
     if application_id != APPLICATION_ID:
         raise UnknownFormat(f"{path} is an SQLite database but not a blockdev catalog: move it away")
-    if version != SCHEMA_VERSION:
+    if version not in (*UPGRADES, SCHEMA_VERSION):
         raise UnknownFormat(
-            f"the catalog {path} has format version {version}; this build reads {SCHEMA_VERSION}: "
+            f"the catalog {path} has format version {version}; this build reads {min(UPGRADES)} to {SCHEMA_VERSION}: "
             "use the build that wrote it"
         )
 
@@ -148,6 +156,15 @@ def _make_tables(database: sqlite3.Connection) -> None:
         f"BEGIN IMMEDIATE; {SCHEMA} "
         f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
+
+
+def _upgrade(database: sqlite3.Connection) -> None:
+    """All the way to this version in one transaction."""
+    steps = [UPGRADES[version] for version in range(_pragma(database, "user_version"), SCHEMA_VERSION)]
+    if steps:
+        database.executescript(
+            f"BEGIN IMMEDIATE; {' '.join(steps)} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        )
 
 
 def _pragma(database: sqlite3.Connection, name: str) -> int:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from blockdev.engine.protocol import EngineObject
+from blockdev.policies import AS_POOL, Compression, Dedup, DiskPolicy
 from blockdev.vmmap.catalog import Catalog, IntentRow
 from blockdev.vmmap.names import object_name
 from blockdev.vmmap.tags import Tag, decode_tag
@@ -59,12 +60,21 @@ class Intent(ABC):
     def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
         """The catalog step, inside a transaction."""
 
+    def policy(self, catalog: Catalog) -> DiskPolicy:
+        """Of the vdisks that the engine step made: their VM's."""
+        return AS_POOL
+
     @abstractmethod
     def __str__(self) -> str:
         """The operation in a person's words."""
 
     def body(self) -> dict[str, Any]:
         return asdict(self)  # type: ignore[call-overload]
+
+
+def _policy_of(catalog: Catalog, vm_id: int) -> DiskPolicy:
+    vm = catalog.vm_by_id(vm_id)
+    return AS_POOL if vm is None else vm.policy
 
 
 @dataclass(frozen=True)
@@ -76,13 +86,23 @@ class CreateVM(Intent):
     config: str
     created: str
     disks: list[list[Any]]  # [name, size in bytes]
+    compression: Compression | None = None  # version 1 of the catalog had neither
+    dedup: Dedup | None = None
+
+    def policy(self, catalog: Catalog) -> DiskPolicy:
+        return DiskPolicy(self.compression, self.dedup)
 
     def evidence(self, view: PoolView) -> list[EngineObject] | None:
         return view.named([object_name(self.name, disk) for disk, _ in self.disks], self.uuid) or None
 
     def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
         vm_id = catalog.insert_vm(
-            self.uuid, self.name, self.created, description=self.description, config=self.config
+            self.uuid,
+            self.name,
+            self.created,
+            description=self.description,
+            config=self.config,
+            policy=self.policy(catalog),
         )
         for (disk, size_bytes), thing in zip(self.disks, made, strict=True):
             catalog.put_disk(vm_id, disk, thing.id, size_bytes, self.created)
@@ -139,6 +159,9 @@ class AddDisk(Intent):
     disk: str
     size_bytes: int
     created: str
+
+    def policy(self, catalog: Catalog) -> DiskPolicy:
+        return _policy_of(catalog, self.vm_id)
 
     def evidence(self, view: PoolView) -> list[EngineObject] | None:
         return view.named([object_name(self.vm, self.disk)], self.uuid)
@@ -250,6 +273,11 @@ class Clone(Intent):
     disks: list[str]
     created: str
     vms: list[list[str]]  # [uuid, name]
+    compression: Compression | None = None  # of the source's VM; version 1 of the catalog had neither
+    dedup: Dedup | None = None
+
+    def policy(self, catalog: Catalog) -> DiskPolicy:
+        return DiskPolicy(self.compression, self.dedup)
 
     def evidence(self, view: PoolView) -> list[EngineObject] | None:
         made: list[EngineObject] = []
@@ -263,7 +291,9 @@ class Clone(Intent):
     def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
         things = iter(made)
         for uuid, name in self.vms:
-            vm_id = catalog.insert_vm(uuid, name, self.created, cloned_from=self.source)
+            vm_id = catalog.insert_vm(
+                uuid, name, self.created, cloned_from=self.source, policy=self.policy(catalog)
+            )
             catalog.use_config_of_snapshot(vm_id, self.snapshot_id)
             for disk in self.disks:
                 thing = next(things)
@@ -285,6 +315,9 @@ class Restore(Intent):
     whole: bool  # all disks and the configuration, not one disk alone
     disks: list[list[Any]]  # [disk, id of the vdisk that it replaces or None]
     created: str
+
+    def policy(self, catalog: Catalog) -> DiskPolicy:
+        return _policy_of(catalog, self.vm_id)
 
     def evidence(self, view: PoolView) -> list[EngineObject] | None:
         things = view.named([object_name(self.vm, disk) for disk, _ in self.disks], self.uuid)
@@ -313,6 +346,9 @@ class BeginImport(Intent):
     size_bytes: int
     creates: bool
     started: str
+
+    def policy(self, catalog: Catalog) -> DiskPolicy:
+        return _policy_of(catalog, self.vm_id)  # from the first byte of the image
 
     def evidence(self, view: PoolView) -> list[EngineObject] | None:
         return None  # whoever asked was not told: the vdisk goes, being marked as temporary
@@ -364,6 +400,26 @@ class AbortImport(Intent):
 
     def __str__(self) -> str:
         return f"abort import of {self.vm}/{self.disk}"
+
+
+@dataclass(frozen=True)
+class SetPolicy(Intent):
+    kind = "set_policy"
+    vm_id: int
+    name: str
+    object_ids: list[int]  # its vdisks, and those of imports under way
+    compression: Compression | None
+    dedup: Dedup | None
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        policies = {view.by_id[id].policy for id in self.object_ids if id in view.by_id}
+        return [] if policies == {(self.compression, self.dedup)} else None
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        catalog.set_policy(self.vm_id, DiskPolicy(self.compression, self.dedup))
+
+    def __str__(self) -> str:
+        return f"set the policy of VM {self.name}"
 
 
 KINDS: dict[str, type[Intent]] = {kind.kind: kind for kind in Intent.__subclasses__()}

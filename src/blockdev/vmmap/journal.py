@@ -1,5 +1,6 @@
 """How an operation changes catalog and engine in step: intent, engine step (the commit point), catalog step.
 
+What the engine step made gets its VM's policy before the catalog step: here, for all operations.
 Locks: `lock` is held for a whole operation, so at most one intent is open; the catalog's lock is never held across an
 engine step.  Whatever leaves an operation half done makes the next one agree with the pool first.
 """
@@ -83,6 +84,7 @@ class Journal:
             self.at_step(f"{intent.kind}:intended")
             made = self._apply(intent_id, apply)
             self.at_step(f"{intent.kind}:applied")
+            self._give_policy(intent, made)
             with self._catalog.transaction():
                 intent.finish(self._catalog, made)
                 self._catalog.delete_intent(intent_id)
@@ -104,6 +106,18 @@ class Journal:
             with self._catalog.transaction():
                 self._catalog.delete_intent(intent_id)
             raise EngineRefused(error) from error
+
+    def _give_policy(self, intent: Intent, made: list[EngineObject]) -> None:
+        """New vdisks get their VM's policy; if that fails, by the next agreement, as the engine step is done."""
+        policy = intent.policy(self._catalog)
+        others = [(thing.id, policy) for thing in made if thing.policy != policy]
+        if not others:
+            return
+        try:
+            self._engine.set_disk_policies(others)
+        except EngineRestarted as error:  # whoever meets it does the operation again, which would be twice
+            raise AnswerLost(f"the engine was restarted during: {intent}") from error
+        self.at_step(f"{intent.kind}:policy_given")
 
     def finish(self, intent: Intent) -> None:
         """An operation that needs nothing of the engine."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from blockdev.policies import Compression, Dedup
 from blockdev.types import Extent
 
 DiskState = Literal["ok", "missing"]  # missing: the catalog knows it, the pool does not
@@ -36,6 +37,14 @@ class Disk(_Value):
 
 
 @dataclass(frozen=True)
+class Policy(_Value):
+    """How a VM's data is kept; None: as the pool's."""
+
+    compression: Compression | None
+    dedup: Dedup | None
+
+
+@dataclass(frozen=True)
 class VM(_Value):
     """One VM, without its configuration text (see `VMs.get_config`)."""
 
@@ -46,6 +55,7 @@ class VM(_Value):
     size_bytes: int  # the sum of its disks' sizes
     snapshot_count: int
     cloned_from: str | None  # VM@SNAPSHOT as it was called when the clone was made
+    policy: Policy
     disks: list[Disk] = field(default_factory=list)
 
 
@@ -144,6 +154,55 @@ class Finding(_Value):
     offset: int  # of the first byte in the disk
     length: int  # 0: all of it, or of the pool itself
     what: str
+
+
+@dataclass(frozen=True)
+class SnapshotSpace(_Value):
+    """What a snapshot takes."""
+
+    snapshot: str
+    created: str
+    changed_bytes: int  # since the one before it: written or discarded
+    frees_bytes: int  # of the pool, that deleting it alone gives back
+
+
+@dataclass(frozen=True)
+class VMSpace(_Value):
+    """What a VM takes."""
+
+    vm: str
+    size_bytes: int  # the sum of its disks' sizes
+    data_bytes: int  # that its disks hold now, as the guest sees it
+    shared_bytes: int  # of these, in blocks that something else has, too
+    unique_stored_bytes: int  # of the pool, that deleting the VM with its snapshots gives back
+    snapshots_stored_bytes: int  # of the pool, that deleting all its snapshots gives back
+    snapshots: list[SnapshotSpace]  # oldest first
+
+
+@dataclass(frozen=True)
+class PoolSpace(_Value):
+    """What takes the pool's space; used = metadata + stored + reclaimable."""
+
+    capacity_bytes: int
+    used_bytes: int
+    metadata_bytes: int  # maps, and what describes the blocks in segments
+    stored_bytes: int  # by blocks that a disk or snapshot reaches
+    reclaimable_bytes: int  # by what none reaches: a compaction gives it back
+    logical_bytes: int  # data of all disks as guests see it, each in full
+    referenced_bytes: int  # the same, of disks and snapshots
+    disk_distinct_bytes: int  # logical_bytes, when what is there more than once counts once
+    distinct_bytes: int  # referenced_bytes, likewise
+    dedup_saved_bytes: int  # logical - disk_distinct
+    snapshot_only_bytes: int  # distinct - disk_distinct: what only snapshots hold
+    compression_saved_bytes: int  # distinct - stored
+
+
+@dataclass(frozen=True)
+class Space(_Value):
+    """What takes the pool's space, and which VM takes how much of it."""
+
+    pool: PoolSpace
+    vms: list[VMSpace]  # by name
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -17,6 +17,7 @@ from blockdev.clock import now_seconds
 from blockdev.engine.client import EngineClient, EngineRestarted
 from blockdev.engine.protocol import EngineObject
 from blockdev.errors import AlreadyExists, BlockdevError, InvalidArgument, NotFound
+from blockdev.policies import AS_POOL, DiskPolicy, check_disk_policy, check_pool_policy
 from blockdev.vmmap import intents
 from blockdev.vmmap.catalog import Catalog, SnapshotRow, VMRow
 from blockdev.vmmap.clock import Clock, to_name
@@ -32,7 +33,9 @@ from blockdev.vmmap.model import (
     Origin,
     Restored,
     Snapshot,
+    Space,
     Status,
+    VMSpace,
 )
 from blockdev.vmmap.names import (
     CONFIG_BYTES_MAX,
@@ -42,6 +45,7 @@ from blockdev.vmmap.names import (
     check_text,
     object_name,
 )
+from blockdev.vmmap.space import space_of_vms
 from blockdev.vmmap.tags import Tag, encode_tag
 from blockdev.vmmap.views import (
     Clients,
@@ -137,11 +141,32 @@ class VMs:
         self._engine.set_capacity(capacity_bytes)
         return self.status()
 
+    @_change
+    def set_pool_policy(self, change: Mapping[str, Any]) -> Status:
+        """Set the fields of the pool's PoolPolicy that `change` names; the others stay.  InvalidArgument."""
+        policy = self._engine.policy()._replace(**change)
+        check_pool_policy(policy)
+        self._engine.set_policy(policy)
+        return self.status()
+
+    def usage(self) -> Space:
+        """What takes the pool's space, and which VM how much of it.  It takes seconds on a large pool; nothing waits."""
+        return space_of_vms(self._catalog, self._engine)
+
+    def vm_usage(self, name: str) -> VMSpace:
+        """What one VM takes; as long as `usage`.  NotFound."""
+        return space_of_vms(self._catalog, self._engine, name).vms[0]
+
     # VMs
 
     @_change
     def create_vm(
-        self, name: str, disks: list[tuple[str, int]], config: str = "", description: str = ""
+        self,
+        name: str,
+        disks: list[tuple[str, int]],
+        config: str = "",
+        description: str = "",
+        policy: DiskPolicy = AS_POOL,
     ) -> VM:
         """A new VM with empty disks of (name, size in bytes); it may have none yet.
 
@@ -150,6 +175,7 @@ class VMs:
         self._lookup.check_new_vm(name)
         check_text("configuration", config, CONFIG_BYTES_MAX)
         check_text("description", description, DESCRIPTION_BYTES_MAX)
+        check_disk_policy(policy)
         for disk, size_bytes in disks:
             check_name("disk", disk)
             check_size(f"disk {disk}", size_bytes)
@@ -157,7 +183,8 @@ class VMs:
         if twice:
             raise AlreadyExists(f"disk {twice[0]} is named twice: a VM's disks need different names")
         vm_uuid, now = str(uuid.uuid4()), self._journal.now()
-        intent = intents.CreateVM(vm_uuid, name, description, config, now, [list(disk) for disk in disks])
+        rows: list[list[Any]] = [list(disk) for disk in disks]
+        intent = intents.CreateVM(vm_uuid, name, description, config, now, rows, *policy)
         if disks:
             tag = encode_tag(Tag(vm_uuid, now))
             specs = [(size_bytes, object_name(name, disk), tag) for disk, size_bytes in disks]
@@ -228,6 +255,24 @@ class VMs:
         with self._catalog.transaction(grows=True):
             self._catalog.set_description(self._lookup.vm(name).id, description)
         return view_vm(self._catalog, self._lookup.vm(name))
+
+    @_change
+    def set_policy(self, name: str, change: Mapping[str, Any]) -> VM:
+        """Set the fields of the VM's DiskPolicy that `change` names (None: as the pool's); the others stay.
+
+        It holds for all its disks, those being imported too, and for those it gets later.  InvalidArgument.
+        """
+        vm = self._lookup.vm(name)
+        policy = vm.policy._replace(**change)
+        check_disk_policy(policy)
+        ids = object_ids([*self._catalog.disks(vm.id), *self._catalog.imports(vm.id)])
+        intent = intents.SetPolicy(vm.id, name, ids, *policy)
+        if ids:
+            policies = [(id, policy) for id in ids]
+            self._journal.run(intent, lambda: self._engine.set_disk_policies(policies))
+        else:
+            self._journal.finish(intent)
+        return view_vm(self._catalog, self._lookup.vm(name), self._lookup.clients())
 
     # disks
 
@@ -366,7 +411,8 @@ class VMs:
             for vm_uuid, name in vms
             for disk, object_id in sources
         ]
-        intent = intents.Clone(f"{vm}@{taken.name}", taken.id, [disk for disk, _ in sources], now, vms)
+        disks = [disk for disk, _ in sources]
+        intent = intents.Clone(f"{vm}@{taken.name}", taken.id, disks, now, vms, *row.policy)
         self._journal.run(intent, lambda: self._engine.clone(specs))
         return [view_vm(self._catalog, self._lookup.vm(name), {}) for name in names]
 

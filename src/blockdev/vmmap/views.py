@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from blockdev.engine.protocol import EngineFinding
 from blockdev.vmmap.catalog import Catalog, DiskRow, ImportRow, SnapshotDiskRow, SnapshotRow, VMRow
-from blockdev.vmmap.model import VM, Disk, Finding, Import, Snapshot, SnapshotDisk
+from blockdev.vmmap.model import VM, Disk, Finding, Import, Policy, Snapshot, SnapshotDisk
 from blockdev.vmmap.names import object_name, parse_object_name
 
 Clients = dict[int, list[str]]  # object id -> who is attached
@@ -60,6 +60,7 @@ def _vm(vm: VMRow, disks: list[DiskRow], snapshot_count: int, clients: Clients |
         size_bytes=sum(disk.size_bytes for disk in disks),
         snapshot_count=snapshot_count,
         cloned_from=vm.cloned_from,
+        policy=Policy(vm.compression, vm.dedup),
         disks=[view_disk(vm, disk, clients) for disk in disks],
     )
 

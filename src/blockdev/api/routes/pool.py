@@ -1,4 +1,4 @@
-"""/status, /attachments and /pool: both processes, who is attached, and whether the pool is sound."""
+"""/status, /attachments and /pool: both processes, who is attached, what the pool holds and whether it is sound."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from fastapi import APIRouter, Body
 
 from blockdev.api import pool_work
 from blockdev.api.routes.jobs import view
-from blockdev.api.schemas import Attachment, AttachmentList, JobView, Pace, PoolResize, StatusView
+from blockdev.api.schemas import Attachment, AttachmentList, JobView, Pace, PoolChange, StatusView
 from blockdev.api.services import Services, Wired
-from blockdev.vmmap.model import Status
+from blockdev.errors import InvalidArgument
+from blockdev.vmmap.model import Space, Status
 
 router = APIRouter(tags=["pool"])
 Asked = Annotated[Pace | None, Body()]
@@ -30,9 +31,22 @@ def list_attachments(services: Wired) -> AttachmentList:
 
 
 @router.patch("/pool")
-def resize_pool(body: PoolResize, services: Wired) -> StatusView:
-    """Change how much the pool may hold, while it is in use; not less than it holds."""
-    return _view_status(services, services.vms.set_pool_capacity(body.capacity_bytes))
+def change_pool(body: PoolChange, services: Wired) -> StatusView:
+    """Change how much the pool may hold (not less than it holds) and how it keeps data, while it is in use."""
+    policy, status = body.given_policy(), None
+    if body.capacity_bytes is not None:
+        status = services.vms.set_pool_capacity(body.capacity_bytes)
+    if policy:
+        status = services.vms.set_pool_policy(policy)
+    if status is None:
+        raise InvalidArgument(f"nothing to change: give {', '.join(PoolChange.model_fields)}")
+    return _view_status(services, status)
+
+
+@router.get("/pool/usage")
+def show_usage(services: Wired) -> Space:
+    """What takes the pool's space, and which VM how much of it.  All maps are read: seconds on a large pool."""
+    return services.vms.usage()
 
 
 @router.post("/pool/check", status_code=202)

@@ -11,7 +11,8 @@ from blockdev.api.schemas import Config, JobView, NewClones, NewRestore, NewVM, 
 from blockdev.api.services import Wired
 from blockdev.api.unfinished import check_description
 from blockdev.errors import InvalidArgument
-from blockdev.vmmap.model import VM, Restored
+from blockdev.policies import DiskPolicy
+from blockdev.vmmap.model import VM, Restored, VMSpace
 
 router = APIRouter(prefix="/vms", tags=["VMs"])
 
@@ -27,7 +28,10 @@ def create_vm(body: NewVM, services: Wired, request: Request, response: Response
     """A new VM.  With images: 202 and a job whose result is the VM; nobody sees it before it is whole."""
     if not any(disk.image for disk in body.disks):
         sizes = [(disk.name, _size(disk.name, disk.size_bytes)) for disk in body.disks]
-        return services.vms.create_vm(body.name, sizes, body.config, check_description(body.description))
+        policy = DiskPolicy(**body.given_policy())
+        return services.vms.create_vm(
+            body.name, sizes, body.config, check_description(body.description), policy
+        )
     files_allowed(request)
     response.status_code = 202
     return view(imports.create_vm(services, body))
@@ -41,15 +45,16 @@ def show_vm(vm: str, services: Wired) -> VM:
 
 @router.patch("/{vm}")
 def change_vm(vm: str, body: VMChange, services: Wired) -> VM:
-    """Rename it, describe it, or both."""
-    if body.name is None and body.description is None:
-        raise InvalidArgument("nothing to change: give name or description")
-    changed = None
+    """Rename it, describe it, say how its data is kept, or all of these."""
+    policy, changed = body.given_policy(), None
     if body.description is not None:
         changed = services.vms.set_description(vm, check_description(body.description))
+    if policy:
+        changed = services.vms.set_policy(vm, policy)
     if body.name is not None:
         changed = services.vms.rename_vm(vm, body.name, body.force)
-    assert changed is not None
+    if changed is None:
+        raise InvalidArgument("nothing to change: give name, description, compression or dedup")
     return changed
 
 
@@ -57,6 +62,12 @@ def change_vm(vm: str, body: VMChange, services: Wired) -> VM:
 def delete_vm(vm: str, services: Wired, force: bool = False) -> VM:
     """Delete the VM with all its disks and snapshots; the answer is what it was."""
     return services.vms.delete_vm(vm, force)
+
+
+@router.get("/{vm}/usage")
+def show_vm_usage(vm: str, services: Wired) -> VMSpace:
+    """What the VM and each of its snapshots take.  All maps of the pool are read: seconds on a large pool."""
+    return services.vms.vm_usage(vm)
 
 
 @router.get("/{vm}/config")
