@@ -1,9 +1,9 @@
 """Whose the blocks are: one walk over the maps of a checkpoint that gives each block and node the narrowest owner.
 
-Owners are a tree whose root is the pool (groups below it, what they are made of below them).  What two owners reach is their
-nearest common ancestor's.  A node's owner is known before its children are looked at, and it is looked at again only when
-its owner changes: at most as often as the tree is deep.  Leaves are read when all owners of nodes are known, so once for each
-range of segments, however many maps share them.
+Owners are a tree whose root is the pool (groups below it, what they are made of below them).  What two owners reach is
+their nearest common ancestor's.  A node's owner is known before its children are looked at, and it is looked at again only
+when its owner changes: at most as often as the tree is deep.  Leaves are read when all owners of nodes are known, so once
+for each range of segments, however many maps share them.
 
 Memory: 4 bytes a block of the range of segments that is looked at, 21 bytes a node.
 

@@ -1,8 +1,9 @@
 """Cold segments: what a segment becomes when compaction rewrites it.
 
 Only its live blocks are left, in the order of their addresses, eight to a frame, each frame compressed by zstd or stored as
-it is: when that saves too little, or when a policy wants one of its blocks plain.  An index says where the block of an address lies: the addresses themselves stay what they were.  The index is there
-twice, page by page, so that one lost sector loses none of it.
+it is: when that saves too little, or when a policy wants one of its blocks plain.  An index says where the block of an
+address lies: the addresses themselves stay what they were.  The index is there twice, page by page, so that one lost sector
+loses none of it.
 
 A cold segment is written once, whole, and never changed.  Functions take an open file; who may use it when is _segments'.
 """

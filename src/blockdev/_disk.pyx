@@ -18,8 +18,8 @@ from blockdev._segments cimport (
 )
 from blockdev._medium cimport BUG_FUA_IGNORED, BUG_REVIVED_LOST, planted
 from blockdev._sync cimport (
-    count_u64, load_hint, load_pointer, load_u32, load_u64, or_u64, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
-    pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, store_u32, store_u64,
+    count_u64, load_hint, load_pointer, load_u32, load_u64, or_u64, pthread_mutex_lock, pthread_mutex_t,
+    pthread_mutex_unlock, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, store_u32, store_u64,
 )
 
 cdef extern from "<errno.h>" nogil:

@@ -556,7 +556,6 @@ cdef class DiskObject:
         pass_difference(&collect)
         return found
 
-
     def changed_bytes_since(self, DiskObject older):
         """How many bytes changed_since would name, but for what lies behind the end of the disk."""
         cdef Disk* base = NULL if older is None else older.disk

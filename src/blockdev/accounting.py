@@ -88,6 +88,7 @@ class Accounting:
         self._pool = pool
         self._table = table
         self._groups = groups
+        self._roots = {thing.id: thing.root for thing in table.objects}
         self._stats = pool.stats()
         self._parents = [0]  # of each owner from 1 on
         self._owners: dict[int, int] = {}  # by object id
@@ -184,8 +185,7 @@ class Accounting:
         )
 
     def _usage_of(self, group: Group, owners: _GroupOwners) -> GroupUsage:
-        ids = set(group.vdisk_ids)
-        maps = [self._accountant.of_map(thing.root) for thing in self._table.objects if thing.id in ids]
+        maps = [self._accountant.of_map(self._roots[id]) for id in group.vdisk_ids if id in self._roots]
         return GroupUsage(
             data_bytes=sum(mapped for mapped, _shared in maps) * BLOCK_BYTES,
             shared_bytes=sum(shared for _mapped, shared in maps) * BLOCK_BYTES,
