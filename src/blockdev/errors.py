@@ -117,6 +117,14 @@ class Gone(BlockdevError):
     exit_status = 12
 
 
+class Locked(BlockdevError):
+    """It is kept until a time, whoever asks."""
+
+    code = "locked"
+    errno = errno.EPERM
+    exit_status = 16
+
+
 class ToolFailed(BlockdevError):
     """An outside program (qemu-img, nbdkit) that ended with an error."""
 

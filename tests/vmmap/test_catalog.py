@@ -112,7 +112,7 @@ def test_a_catalog_of_version_1_is_brought_to_this_one_and_keeps_all(catalog: Ca
 def test_an_upgrade_that_fails_leaves_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "old.db"
     path.write_bytes(gzip.decompress(VERSION_1.read_bytes()))
-    half = {1: "ALTER TABLE vm ADD COLUMN compression TEXT; ALTER TABLE none ADD COLUMN dedup TEXT;"}
+    half = {**catalog_schema.UPGRADES, 1: "ALTER TABLE vm ADD COLUMN compression TEXT; ALTER TABLE none ADD COLUMN dedup TEXT;"}
     with monkeypatch.context() as patched:
         patched.setattr(catalog_schema, "UPGRADES", half)
         with pytest.raises(MediumError):

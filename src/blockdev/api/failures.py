@@ -20,6 +20,7 @@ STATUS: dict[type[errors.BlockdevError], int] = {
     errors.NotFound: 404,
     errors.AlreadyExists: 409,
     errors.Busy: 409,
+    errors.Locked: 409,
     errors.ReadOnly: 403,
     errors.Gone: 410,
     errors.PoolFull: 507,

@@ -19,7 +19,7 @@ from blockdev.errors import InvalidArgument, Poisoned, PoolFull
 from blockdev.policies import AS_POOL, DiskPolicy
 from blockdev.vmmap.catalog import Catalog, VMRow
 from blockdev.vmmap.intents import PoolView, load_intent
-from blockdev.vmmap.model import Agreement
+from blockdev.vmmap.model import Agreement, Terms
 from blockdev.vmmap.names import NAME_CHARACTERS_MAX, ObjectName, object_name, parse_object_name
 from blockdev.vmmap.tags import Tag, encode_tag
 
@@ -276,7 +276,11 @@ def _adopt_snapshot_disk(
     snapshot_id = snapshots.get((vm_id, snapshot))
     if snapshot_id is None:
         snapshot_id = catalog.insert_snapshot(
-            vm_id, snapshot, tag.created, thing.lsn or 0, consistency=tag.consistency, origin=tag.origin
+            vm_id,
+            snapshot,
+            tag.created,
+            thing.lsn or 0,
+            terms=Terms(origin=tag.origin, consistency=tag.consistency, asked=tag.consistency),
         )
         snapshots[vm_id, snapshot] = snapshot_id
     catalog.put_snapshot_disk(snapshot_id, disk, thing.id, thing.size_bytes)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from blockdev.errors import PoolFull
 from blockdev.policies import AS_POOL, DiskPolicy
 from blockdev.vmmap.catalog_schema import database_error, open_database
+from blockdev.vmmap.model import MANUAL, Terms
 from blockdev.vmmap.reserve import NO_RESERVE, PAGE_BYTES, Reserve, ReserveSize
 
 Row = TypeVar("Row")
@@ -33,6 +34,7 @@ class VMRow(NamedTuple):
     config_id: int
     compression: Any  # a word of policies.Compression; None: as the pool's
     dedup: Any  # a word of policies.Dedup; None: as the pool's
+    own_schedules: int  # whether it has a set of its own instead of the default one
 
     @property
     def policy(self) -> DiskPolicy:
@@ -58,6 +60,18 @@ class SnapshotRow(NamedTuple):
     consistency: Any  # a word of model.Consistency
     origin: Any  # a word of model.Origin
     config_id: int
+    asked: Any  # a word of model.Consistency
+    frozen_ms: int | None
+    expires: str | None  # None: never
+    locked_until: str | None
+    schedule: str | None  # that took it,
+    due: str | None  # and when it was due
+
+    def terms(self) -> Terms:
+        return Terms(
+            *(self.origin, self.consistency, self.asked, self.frozen_ms),
+            *(self.expires, self.locked_until, self.schedule, self.due),
+        )
 
 
 class SnapshotDiskRow(NamedTuple):
@@ -76,6 +90,16 @@ class ImportRow(NamedTuple):
     size_bytes: int
     creates: int
     started: str
+
+
+class RunRow(NamedTuple):
+    """How far a schedule of a VM is."""
+
+    vm_id: int
+    schedule: str
+    handled: str  # runs that were due until then are done with
+    failures: int  # of the latest runs, one after the other
+    error: str | None  # of the last of these
 
 
 class IntentRow(NamedTuple):
@@ -169,6 +193,39 @@ class Catalog:
     def set_pool_uuid(self, uuid: str) -> None:
         self._do("INSERT OR REPLACE INTO setting (key, value) VALUES ('pool_uuid', ?)", uuid)
 
+    def setting(self, key: str) -> str | None:
+        return self._row(str, "SELECT value FROM setting WHERE key = ?", key)
+
+    def set_setting(self, key: str, value: str) -> None:
+        self._do("INSERT OR REPLACE INTO setting (key, value) VALUES (?, ?)", key, value)
+
+    # schedules: what they say is schedule.rules' to know
+
+    def schedules(self) -> dict[int | None, list[dict[str, Any]]]:
+        """By VM id; None: the default set."""
+        found: dict[int | None, list[dict[str, Any]]] = {}
+        for vm_id, body in self._rows(lambda *row: row, "SELECT vm_id, body FROM schedule ORDER BY id"):
+            found.setdefault(vm_id, []).append(json.loads(body))
+        return found
+
+    def set_schedules(self, vm_id: int | None, bodies: list[dict[str, Any]], own: bool = True) -> None:
+        """The default set, or that of a VM; not `own`: the VM has the default one again."""
+        self._do("DELETE FROM schedule WHERE vm_id IS ?", vm_id)
+        for body in bodies:
+            self._do("INSERT INTO schedule (vm_id, name, body) VALUES (?, ?, ?)", vm_id, body["name"], json.dumps(body))
+        if vm_id is not None:
+            self._do("UPDATE vm SET own_schedules = ? WHERE id = ?", int(own), vm_id)
+
+    def schedule_runs(self) -> list[RunRow]:
+        return self._rows(RunRow, "SELECT * FROM schedule_run")
+
+    def put_schedule_runs(self, rows: Iterable[RunRow]) -> None:
+        for row in rows:  # whose VM may be gone by now
+            self._do(
+                "INSERT OR REPLACE INTO schedule_run SELECT id, ?, ?, ?, ? FROM vm WHERE id = ?",
+                *(row.schedule, row.handled, row.failures, row.error, row.vm_id),
+            )
+
     # configurations: equal texts are kept once, since each snapshot and clone has one
 
     def config_text(self, config_id: int) -> str:
@@ -196,6 +253,9 @@ class Catalog:
 
     def vm_by_id(self, vm_id: int) -> VMRow | None:
         return self._row(VMRow, "SELECT * FROM vm WHERE id = ?", vm_id)
+
+    def vm_name(self, vm_id: int) -> str:
+        return self._rows(str, "SELECT name FROM vm WHERE id = ?", vm_id)[0]
 
     def vms(self) -> list[VMRow]:
         return self._rows(VMRow, "SELECT * FROM vm ORDER BY name")
@@ -282,6 +342,9 @@ class Catalog:
     def snapshot(self, vm_id: int, name: str) -> SnapshotRow | None:
         return self._row(SnapshotRow, "SELECT * FROM snapshot WHERE vm_id = ? AND name = ?", vm_id, name)
 
+    def snapshot_by_id(self, snapshot_id: int) -> SnapshotRow | None:
+        return self._row(SnapshotRow, "SELECT * FROM snapshot WHERE id = ?", snapshot_id)
+
     def snapshots(self, vm_id: int | None = None) -> list[SnapshotRow]:
         """The snapshots of one VM, or of all, oldest first: the clock may jump, LSNs do not."""
         if vm_id is None:
@@ -309,15 +372,43 @@ class Catalog:
         lsn: int,
         *,
         description: str = "",
-        consistency: str = "crash",
-        origin: str = "manual",
+        terms: Terms = MANUAL,
     ) -> int:
         """With the configuration that its VM has now."""
         return self._do(
-            "INSERT INTO snapshot (vm_id, name, description, created, lsn, consistency, origin, config_id)"
-            " SELECT id, ?, ?, ?, ?, ?, ?, config_id FROM vm WHERE id = ?",
-            *(name, description, created, lsn, consistency, origin, vm_id),
+            "INSERT INTO snapshot (vm_id, name, description, created, lsn, origin, consistency, asked, frozen_ms,"
+            " expires, locked_until, schedule, due, config_id)"
+            " SELECT id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, config_id FROM vm WHERE id = ?",
+            *(name, description, created, lsn, *terms, vm_id),
         )
+
+    def set_snapshot_terms(
+        self, snapshot_id: int, description: str, expires: str | None, locked_until: str | None
+    ) -> None:
+        self._do(
+            "UPDATE snapshot SET description = ?, expires = ?, locked_until = ? WHERE id = ?",
+            *(description, expires, locked_until, snapshot_id),
+        )
+
+    def snapshots_expired(self, now: str) -> list[SnapshotRow]:
+        """Those whose time is over and whose locks, too; whether they may go is retention's to say."""
+        return self._rows(
+            SnapshotRow,
+            "SELECT * FROM snapshot WHERE expires <= ?1 AND coalesce(locked_until, '') <= ?1 ORDER BY lsn, id",
+            now,
+        )
+
+    def locked_snapshot(self, vm_id: int, now: str) -> SnapshotRow | None:
+        """The one of a VM that is locked for longest."""
+        query = "SELECT * FROM snapshot WHERE vm_id = ? AND locked_until > ? ORDER BY locked_until DESC LIMIT 1"
+        return self._row(SnapshotRow, query, vm_id, now)
+
+    def newest_of_schedule(self, vm_id: int, schedule: str) -> SnapshotRow | None:
+        query = "SELECT * FROM snapshot WHERE vm_id = ? AND schedule = ? ORDER BY lsn DESC LIMIT 1"
+        return self._row(SnapshotRow, query, vm_id, schedule)
+
+    def scheduled_count(self, vm_id: int) -> int:
+        return self._number("SELECT count(*) FROM snapshot WHERE vm_id = ? AND schedule IS NOT NULL", vm_id)
 
     def delete_snapshot(self, snapshot_id: int) -> None:
         configs = self._rows(int, "SELECT config_id FROM snapshot WHERE id = ?", snapshot_id)

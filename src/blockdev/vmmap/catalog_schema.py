@@ -13,7 +13,7 @@ from blockdev.errors import BlockdevError, Busy, Corrupt, MediumError, UnknownFo
 from blockdev.vmmap.reserve import full
 
 APPLICATION_ID = 0x42444341  # "BDCA"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_SECONDS_MAX = 5.0
 
 SCHEMA = """
@@ -37,7 +37,8 @@ CREATE TABLE vm (
     cloned_from TEXT,
     config_id INTEGER NOT NULL REFERENCES config (id),
     compression TEXT,
-    dedup TEXT
+    dedup TEXT,
+    own_schedules INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX vm_config ON vm (config_id);
 
@@ -62,6 +63,12 @@ CREATE TABLE snapshot (
     consistency TEXT NOT NULL,
     origin TEXT NOT NULL,
     config_id INTEGER NOT NULL REFERENCES config (id),
+    asked TEXT NOT NULL DEFAULT 'crash',
+    frozen_ms INTEGER,
+    expires TEXT,
+    locked_until TEXT,
+    schedule TEXT,
+    due TEXT,
     UNIQUE (vm_id, name)
 ) STRICT;
 CREATE INDEX snapshot_config ON snapshot (config_id);
@@ -94,9 +101,49 @@ CREATE TABLE intent (
 ) STRICT;
 """
 
+# what schedules need, and what was noted
+SCHEDULE_TABLES = """
+CREATE INDEX snapshot_expires ON snapshot (expires) WHERE expires IS NOT NULL;
+CREATE INDEX snapshot_schedule ON snapshot (vm_id, schedule, lsn) WHERE schedule IS NOT NULL;
+
+CREATE TABLE schedule (
+    id INTEGER PRIMARY KEY,
+    vm_id INTEGER REFERENCES vm (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    body TEXT NOT NULL,
+    UNIQUE (vm_id, name)
+) STRICT;
+
+CREATE TABLE schedule_run (
+    vm_id INTEGER NOT NULL REFERENCES vm (id) ON DELETE CASCADE,
+    schedule TEXT NOT NULL,
+    handled TEXT NOT NULL,
+    failures INTEGER NOT NULL,
+    error TEXT,
+    PRIMARY KEY (vm_id, schedule)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE event (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    time TEXT NOT NULL,
+    level TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    vm TEXT,
+    message TEXT NOT NULL
+) STRICT;
+CREATE INDEX event_vm ON event (vm, id);
+"""
+
 # version -> what makes a catalog of it one of the next version
 UPGRADES = {
     1: "ALTER TABLE vm ADD COLUMN compression TEXT; ALTER TABLE vm ADD COLUMN dedup TEXT;",
+    2: "ALTER TABLE vm ADD COLUMN own_schedules INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE snapshot ADD COLUMN asked TEXT NOT NULL DEFAULT 'crash';"
+    "ALTER TABLE snapshot ADD COLUMN frozen_ms INTEGER;"
+    "ALTER TABLE snapshot ADD COLUMN expires TEXT;"
+    "ALTER TABLE snapshot ADD COLUMN locked_until TEXT;"
+    "ALTER TABLE snapshot ADD COLUMN schedule TEXT;"
+    "ALTER TABLE snapshot ADD COLUMN due TEXT;" + SCHEDULE_TABLES,
 }
 
 
@@ -153,7 +200,7 @@ def _make_tables(database: sqlite3.Connection) -> None:
     if _pragma(database, "application_id") == APPLICATION_ID:
         return
     database.executescript(
-        f"BEGIN IMMEDIATE; {SCHEMA} "
+        f"BEGIN IMMEDIATE; {SCHEMA} {SCHEDULE_TABLES} "
         f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
 

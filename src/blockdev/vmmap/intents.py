@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from blockdev.engine.protocol import EngineObject
 from blockdev.policies import AS_POOL, Compression, Dedup, DiskPolicy
 from blockdev.vmmap.catalog import Catalog, IntentRow
+from blockdev.vmmap.model import Terms
 from blockdev.vmmap.names import object_name
 from blockdev.vmmap.tags import Tag, decode_tag
 
@@ -224,7 +225,7 @@ class CreateSnapshot(Intent):
     name: str
     description: str
     created: str
-    origin: str
+    terms: list[Any]  # model.Terms
     disks: list[str]
 
     def evidence(self, view: PoolView) -> list[EngineObject] | None:
@@ -237,13 +238,38 @@ class CreateSnapshot(Intent):
             self.created,
             made[0].lsn or 0,
             description=self.description,
-            origin=self.origin,
+            terms=Terms(*self.terms),
         )
         for disk, thing in zip(self.disks, made, strict=True):
             catalog.put_snapshot_disk(snapshot_id, disk, thing.id, thing.size_bytes)
 
     def __str__(self) -> str:
         return f"create snapshot {self.vm}@{self.name}"
+
+    @classmethod
+    def of_version_2(cls, body: dict[str, Any]) -> dict[str, Any]:
+        """The fields of one that an earlier build began: its catalog knew the origin alone."""
+        fields = dict(body)
+        fields["terms"] = list(Terms(origin=fields.pop("origin")))
+        return fields
+
+
+@dataclass(frozen=True)
+class ExpireSnapshots(Intent):
+    kind = "expire_snapshots"
+    frees = True
+    snapshot_ids: list[int]
+    object_ids: list[int]
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        return [] if view.lacks(self.object_ids) else None
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        for snapshot_id in self.snapshot_ids:
+            catalog.delete_snapshot(snapshot_id)
+
+    def __str__(self) -> str:
+        return f"delete {len(self.snapshot_ids)} snapshots that expired"
 
 
 @dataclass(frozen=True)
@@ -427,4 +453,5 @@ KINDS: dict[str, type[Intent]] = {kind.kind: kind for kind in Intent.__subclasse
 
 def load_intent(row: IntentRow) -> Intent:
     """The intent that a row of the catalog is."""
-    return KINDS[row.kind](**row.body)
+    old = row.kind == CreateSnapshot.kind and "origin" in row.body
+    return KINDS[row.kind](**(CreateSnapshot.of_version_2(row.body) if old else row.body))

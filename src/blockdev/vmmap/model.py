@@ -6,14 +6,30 @@ Sizes are bytes, times ISO 8601 UTC text, states small fixed words.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from blockdev.policies import Compression, Dedup
 from blockdev.types import Extent
 
 DiskState = Literal["ok", "missing"]  # missing: the catalog knows it, the pool does not
-Consistency = Literal["crash"]
-Origin = Literal["manual", "clone", "restore"]
+Consistency = Literal["crash", "vm"]  # vm: the guest's file systems were frozen
+Origin = Literal["manual", "clone", "restore", "schedule"]
+
+
+class Terms(NamedTuple):
+    """What is known and wanted of a snapshot beyond its name and time; times are ISO 8601 UTC."""
+
+    origin: Origin = "manual"
+    consistency: Consistency = "crash"  # what was achieved
+    asked: Consistency = "crash"
+    frozen_ms: int | None = None  # how long the guest was frozen for it
+    expires: str | None = None  # None: kept until somebody deletes it
+    locked_until: str | None = None  # until then nobody can delete it
+    schedule: str | None = None  # that took it,
+    due: str | None = None  # and when it was due
+
+
+MANUAL = Terms()
 
 
 class _Value:
@@ -81,10 +97,15 @@ class Snapshot(_Value):
     created: str
     lsn: int
     consistency: Consistency  # what was achieved
-    origin: Origin  # who asked: a person, a clone of the running VM, or the safety snapshot of a restore
+    origin: Origin  # who asked: a person, a schedule, a clone of the running VM, or the safety snapshot of a restore
     size_bytes: int
     disks: list[SnapshotDisk] = field(default_factory=list)
     config: str | None = None  # the VM's configuration at that moment; None in lists
+    asked: Consistency = "crash"  # what consistency was asked for
+    frozen_ms: int | None = None  # how long the guest was frozen for it
+    expires: str | None = None  # None: it is kept until somebody deletes it
+    locked_until: str | None = None  # nobody can delete it before
+    schedule: str | None = None  # which one took it
 
 
 @dataclass(frozen=True)

@@ -16,25 +16,26 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from blockdev.clock import now_seconds
 from blockdev.engine.client import EngineClient, EngineRestarted
 from blockdev.engine.protocol import EngineObject
-from blockdev.errors import AlreadyExists, BlockdevError, InvalidArgument, NotFound
+from blockdev.errors import AlreadyExists, BlockdevError, Busy, InvalidArgument, Locked, NotFound
 from blockdev.policies import AS_POOL, DiskPolicy, check_disk_policy, check_pool_policy
 from blockdev.vmmap import intents
 from blockdev.vmmap.catalog import Catalog, SnapshotRow, VMRow
-from blockdev.vmmap.clock import Clock, to_name
+from blockdev.vmmap.clock import Clock, to_name, to_text
 from blockdev.vmmap.journal import Journal, was_refused
 from blockdev.vmmap.lookup import Lookup, object_ids, present, refuse_importing
 from blockdev.vmmap.model import (
+    MANUAL,
     VM,
     Agreement,
     Diff,
     Disk,
     DiskDiff,
     Import,
-    Origin,
     Restored,
     Snapshot,
     Space,
     Status,
+    Terms,
     VMSpace,
 )
 from blockdev.vmmap.names import (
@@ -58,6 +59,8 @@ from blockdev.vmmap.views import (
     view_vm,
 )
 
+SCHEDULED_SNAPSHOTS_MAX = 256  # of one VM, unless the catalog says another cap
+SCHEDULED_CAP = "scheduled_snapshots_max"
 CLONES_MAX = 1000  # in one operation, which is one record of the pool
 
 P = ParamSpec("P")
@@ -227,6 +230,7 @@ class VMs:
         """Delete the VM with its disks and snapshots; what it was is returned.  Busy; forced, clients are cut off."""
         vm = self._lookup.vm(name)
         imports = self._catalog.imports(vm.id)
+        self._refuse_locked(vm, self._catalog.locked_snapshot(vm.id, self._journal.now()))
         if not force:
             refuse_importing(vm, imports)
         was = view_vm(self._catalog, vm)
@@ -325,14 +329,73 @@ class VMs:
     # snapshots
 
     @_change
-    def create_snapshot(self, vm: str, name: str | None = None, description: str = "") -> Snapshot:
-        """All disks of the VM at one LSN, and its configuration.  Without a name, the time is the name."""
+    def create_snapshot(
+        self,
+        vm: str,
+        name: str | None = None,
+        description: str = "",
+        terms: Terms = MANUAL,
+        keep_seconds: float | None = None,
+    ) -> Snapshot:
+        """All disks of the VM at one LSN, and its configuration.  Without a name, the time is the name.
+
+        keep_seconds: it expires so long from now; else as `terms` say.
+        """
         row = self._lookup.vm(vm)
         check_text("description", description, DESCRIPTION_BYTES_MAX)
         if name is not None:
             self._lookup.check_new_snapshot(row, name)
-        taken = self._take_snapshot(row, name or self._time_name(row), description, "manual")
+        if keep_seconds is not None:
+            terms = terms._replace(expires=to_text(self._clock() + keep_seconds))
+        if terms.schedule is not None:
+            self._refuse_over_cap(row)
+        taken = self._take_snapshot(row, name or self._time_name(row), description, terms)
         return self._view_snapshot(row, taken, {})
+
+    @_change
+    def change_snapshot(self, vm: str, snapshot: str, change: Mapping[str, Any]) -> Snapshot:
+        """Set what `change` names: description, expires, locked_until (ISO 8601 UTC, None: never, not locked)."""
+        row = self._lookup.vm(vm)
+        found = self._lookup.snapshot(row, snapshot)
+        check_text("description", change.get("description", ""), DESCRIPTION_BYTES_MAX)
+        wanted = {
+            "description": found.description,
+            "expires": found.expires,
+            "locked_until": found.locked_until,
+            **change,
+        }
+        with self._catalog.transaction(grows=True):
+            self._catalog.set_snapshot_terms(found.id, **wanted)
+        return self._view_snapshot(row, self._lookup.snapshot(row, snapshot))
+
+    @_change
+    def expire_snapshots(self, snapshot_ids: list[int]) -> list[str]:
+        """Delete snapshots whose time is over, all by one record; those that are locked or attached stay.
+
+        Returns VM@SNAPSHOT of those that went.
+        """
+        attached = set(self._lookup.clients() or {})
+        now = self._journal.now()
+        going: list[tuple[SnapshotRow, list[int]]] = []
+        for row in (self._catalog.snapshot_by_id(id) for id in snapshot_ids):
+            if row is None or (row.locked_until or "") > now:
+                continue
+            ids = object_ids(self._catalog.snapshot_disks(row.id))
+            if not attached.intersection(ids):
+                going.append((row, ids))
+        names = [f"{self._catalog.vm_name(row.vm_id)}@{row.name}" for row, _ids in going]
+        all_ids = [id for _row, ids in going for id in ids]
+        self._delete(intents.ExpireSnapshots([row.id for row, _ids in going], all_ids), all_ids, force=False)
+        return names
+
+    def _refuse_over_cap(self, vm: VMRow) -> None:
+        cap = int(self._catalog.setting(SCHEDULED_CAP) or SCHEDULED_SNAPSHOTS_MAX)
+        count = self._catalog.scheduled_count(vm.id)
+        if count >= cap:
+            raise Busy(
+                f"VM {vm.name} has {count} snapshots of schedules, and the cap is {cap}: keep them for a shorter time, "
+                "or raise it with blockdevctl schedule cap"
+            )
 
     def list_snapshots(self, vm: str) -> list[Snapshot]:
         """Oldest first; without configuration texts and clients."""
@@ -351,6 +414,7 @@ class VMs:
         """Delete a snapshot; clones made of it are not touched.  Busy; forced, clients are cut off."""
         row = self._lookup.vm(vm)
         found = self._lookup.snapshot(row, snapshot)
+        self._refuse_locked(row, found)
         was = self._view_snapshot(row, found)
         disks = self._catalog.snapshot_disks(found.id)
         intent = intents.DeleteSnapshot(vm, snapshot, found.id, object_ids(disks))
@@ -397,7 +461,7 @@ class VMs:
             self._lookup.check_new_vm(name)
         if snapshot is None:
             name = self._time_name(row, "clone-")
-            taken = self._take_snapshot(row, name, f"for clone {names[0]}", "clone")
+            taken = self._take_snapshot(row, name, f"for clone {names[0]}", Terms("clone"))
         else:
             taken = self._lookup.snapshot(row, snapshot)
         sources = [
@@ -548,7 +612,7 @@ class VMs:
             self._journal.finish(intent)
 
     def _take_snapshot(
-        self, vm: VMRow, name: str, description: str, origin: Origin, skip_missing: bool = False
+        self, vm: VMRow, name: str, description: str, terms: Terms, skip_missing: bool = False
     ) -> SnapshotRow:
         disks = [
             (disk.name, present(disk, f"disk {vm.name}/{disk.name}"))
@@ -558,11 +622,11 @@ class VMs:
         if not disks:
             raise InvalidArgument(f"VM {vm.name} has no disks: there is nothing to take a snapshot of")
         now = self._journal.now()
-        tag = encode_tag(Tag(vm.uuid, now, origin=origin))
+        tag = encode_tag(Tag(vm.uuid, now, terms.origin, terms.consistency))
         names = [object_name(vm.name, disk, name) for disk, _ in disks]
         ids = [object_id for _, object_id in disks]
         intent = intents.CreateSnapshot(
-            vm.id, vm.uuid, vm.name, name, description, now, origin, [disk for disk, _ in disks]
+            vm.id, vm.uuid, vm.name, name, description, now, list(terms), [disk for disk, _ in disks]
         )
         self._journal.run(intent, lambda: self._engine.snapshot(ids, names, [tag] * len(ids)))
         return self._lookup.snapshot(vm, name)
@@ -572,7 +636,11 @@ class VMs:
         if not object_ids(self._catalog.disks(vm.id)):
             return None
         name = self._time_name(vm, "restore-")
-        return self._take_snapshot(vm, name, f"before restore of {snapshot}", "restore", skip_missing=True)
+        return self._take_snapshot(vm, name, f"before restore of {snapshot}", Terms("restore"), skip_missing=True)
+
+    def _refuse_locked(self, vm: VMRow, snapshot: SnapshotRow | None) -> None:
+        if snapshot is not None and (snapshot.locked_until or "") > self._journal.now():
+            raise Locked(f"snapshot {vm.name}@{snapshot.name} is locked until {snapshot.locked_until}: wait, or unlock it")
 
     def _time_name(self, vm: VMRow, prefix: str = "") -> str:
         """A snapshot name that says when, and is free."""

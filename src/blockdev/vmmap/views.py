@@ -83,6 +83,11 @@ def view_snapshot(
         size_bytes=sum(disk.size_bytes for disk in disks),
         disks=[_snapshot_disk(vm, snapshot, disk, clients) for disk in disks],
         config=config,
+        asked=snapshot.asked,
+        frozen_ms=snapshot.frozen_ms,
+        expires=snapshot.expires,
+        locked_until=snapshot.locked_until,
+        schedule=snapshot.schedule,
     )
 
 
