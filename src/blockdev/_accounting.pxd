@@ -38,6 +38,15 @@ cdef struct Sums:                   # of one owner; bytes are as stored
     uint64_t disk_blocks            # of them, those that a disk reaches
     uint64_t stored_bytes
 
+cdef struct Side:                   # of a comparison of two maps
+    uint64_t id                     # of the subtree, 0: all holes
+    uint32_t height                 # of the tree that it is the root of
+
+cdef struct Pair:                   # to be compared
+    Side before
+    Side after
+    uint32_t level
+
 cdef struct Account:
     PoolState* pool
     Owners owners
@@ -52,3 +61,6 @@ cdef struct Account:
     uint32_t** block_owners         # by segment id - first_segment, then by slot; owned
     Sums* sums                      # by owner; owned
     uint64_t dead_bytes             # stored by blocks that nobody reaches
+    Pair* pairs                     # owned
+    uint64_t pair_count
+    uint64_t pair_room

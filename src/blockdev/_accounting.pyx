@@ -3,6 +3,7 @@
 from libc.errno cimport EIO, ENOMEM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memset
 
 from blockdev import errors
 
@@ -137,27 +138,87 @@ cdef int count_shared(Account* account, uint64_t id) noexcept nogil:
     return failure
 
 
-cdef void sum_segment(Account* account, uint32_t id, uint32_t slot_end) noexcept nogil:
-    """Count the blocks of one segment, those in slots below `slot_end`."""
+cdef int sum_segment(Account* account, uint32_t id, uint32_t slot_end) noexcept nogil:
+    """Count the blocks of one segment.  From `slot_end` on the cut's batch was open: what nobody has there came later."""
     cdef const uint32_t* owners = account.block_owners[id - account.first_segment]
     cdef Segment* segment = NULL
     cdef bint was_open = False
     cdef uint32_t slot, owner
     cdef uint64_t stored_bytes
-    if owners == NULL or segment_peek(account.pool.segments, id, &segment, &was_open):
-        return
-    for slot in range(min(slot_end, load_u32(&segment.slot_count))):
+    cdef int failure
+    if owners == NULL:
+        return 0
+    failure = segment_peek(account.pool.segments, id, &segment, &was_open)
+    if failure:                         # compaction may have removed it meanwhile
+        return 0 if segments_get(account.pool.segments, id) == NULL else failure
+    for slot in range(load_u32(&segment.slot_count)):
         if not segment_holds_block(segment, slot):
             continue
         stored_bytes = SLOT_BYTES if segment.cold == NULL else cold_share(segment.cold, slot)
         owner = owners[slot] & OWNER_MASK
         if owner == 0:
-            account.dead_bytes += stored_bytes
+            account.dead_bytes += stored_bytes if slot < slot_end else 0
             continue
         account.sums[owner].blocks += 1
         account.sums[owner].disk_blocks += (owners[slot] & DISK_BIT) != 0
         account.sums[owner].stored_bytes += stored_bytes
     segment_let_go(account.pool.segments, segment, was_open)
+    return 0
+
+
+# --- differences -----------------------------------------------------------------------------------------------------
+
+cdef int child_entries(Account* account, const Side* side, uint32_t level, uint64_t* entries) noexcept nogil:
+    """What a side has at `level`: nothing in a hole, itself as the first child where its map is lower than that."""
+    memset(entries, 0, NODE_FANOUT * sizeof(uint64_t))
+    if side.id and side.height <= level:
+        entries[0] = side.id
+        return 0
+    return node_copy(account.pool.nodes, side.id, level, entries) if side.id else 0
+
+
+cdef int compare(Account* account, uint64_t* different) noexcept nogil:
+    """Take the next pair from the stack and count blocks that differ, or push the pairs of children that do."""
+    cdef uint64_t before[NODE_FANOUT]
+    cdef uint64_t after[NODE_FANOUT]
+    cdef Pair pair, child
+    cdef uint32_t i
+    cdef int failure
+    account.pair_count -= 1
+    pair = account.pairs[account.pair_count]
+    failure = child_entries(account, &pair.before, pair.level, before)
+    failure = failure or child_entries(account, &pair.after, pair.level, after)
+    for i in range(NODE_FANOUT):
+        if failure:
+            break
+        if max(before[i], after[i]) >= account.node_end and pair.level:
+            return EIO
+        # one id at two heights is two things: a map that grew has its old root below
+        child.before.id = before[i]
+        child.after.id = after[i]
+        child.before.height = min(pair.before.height, pair.level)
+        child.after.height = min(pair.after.height, pair.level)
+        if before[i] == after[i] and (before[i] == 0 or child.before.height == child.after.height):
+            continue
+        if pair.level == 0:
+            different[0] += 1
+            continue
+        child.level = pair.level - 1
+        failure = push_pair(account, &child)
+    return failure
+
+
+cdef int push_pair(Account* account, const Pair* pair) noexcept nogil:
+    cdef Pair* pairs
+    if account.pair_count == account.pair_room:
+        pairs = <Pair*>realloc(account.pairs, (account.pair_room * 2 + NODE_FANOUT) * sizeof(Pair))
+        if pairs == NULL:
+            return ENOMEM
+        account.pairs = pairs
+        account.pair_room = account.pair_room * 2 + NODE_FANOUT
+    account.pairs[account.pair_count] = pair[0]
+    account.pair_count += 1
+    return 0
 
 
 cdef class Accountant:
@@ -166,6 +227,7 @@ cdef class Accountant:
     cdef Core core
     cdef Account account
     cdef uint64_t next                  # node id, of the step that goes through all
+    cdef readonly uint64_t different    # blocks, of the two maps that were compared last
     cdef uint64_t counted               # leaves up to here were counted already, in the first range of segments
 
     def __cinit__(self, Core core, uint64_t node_end, list parents):
@@ -202,6 +264,7 @@ cdef class Accountant:
         free(self.account.mapped)
         free(self.account.shared)
         free(self.account.stack.items)
+        free(self.account.pairs)
 
     cdef void forget_blocks(self) noexcept:
         cdef uint32_t i
@@ -286,9 +349,14 @@ cdef class Accountant:
         return False
 
     def sum_segment(self, uint32_t id, uint32_t slot_end):
-        """Count the blocks of one of the segments that are looked at, those in slots below `slot_end`."""
+        """Count the blocks of one of the segments that are looked at; from `slot_end` on only those that have an owner."""
+        cdef int failure
         with nogil:
-            sum_segment(&self.account, id, slot_end)
+            failure = sum_segment(&self.account, id, slot_end)
+        if failure == ENOMEM:
+            raise MemoryError()
+        if failure:
+            raise errors.Corrupt(f"segment {id:08x} cannot be read, so nothing can be counted; run blockdevctl pool scrub")
 
     def sum_nodes(self, uint32_t level, uint32_t nodes):
         """Go through up to so many nodes: those of `level` get the sums of their children.  False after the last one."""
@@ -311,6 +379,32 @@ cdef class Accountant:
     def of_map(self, uint64_t root):
         """(blocks that a map maps, those of them that are the pool's)."""
         return self.account.mapped[root], self.account.shared[root]     # 0, no node, maps nothing
+
+    def begin_difference(self, uint64_t before, uint32_t before_height, uint64_t after, uint32_t after_height):
+        """Two maps to be compared, by root and height."""
+        cdef Pair pair
+        pair.before.id = before
+        pair.before.height = before_height
+        pair.after.id = after
+        pair.after.height = after_height
+        pair.level = max(before_height, after_height) - 1
+        self.account.pair_count = 0
+        self.different = 0
+        if before != after or before_height != after_height:
+            self.check(push_pair(&self.account, &pair))
+
+    def compare(self, uint32_t nodes):
+        """Compare up to so many pairs of nodes; False when all are."""
+        cdef uint32_t token, done = 0
+        cdef int failure = 0
+        with nogil:
+            token = nodes_enter(self.account.pool.nodes)
+            while self.account.pair_count and done < nodes and not failure:
+                failure = compare(&self.account, &self.different)
+                done += 1
+            nodes_leave(self.account.pool.nodes, token)
+        self.check(failure)
+        return self.account.pair_count > 0
 
     def of_owner(self, uint32_t owner):
         """(blocks, those of them that a disk reaches, stored bytes) of what is this owner's, and not of one below it."""

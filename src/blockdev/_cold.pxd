@@ -21,6 +21,7 @@ cdef enum:
 cpdef enum Codec:
     CODEC_RAW = 0
     CODEC_ZSTD = 1
+    CODEC_PLAIN = 2                 # raw, as a policy wanted one of its blocks plain
 
 cdef struct ColdHeader:             # slot 0 of the file, and its last slot once more
     uint64_t magic
@@ -34,7 +35,7 @@ cdef struct ColdHeader:             # slot 0 of the file, and its last slot once
     uint64_t end_lsn
     uint64_t index_offset           # bytes, of the first copy of the pages; the second follows it
     uint32_t page_count             # of one copy
-    uint32_t plain_count            # blocks that a policy wanted plain
+    uint32_t reserved
 
 cdef struct ColdPage:               # 4096 bytes
     uint64_t magic
@@ -51,7 +52,6 @@ cdef struct ColdPage:               # 4096 bytes
 
 cdef struct ColdIndex:              # of a segment that is open
     uint32_t block_count
-    uint32_t plain_count            # of them, as the header says
     uint64_t* frames
     uint32_t* ranks                 # of each slot: one more than the block's number among those that are left; 0: gone
 
@@ -86,6 +86,7 @@ cdef inline uint32_t frame_codec(uint64_t frame) noexcept nogil:
 cdef int cold_load(int file, ColdHeader* known, ColdIndex** index, Fingerprint** fingerprints) noexcept nogil
 cdef void cold_free(ColdIndex* index) noexcept nogil
 cdef int cold_read(int file, const ColdIndex* index, uint32_t slot, uint32_t count, char* out) noexcept nogil
+cdef uint32_t cold_frames(const ColdIndex* index) noexcept nogil
 cdef uint32_t cold_share(const ColdIndex* index, uint32_t slot) noexcept nogil      # bytes that a block takes of its frame
 cdef int cold_heal(int file, const ColdHeader* known, bint write, uint32_t* bad, uint32_t* lost) noexcept nogil
 

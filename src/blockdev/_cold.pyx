@@ -136,8 +136,8 @@ cdef int take_page(
         if (frame_offset(page.frames[i]) < SLOT_BYTES
                 or frame_offset(page.frames[i]) + frame_stored(page.frames[i]) > header.index_offset
                 or frame_stored(page.frames[i]) > blocks * SLOT_BYTES
-                or frame_codec(page.frames[i]) > CODEC_ZSTD
-                or (frame_codec(page.frames[i]) == CODEC_RAW and frame_stored(page.frames[i]) != blocks * SLOT_BYTES)):
+                or frame_codec(page.frames[i]) > CODEC_PLAIN
+                or (frame_codec(page.frames[i]) != CODEC_ZSTD and frame_stored(page.frames[i]) != blocks * SLOT_BYTES)):
             return EIO
     return 0
 
@@ -154,7 +154,6 @@ cdef int cold_load(int file, ColdHeader* known, ColdIndex** out, Fingerprint** f
     fingerprints[0] = <Fingerprint*>calloc(known.slot_count, sizeof(Fingerprint))
     if index != NULL:
         index.block_count = known.block_count
-        index.plain_count = known.plain_count
         index.ranks = <uint32_t*>calloc(known.slot_count, sizeof(uint32_t))
         index.frames = <uint64_t*>calloc(known.block_count // FRAME_BLOCKS + 1, sizeof(uint64_t))
     if index == NULL or fingerprints[0] == NULL or index.ranks == NULL or index.frames == NULL:
@@ -254,7 +253,7 @@ cdef int cold_read(int file, const ColdIndex* index, uint32_t slot, uint32_t cou
         run = 1
         while run < count and first + run < FRAME_BLOCKS and index.ranks[slot + run] == rank + run:
             run += 1
-        if frame_codec(frame) == CODEC_RAW:
+        if frame_codec(frame) != CODEC_ZSTD:
             failure = medium_read(file, out, <uint64_t>run * SLOT_BYTES, frame_offset(frame) + first * SLOT_BYTES)
         else:
             failure = read_packed(file, index, number, first, run, out)
@@ -262,6 +261,10 @@ cdef int cold_read(int file, const ColdIndex* index, uint32_t slot, uint32_t cou
         count -= run
         out += <uint64_t>run * SLOT_BYTES
     return failure
+
+
+cdef uint32_t cold_frames(const ColdIndex* index) noexcept nogil:
+    return (index.block_count + FRAME_BLOCKS - 1) // FRAME_BLOCKS
 
 
 cdef uint32_t cold_share(const ColdIndex* index, uint32_t slot) noexcept nogil:
@@ -299,7 +302,7 @@ cdef void cold_begin(ColdWriter* writer, int file, const ColdHeader* header, int
     writer.level = level
     writer.header = header[0]
     writer.header.magic = COLD_MAGIC
-    writer.header.block_count = writer.header.page_count = writer.header.plain_count = 0
+    writer.header.block_count = writer.header.page_count = writer.header.reserved = 0
     writer.offset = SLOT_BYTES
     writer.pending = 0
     writer.plain = False
@@ -332,7 +335,7 @@ cdef int end_frame(ColdWriter* writer) noexcept nogil:
     """Write the frame that is being filled, which is not empty."""
     cdef uint32_t count = writer.pending * SLOT_BYTES, stored = count
     cdef uint32_t number = (writer.header.block_count - 1) // FRAME_BLOCKS
-    cdef uint64_t codec = CODEC_RAW
+    cdef uint64_t codec = CODEC_PLAIN if writer.plain else CODEC_RAW
     cdef const char* place = writer.frame
     cdef size_t got
     cdef int failure
@@ -364,7 +367,6 @@ cdef int cold_add(
     page.fingerprints[page.block_count] = fingerprint
     page.block_count += 1
     writer.header.block_count += 1
-    writer.header.plain_count += plain
     writer.plain = writer.plain or plain
     memcpy(writer.frame + <uint64_t>writer.pending * SLOT_BYTES, block, SLOT_BYTES)
     writer.pending += 1

@@ -1,13 +1,14 @@
 """The steps of mark and compact.  See _compact.pxd for the design."""
 
 from libc.errno cimport EIO, ENOMEM
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 
 from blockdev import errors
 
 from blockdev._cold cimport (
-    ColdHeader, ColdWriter, cold_add, cold_begin, cold_finish, cold_writer_destroy, cold_writer_init,
+    CODEC_PLAIN, CODEC_ZSTD, FRAME_BLOCKS, ColdHeader, ColdWriter, cold_add, cold_begin, cold_finish, cold_frames,
+    cold_writer_destroy, cold_writer_init, frame_codec,
 )
 from blockdev._dedup cimport Fingerprint, dedup_forget, dedup_insert, fingerprint_block
 from blockdev._disk cimport PoolState
@@ -189,6 +190,23 @@ cdef int copy_slots(
     return failure
 
 
+cdef int count_odd(Segment* segment, const uint64_t* plain, uint32_t* odd) noexcept nogil:
+    """Count the frames of a compacted segment that are compressed though a block of theirs is to be plain, and those
+    that are plain for no block any more."""
+    cdef uint32_t frames = cold_frames(segment.cold), frame, slot, codec
+    cdef uint8_t* wanted = <uint8_t*>calloc(frames + 1, 1)
+    if wanted == NULL:
+        return ENOMEM
+    for slot in range(segment.slot_count):
+        if segment.cold.ranks[slot] and bit_of(segment.live, slot) and plain != NULL and bit_of(plain, slot):
+            wanted[(segment.cold.ranks[slot] - 1) // FRAME_BLOCKS] = 1
+    for frame in range(frames):
+        codec = frame_codec(segment.cold.frames[frame])
+        odd[0] += codec == CODEC_ZSTD if wanted[frame] else codec == CODEC_PLAIN
+    free(wanted)
+    return 0
+
+
 cdef class Marker:
     """One round of mark and compact; its methods are called in the order of _compact.pxd, by one thread."""
 
@@ -264,6 +282,10 @@ cdef class Marker:
             set_bit(marks.met, ids[i])
         for i in range(len(retired) // sizeof(RetiredSlot)):
             set_bit(marks.met, slots[i].id)
+        for i in range(marks.roots.count):
+            if bit_of(marks.met, marks.roots.items[i].id):
+                raise errors.Corrupt("a checkpoint lists the root of a map as free, so it is not known what is live; run "
+                                     "blockdevctl pool check")
 
     def mark(self, uint32_t nodes):
         """Mark up to so many nodes; False when none is left.  Corrupt when one cannot be read: then nothing is known."""
@@ -354,13 +376,24 @@ cdef class Marker:
                 count += segment_holds_block(segment, slot)
             if segment.sealed and not segment.unread:
                 segment.block_count = count
-                segment.plain_count = 0 if segment.cold == NULL else segment.cold.plain_count
             segment_let_go(self.core.state.segments, segment, was_open)
         return segment.block_count or None
 
-    def kept_plain(self, uint32_t id):
-        """How many blocks of a segment whose blocks were counted an earlier round kept plain."""
-        return self.get(id).plain_count
+    def odd_frames(self, uint32_t id):
+        """(frames of a compacted segment that policies want the other way, all its frames)."""
+        cdef Segment* segment = NULL
+        cdef bint was_open = False
+        cdef uint32_t odd = 0, frames = 0
+        cdef int failure = 0
+        with nogil:
+            if segment_peek(self.core.state.segments, id, &segment, &was_open) == 0:
+                if segment.cold != NULL:
+                    frames = cold_frames(segment.cold)
+                    failure = count_odd(segment, self.marks.plain[id], &odd)
+                segment_let_go(self.core.state.segments, segment, was_open)
+        if failure:
+            raise MemoryError()
+        return odd, frames
 
     def remove(self, uint32_t id):
         """Remove a closed segment without live blocks; returns the bytes that gives back."""

@@ -556,22 +556,6 @@ cdef class DiskObject:
         pass_difference(&collect)
         return found
 
-    def changed_bytes_since(self, DiskObject older):
-        """How many bytes changed_since would name, but for what lies behind the end of the disk."""
-        cdef Disk* base = NULL if older is None else older.disk
-        cdef uint64_t blocks = 0
-        cdef int failure
-        with nogil:
-            failure = disk_diff(base, self.disk, count_difference, &blocks)
-        self.fail(failure, "comparing", 0, self.size_bytes)
-        return blocks * BLOCK_BYTES
-
-
-cdef int count_difference(void* opaque, uint64_t block, uint64_t count, bint hole) noexcept nogil:
-    cdef uint64_t* blocks = <uint64_t*>opaque
-    blocks[0] += count
-    return 0
-
 
 cdef int collect_extent(void* opaque, uint64_t offset, uint64_t length, bint hole) noexcept nogil:
     with gil:

@@ -80,7 +80,6 @@ cdef struct Segment:
     uint64_t first_lsn
     uint64_t end_lsn
     uint32_t block_count            # of a sealed segment, once compaction has counted them; 0: not known
-    uint32_t plain_count            # of these, those that a policy kept plain; known when block_count is
     uint32_t closed                 # takes no new references: compaction is about to rewrite it; atomic
     uint64_t* live                  # one bit a slot while a mark is under way, see _compact.pxd; atomic
     pthread_mutex_t lock            # guards what follows

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from blockdev._accounting import Accountant
 from blockdev.constants import BLOCK_BYTES
-from blockdev.errors import Gone, InvalidArgument, NotFound
+from blockdev.errors import Gone, InvalidArgument
 from blockdev.records import KIND_VDISK, Table
+from blockdev.recovery import list_segments
 
 if TYPE_CHECKING:
     from blockdev.pool import Pool
@@ -88,7 +89,7 @@ class Accounting:
         self._pool = pool
         self._table = table
         self._groups = groups
-        self._roots = {thing.id: thing.root for thing in table.objects}
+        self._maps = {thing.id: (thing.root, thing.height) for thing in table.objects}
         self._stats = pool.stats()
         self._parents = [0]  # of each owner from 1 on
         self._owners: dict[int, int] = {}  # by object id
@@ -139,10 +140,11 @@ class Accounting:
 
     def _ranges(self) -> Iterator[range]:
         """Segments up to the cut, as many at once as there is room for their blocks' owners."""
-        end = self._table.segment_id + 1
+        ids = [id for id, _generation, _size in list_segments(f"{self._pool.path}/segments") if id <= self._table.segment_id]
         step = max(1, OWNERS_BYTES_MAX // 4 // (self._stats["segment_slots"]))
-        for first in range(1, end, step):
-            yield range(first, min(first + step, end))
+        for first in range(0, len(ids), step):
+            some = ids[first : first + step]
+            yield range(some[0], some[-1] + 1)
 
     def _count_blocks(self, segments: range) -> None:
         self._accountant.begin_segments(segments.start, segments.stop)
@@ -185,7 +187,7 @@ class Accounting:
         )
 
     def _usage_of(self, group: Group, owners: _GroupOwners) -> GroupUsage:
-        maps = [self._accountant.of_map(self._roots[id]) for id in group.vdisk_ids if id in self._roots]
+        maps = [self._accountant.of_map(self._maps[id][0]) for id in group.vdisk_ids if id in self._maps]
         return GroupUsage(
             data_bytes=sum(mapped for mapped, _shared in maps) * BLOCK_BYTES,
             shared_bytes=sum(shared for _mapped, shared in maps) * BLOCK_BYTES,
@@ -198,12 +200,16 @@ class Accounting:
         )
 
     def _changed_bytes(self, snapshot: Sequence[tuple[int, int | None]]) -> int:
-        """0 for what was deleted meanwhile."""
+        """0 for what is not there."""
         changed = 0
         for id, before in snapshot:
-            try:
-                older = None if before is None else self._pool.get(before)
-                changed += self._pool.get(id).changed_bytes_since(older)
-            except (NotFound, Gone):
-                self._repeat(lambda: False)
-        return changed
+            if id not in self._maps or (before is not None and before not in self._maps):
+                continue
+            root, height = self._maps[id]
+            if before is None:
+                changed += self._accountant.of_map(root)[0]
+                continue
+            self._accountant.begin_difference(*self._maps[before], root, height)
+            self._repeat(lambda: self._accountant.compare(STEP_NODES))
+            changed += self._accountant.different
+        return changed * BLOCK_BYTES

@@ -201,18 +201,20 @@ class Compaction:
                 continue
             dead_share = 1 - live_blocks / blocks
             if dead_share >= (DEAD_SHARE_EAGER if self._eager else DEAD_SHARE) or self._is_to_be_packed(
-                id, generation, blocks, live_blocks
+                id, generation, live_blocks
             ):
                 yield Candidate(id, dead_share, size_bytes)
 
-    def _is_to_be_packed(self, id: int, generation: int, blocks: int, live_blocks: int) -> bool:
+    def _is_to_be_packed(self, id: int, generation: int, live_blocks: int) -> bool:
         """Whether a segment whose blocks were counted is to be compressed, or compressed no more."""
-        plain = self._marker.plain_blocks(id)
         if generation == 0:
+            plain = self._marker.plain_blocks(id)
             soon = 2 * self._marker.soon_blocks(id) >= live_blocks
             return plain < live_blocks and (self._eager or id < self._cold_end or soon)
-        kept = self._marker.kept_plain(id)
-        return self._eager and (plain > kept or kept - plain > blocks - live_blocks)
+        if not self._eager:
+            return False
+        odd, frames = self._marker.odd_frames(id)
+        return odd > DEAD_SHARE_EAGER * frames
 
     def _rewrite_all(self, ids: list[int]) -> None:
         """Rewrite or remove segments, which take no references meanwhile."""
@@ -289,6 +291,8 @@ class Compactor(Runner[CompactionReport]):
         now, available_bytes = change_of(stats), stats["available_bytes"]
         hurry = self.starved.is_set() or available_bytes < stats["segment_bytes"]
         if self.progress() is not None:
+            if self.starved.is_set():
+                self.hurry()
             return
         if self.starved.is_set() or self._begun.calls_for_round(now, available_bytes) or self._packs_soon(now, stats):
             with contextlib.suppress(Busy, Gone):  # somebody was faster

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable
 
 from blockdev import superblock
+from blockdev.directory import take_lock
 from blockdev.errors import NotFound
 from blockdev.findings import InspectionKind
 from blockdev.inspection import Inspection, Report, Subject
-from blockdev.pool import take_lock
 from blockdev.recovery import list_segments, read_back
 from blockdev.runner import Pace
 

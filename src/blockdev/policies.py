@@ -13,6 +13,7 @@ COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)  # by their codes 
 DEDUPS: tuple[Dedup, ...] = get_args(Dedup)
 LEVELS = range(1, 20)  # of zstd
 LEVEL = 3
+RATE_BYTES_MIN = 1 << 20  # with less a round would hardly come to its end
 DEDUP_SHIFT = 2  # of its code in a disk's policy
 
 
@@ -37,11 +38,13 @@ AS_POOL = DiskPolicy()
 
 def check_pool_policy(policy: PoolPolicy) -> None:
     """InvalidArgument when it says what cannot be."""
-    check_disk_policy(DiskPolicy(policy.compression, policy.dedup))
+    if policy.compression not in COMPRESSIONS or policy.dedup not in DEDUPS:
+        raise InvalidArgument(f"a pool has compression {', '.join(COMPRESSIONS)} and dedup {' or '.join(DEDUPS)}")
     if policy.compression_level not in LEVELS:
         raise InvalidArgument(f"a compression level is {LEVELS[0]} to {LEVELS[-1]}, not {policy.compression_level}")
-    if policy.compaction_rate_bytes < 0 or policy.compaction_rate_bytes >> 62:
-        raise InvalidArgument(f"{policy.compaction_rate_bytes} bytes a second is no rate for compaction")
+    rate_bytes = policy.compaction_rate_bytes
+    if rate_bytes and not RATE_BYTES_MIN <= rate_bytes < 1 << 62:
+        raise InvalidArgument(f"{rate_bytes} bytes a second is no rate for compaction: say at least {RATE_BYTES_MIN}, or 0")
 
 
 def check_disk_policy(policy: DiskPolicy) -> None:

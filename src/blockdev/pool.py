@@ -13,25 +13,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
-import shutil
 import threading
 import uuid as uuid_module
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import xxhash
 
 from blockdev import _medium, _pool, dedup_file, diagnostics, records, superblock
 from blockdev._actions import RecordType
+from blockdev._compact import lend_spare
 from blockdev._medium import PlantedBug, is_planted
 from blockdev._pool import VDisk, VDiskSnapshot
 from blockdev.accounting import Accounting, Group, Usage
-from blockdev.clock import now_seconds
 from blockdev.compaction import COMPACT, CompactionReport, Compactor
 from blockdev.constants import (
     BLOCK_BYTES,
@@ -41,17 +38,16 @@ from blockdev.constants import (
     TAG_BYTES_MAX,
     VDISK_BYTES_MAX,
 )
+from blockdev.directory import table_path, take_lock, write_new_pool
 from blockdev.errors import (
     AlreadyExists,
     BlockdevError,
-    Busy,
     Gone,
     InvalidArgument,
     MediumError,
     NotFound,
     Poisoned,
     PoolFull,
-    medium_failure,
 )
 from blockdev.inspection import Inspector
 from blockdev.maintenance import Maintenance
@@ -103,6 +99,7 @@ class Pool:
         self._names: dict[str, int] = {o.name: o.id for o in recovered.objects.values() if o.name is not None}
         self._resident_nodes_max = recovered.resident_nodes_max
         self._replay_starts = (0, 0)  # segment ids of the two newest checkpoints; 0: not known
+        self._tells_of_policies = False  # whether both superblocks have the feature bit, as far as is known
         self._held: list[int] = []  # generations: node slots that left their head later stay as they are
         self._accounting = threading.Lock()
         self._log_bytes_at_checkpoint = self._core.stats()["segment_bytes_added"]
@@ -134,7 +131,7 @@ class Pool:
             raise InvalidArgument("a segment must have 1 MiB to 256 MiB, a multiple of 4096 bytes")
         if os.path.lexists(path):
             raise AlreadyExists(f"{path} is there already: choose another place, or remove it")
-        _write_new_pool(path, capacity_bytes, segment_bytes // BLOCK_BYTES)
+        write_new_pool(path, capacity_bytes, segment_bytes // BLOCK_BYTES)
         return cls.open(path)
 
     @classmethod
@@ -545,13 +542,26 @@ class Pool:
         """Take a checkpoint; the nodes that it holds stay in their slots meanwhile."""
         with self._checkpoint_lock:
             self._check_open()
-            table = self._take_checkpoint().table
+            table = self._checkpoint_with_spare().table
             self._held.append(table.generation)
         try:
             yield table
         finally:
             with self._checkpoint_lock:
                 self._held.remove(table.generation)
+
+    def _checkpoint_with_spare(self) -> Cut:
+        """Take a checkpoint; on a full file system with the room that is kept for that."""
+        try:
+            return self._take_checkpoint()
+        except (MediumError, PoolFull) as failure:
+            if failure.errno != errno.ENOSPC:
+                raise
+        lend_spare(self._core, True)
+        try:
+            return self._take_checkpoint()
+        finally:
+            lend_spare(self._core, False)
 
     def account(self, groups: Sequence[Group]) -> Usage:
         """What takes the pool's space, as of a checkpoint that this takes.  Cost: reads all maps; writes go on.
@@ -624,14 +634,25 @@ class Pool:
                     f"the pool holds {used_bytes} bytes already: its capacity cannot be {capacity_bytes}"
                 )
             self._change_superblock(self._superblock._replace(capacity_bytes=capacity_bytes))
-            self._set_limits()
 
     def _change_superblock(self, block: Superblock) -> None:
-        """Durable on return, in both superblocks: either may be lost.  Caller holds _checkpoint_lock."""
-        for _which in (0, 1):
-            changed = block._replace(sequence=self._superblock.sequence + 1)
-            superblock.write(self.path, changed)
-            self._superblock = changed
+        """Durable on return, in both superblocks: either may be lost.  Caller holds _checkpoint_lock.
+
+        The second one is written with a checkpoint, so that they name different ones again, unless there is no room for it.
+        """
+        self._write_superblock(block)
+        try:
+            self._take_checkpoint()
+        except (PoolFull, MediumError):
+            self._write_superblock(self._superblock)
+
+    def _write_superblock(self, block: Superblock) -> None:
+        """Write over the older one, and go by what it says."""
+        changed = block._replace(sequence=self._superblock.sequence + 1)
+        superblock.write(self.path, changed)
+        self._superblock = changed
+        self._set_limits()
+        self._core.set_dedup(self.policy.dedup == "on")
 
     @property
     def policy(self) -> PoolPolicy:
@@ -646,7 +667,6 @@ class Pool:
         with self._checkpoint_lock:
             self._check_open()
             self._change_superblock(self._superblock._replace(policy=policy))
-            self._core.set_dedup(policy.dedup == "on")
 
     def set_disk_policies(self, policies: Sequence[tuple[VDisk, DiskPolicy]]) -> None:
         """What holds for single vdisks, all at one LSN.  InvalidArgument; NotFound."""
@@ -656,9 +676,10 @@ class Pool:
             check_disk_policy(policy)
         with self._checkpoint_lock:
             self._check_open()
-            if not self._superblock.incompatible & superblock.POLICIES:  # before the log has such a record
+            if not self._tells_of_policies:  # before the log has such a record
                 features = self._superblock.incompatible | superblock.POLICIES
                 self._change_superblock(self._superblock._replace(incompatible=features))
+                self._tells_of_policies = True
         with self._lock:
             self._check_present(vdisks, VDisk)
             codes = [(vdisk, encode_disk_policy(policy)) for vdisk, policy in policies]
@@ -678,7 +699,8 @@ class Pool:
         try:
             with self._lock:
                 self._core.close(list(self._objects.values()))
-            self.checkpoint_if_room()
+            with self._accounting:  # which ends when it sees that the pool is closed
+                self.checkpoint_if_room()
             dedup_file.save(self.path, self._core)
         except Poisoned:
             if not poisoned:  # else it said so when it happened; the log on disk is what counts
@@ -703,10 +725,6 @@ class Pool:
 def _level(available_bytes: int, data_limit_bytes: int) -> str:
     share = available_bytes / data_limit_bytes
     return "critical" if share < CRITICAL_SHARE else "warning" if share < WARNING_SHARE else "ok"
-
-
-def table_path(pool_path: str, number: int) -> str:
-    return f"{pool_path}/map/checkpoint-{number}"
 
 
 def _is_name(name: str) -> bool:
@@ -734,49 +752,3 @@ def _check_size(size_bytes: int) -> None:
         raise InvalidArgument(
             f"{size_bytes} bytes is not a size for a vdisk: it must be a multiple of 512, at most {VDISK_BYTES_MAX}"
         )
-
-
-def take_lock(path: str) -> int:
-    """Lock the pool for this process; the lock goes with the file descriptor, so it can never be stale."""
-    try:
-        lock_file = os.open(f"{path}/LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as failure:
-        raise medium_failure(f"{path}/LOCK", failure.errno or 0) from None
-    try:
-        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.pread(lock_file, 32, 0).decode(errors="replace").strip()
-        os.close(lock_file)
-        raise Busy(f"{path} is in use by another engine (pid {holder}): stop that one first") from None
-    with contextlib.suppress(OSError):  # it is for a message only; the file system may be full
-        os.ftruncate(lock_file, 0)
-        os.pwrite(lock_file, f"{os.getpid()}\n".encode(), 0)
-    return lock_file
-
-
-def _write_new_pool(path: str, capacity_bytes: int, segment_slots: int) -> None:
-    making = f"{path}.making-{os.getpid()}"
-    shutil.rmtree(making, ignore_errors=True)
-    try:
-        _medium.make_directories(os.path.dirname(path))
-        for directory in (making, f"{making}/segments", f"{making}/map"):
-            _medium.make_directory(directory)
-        table = records.encode_table(Table(1, 0, 1, 1, 0, 1, 1, [], b"", b""))
-        _medium.write_file(table_path(making, 1), [table], create=True, durable=True)
-        for name in _pool.NODE_FILES:
-            _medium.write_file(f"{making}/map/{name}", [], create=True, durable=True)
-        checksum = xxhash.xxh3_64_intdigest(table)
-        first = Superblock(
-            uuid_module.uuid4().bytes, 0, 1, len(table), checksum, segment_slots, capacity_bytes, int(now_seconds())
-        )
-        for block in (first, first._replace(sequence=1)):
-            content = [superblock.encode(block)]
-            _medium.write_file(superblock.path_of(making, block.sequence), content, create=True, durable=True)
-        for directory in (f"{making}/map", making):
-            _medium.sync_directory(directory)
-        _medium.rename_file(making, path)
-        _medium.sync_directory(str(Path(path).parent))
-    except OSError as failure:
-        raise medium_failure(path, failure.errno or 0) from None
-    finally:
-        shutil.rmtree(making, ignore_errors=True)

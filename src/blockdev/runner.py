@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from blockdev._pool import Core
     from blockdev.pool import Pool
 
+WAIT_SECONDS_MAX = 0.2  # between two looks at the rate
 NICENESS = 10  # of work in a thread of its own
 OUTCOMES_KEPT = 8  # for whoever follows work that another came after
 R = TypeVar("R")  # what the work comes to
@@ -48,11 +49,18 @@ class Pace:
     def spend(self, byte_count: int) -> None:
         """Cancelled."""
         self.done_bytes += byte_count
-        ahead_s = 0.0
-        if self._rate_bytes:
-            ahead_s = self.done_bytes / self._rate_bytes - (self._now() - self._started)
-        if self._wait(max(ahead_s, 0.0)):
-            raise Cancelled
+        ahead_s = self._ahead_s()
+        while True:
+            if self._wait(min(ahead_s, WAIT_SECONDS_MAX)):
+                raise Cancelled
+            ahead_s = self._ahead_s()
+            if ahead_s == 0.0:
+                return
+
+    def _ahead_s(self) -> float:
+        """How long to wait for the rate; it may be lifted meanwhile."""
+        rate_bytes = self._rate_bytes
+        return max(self.done_bytes / rate_bytes - (self._now() - self._started), 0.0) if rate_bytes else 0.0
 
 
 class Work(Protocol[R_co]):
@@ -98,6 +106,7 @@ class Runner(Generic[R]):
         self._changed = threading.Condition(self._lock)
         self._cancelled = threading.Event()
         self._work: Work[R] | None = None  # that runs
+        self._pace: Pace | None = None  # of the latest
         self._outcomes: dict[int, Outcome[R]] = {}  # of the latest that are over, by their numbers
         self._run = 0
         self._started = 0.0
@@ -175,6 +184,12 @@ class Runner(Generic[R]):
             if run == self._run:
                 self._cancelled.set()
 
+    def hurry(self) -> None:
+        """Let what runs go on without a limit: somebody waits for it."""
+        with self._lock:
+            if self._pace is not None:
+                self._pace.hurry()
+
     def close(self) -> None:
         """Begin no more, and wait until what runs has ended."""
         with self._lock:
@@ -191,7 +206,8 @@ class Runner(Generic[R]):
         self._cancelled.clear()
         self._run += 1
         self._started = now_seconds()
-        self._work = self._make(pool, kind, Pace(rate_bytes, self._cancelled.wait))
+        self._pace = Pace(rate_bytes, self._cancelled.wait)
+        self._work = self._make(pool, kind, self._pace)
         return self._work
 
     def _progress(self, work: Work[R]) -> Progress:

@@ -185,11 +185,11 @@ class PoolFiles:
         raw = (self.path / "segments" / f"{segment_id:08x}.{generation}").read_bytes()
         header = raw[:SLOT]
         assert header == raw[-SLOT:] and not any(header[80:])
-        magic, checksum, uuid, id, found, slots, blocks, _first_lsn, _end_lsn, index, pages, plain_count = struct.unpack_from(
+        magic, checksum, uuid, id, found, slots, blocks, _first_lsn, _end_lsn, index, pages, zero = struct.unpack_from(
             "<8sQ16sIIIIQQQII", header
         )
         assert magic == b"BLDCLD1\0" and checksum == xxhash.xxh3_64_intdigest(header[16:80])
-        assert (uuid, id, found) == (self.superblock["uuid"], segment_id, generation) and plain_count <= blocks
+        assert (uuid, id, found, zero) == (self.superblock["uuid"], segment_id, generation, 0)
         assert pages == -(-blocks // 192) and len(raw) == index + (2 * pages + 1) * SLOT
         place = SLOT
         read: dict[int, bytes] = {}
@@ -203,9 +203,9 @@ class PoolFiles:
                 some = min(8, count - first)
                 frame = struct.unpack_from("<Q", page, 64 + first)[0]
                 offset, stored, codec = frame & 0xFFFFFFFFFF, frame >> 40 & 0xFFFF, frame >> 56
-                assert offset == place and offset + stored <= index and codec in (0, 1)
+                assert offset == place and offset + stored <= index and codec in (0, 1, 2)
                 plain = raw[offset : offset + stored]
-                plain = zstandard.decompress(plain, some * SLOT) if codec else plain
+                plain = zstandard.decompress(plain, some * SLOT) if codec == 1 else plain
                 assert len(plain) == some * SLOT
                 place += stored
                 for i in range(some):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +117,75 @@ def test_what_a_delete_is_said_to_give_back_it_gives_back(pool_path: str) -> Non
     pool.compact()
     assert before - pool.stats()["segment_bytes"] == pytest.approx(usage.unique_stored_bytes, rel=0.05)
     pool.close()
+
+
+def test_what_was_written_a_moment_ago_counts(pool_path: str) -> None:
+    """Its batch is still open at the cut."""
+    with Pool.create(pool_path, 64 * MEBIBYTE) as pool:
+        disk = pool.create_vdisk(MEBIBYTE, "a")
+        for count in (100, 256):
+            disk.write(0, distinct_blocks(count << 16, count))
+            usage = pool.account([Group([disk.id], [])])
+            assert usage.pool.logical_bytes == usage.pool.stored_bytes == count * BLOCK_BYTES
+            assert usage.groups[0].unique_stored_bytes == count * BLOCK_BYTES
+
+
+def test_counting_brings_no_nodes_into_memory(pool_path: str) -> None:
+    Pool.create(pool_path, 1 << 30).close()
+    with Pool.open(pool_path, map_cache_bytes=1 << 18, background=False) as pool:
+        disk = pool.create_vdisk(1 << 40, "a")
+        for number in range(2000):
+            disk.write(number * 512 * BLOCK_BYTES, distinct_blocks(number, 1))
+            if number % 100 == 0:
+                pool.checkpoint()
+                pool.tend_memory()
+        [first] = pool.snapshot([disk])
+        disk.write(0, distinct_blocks(1 << 20, 1))
+        [second] = pool.snapshot([disk])
+        pool.checkpoint()
+        for _ in range(3):
+            pool.tend_memory()
+        before = pool.stats()["nodes_faulted"]
+        usage = pool.account([Group([disk.id], [[(first.id, None)], [(second.id, first.id)]])])
+        assert [one.changed_bytes // BLOCK_BYTES for one in usage.groups[0].snapshots] == [2000, 1]
+        assert pool.stats()["nodes_faulted"] == before
+
+
+def test_a_segment_that_cannot_be_read_is_no_number(pool_path: str) -> None:
+    pool = Pool.create(pool_path, 64 * MEBIBYTE, segment_bytes=MEBIBYTE)
+    disk = pool.create_vdisk(4 * MEBIBYTE, "a")
+    disk.write(0, distinct_blocks(0, 1024))
+    pool.compact()
+    pool.close()
+    segment = max((Path(pool_path) / "segments").glob("*.1"))
+    os.truncate(segment, segment.stat().st_size - 4096)
+    with Pool.open(pool_path, background=False) as again, pytest.raises(errors.Corrupt, match="scrub"):
+        again.account([])
+
+
+def test_a_close_waits_for_the_count(pool_path: str) -> None:
+    pool = Pool.create(pool_path, 1 << 30)
+    disk = pool.create_vdisk(1 << 40, "a")
+    for number in range(3000):
+        disk.write(number * 512 * BLOCK_BYTES, distinct_blocks(number, 1))
+    counting = threading.Event()
+    outcome: list[Any] = []
+
+    def count() -> None:
+        try:
+            while True:
+                outcome[:] = [pool.account([])]
+                counting.set()
+        except errors.Gone as gone:
+            outcome[:] = [gone]
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    assert counting.wait(60)
+    pool.close()
+    Pool.open(pool_path).close()
+    counter.join(60)
+    assert isinstance(outcome[0], errors.Gone)
 
 
 def test_an_object_in_two_groups_is_refused(pool_path: str) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 import time
 from typing import Any
 
 import pytest
 
 from blockdev import Pool, errors, superblock
+from blockdev.accounting import Group
 from blockdev.policies import (
     AS_POOL,
     DiskPolicy,
@@ -17,6 +20,7 @@ from blockdev.policies import (
     encode_disk_policy,
     is_disk_code,
 )
+from blockdev.runner import Pace
 from tests.engine.content import block_data, distinct_blocks
 from tests.engine.model import BLOCK
 
@@ -102,6 +106,9 @@ def test_disk_policies_survive_replay_checkpoint_and_close(small: Any, pool_path
         PoolPolicy(compression_level=0),
         PoolPolicy(compression_level=20),
         PoolPolicy(compaction_rate_bytes=-1),
+        PoolPolicy(compaction_rate_bytes=1000),
+        PoolPolicy(compression=None),  # type: ignore[arg-type]
+        PoolPolicy(dedup=None),  # type: ignore[arg-type]
     ],
 )
 def test_a_policy_that_cannot_be_is_refused(small: Any, policy: PoolPolicy) -> None:
@@ -202,3 +209,52 @@ def test_inline_compresses_a_segment_soon_after_it_is_full(pool_path: str) -> No
             assert time.monotonic() < until, pool.stats()
             time.sleep(0.1)
         assert disk.read(0, len(content)) == content
+
+
+def test_two_disks_that_change_places_are_packed_anew(small: Any) -> None:
+    """As many blocks become plain as stop to be."""
+    a, b = small.create_vdisks([(MEBIBYTE, name, b"") for name in "ab"])
+    small.set_disk_policies([(a, NEVER)])
+    for seed, disk in enumerate((a, b)):
+        disk.write(0, text(seed, 96 * BLOCK))
+    small.compact()
+    usage = [one.unique_stored_bytes for one in small.account([Group([a.id], []), Group([b.id], [])]).groups]
+    assert usage[0] == 96 * BLOCK > 20 * usage[1]
+    small.set_disk_policies([(a, AS_POOL), (b, NEVER)])
+    assert small.compact().segments_rewritten == 1
+    swapped = [one.unique_stored_bytes for one in small.account([Group([a.id], []), Group([b.id], [])]).groups]
+    assert swapped[1] == 96 * BLOCK and swapped[0] == pytest.approx(usage[1], abs=200)
+    assert small.compact().segments_rewritten == 0
+
+
+def test_a_lost_checkpoint_is_no_loss_after_a_change_of_policy(small: Any, pool_path: str) -> None:
+    disk = small.create_vdisk(MEBIBYTE, "a")
+    disk.write(0, text(1, MEBIBYTE))
+    small.set_policy(PoolPolicy(dedup="off"))
+    small.set_disk_policies([(disk, NEVER)])
+    small.flush()
+    tables = sorted(os.listdir(f"{pool_path}/map"), key=lambda name: (len(name), name))
+    newest = [name for name in tables if name.startswith("checkpoint-")][-1]
+    shutil.copytree(pool_path, pool_path + ".cut")
+    with open(f"{pool_path}.cut/map/{newest}", "r+b") as table:
+        table.write(bytes(64))
+    with Pool.open(pool_path + ".cut", background=False) as again:
+        assert again.find("a").read(0, MEBIBYTE) == text(1, MEBIBYTE)
+        assert (again.policy.dedup, again.find("a").policy) == ("off", NEVER)
+
+
+def test_a_rate_is_lifted_while_a_round_waits_for_it() -> None:
+    told = threading.Event()
+    waited = threading.Event()
+
+    def wait(seconds: float) -> bool:
+        waited.set()
+        return told.wait(seconds)
+
+    pace = Pace(1, wait)
+    spender = threading.Thread(target=pace.spend, args=(1 << 30,))  # thirty years
+    spender.start()
+    assert waited.wait(10)
+    pace.hurry()
+    spender.join(10)
+    assert not spender.is_alive()

@@ -21,7 +21,7 @@ LEVELS = [
     {"_actions"},
     {"_pool", "records", "superblock"},
     {"_replay", "_check", "_compact", "_accounting", "dedup_file"},
-    {"recovery", "maintenance", "findings", "runner"},
+    {"recovery", "maintenance", "findings", "runner", "directory"},
     {"inspection", "compaction", "accounting"},
     {"pool"},
     {"offline"},
