@@ -641,9 +641,11 @@ class Pool:
         The second one is written with a checkpoint, so that they name different ones again, unless there is no room for it.
         """
         self._write_superblock(block)
-        try:
+        took_checkpoint = False
+        with contextlib.suppress(PoolFull, MediumError):
             self._take_checkpoint()
-        except (PoolFull, MediumError):
+            took_checkpoint = True
+        if not took_checkpoint:
             self._write_superblock(self._superblock)
 
     def _write_superblock(self, block: Superblock) -> None:
