@@ -36,8 +36,3 @@ def expired(snapshots: Sequence[Kept], now: float, failing: Collection[str]) -> 
         ),
         key=lambda one: one.lsn,
     )
-
-
-def next_change(snapshots: Sequence[Kept], now: float) -> float:
-    """The next time at which another snapshot may be due to go."""
-    return min((max(one.expires, one.locked_until) for one in snapshots if max(one.expires, one.locked_until) > now), default=FOREVER)

@@ -14,6 +14,7 @@ from blockdev.vmmap.model import Consistency
 from blockdev.vmmap.names import check_name
 
 SCHEDULES_MAX = 3  # of one VM
+NAME_CHARACTERS_MAX = 32  # the time follows it in the names of snapshots
 KEEP_SECONDS_MIN, KEEP_SECONDS_MAX = 60, 100 * 366 * 86400
 IfNotFrozen = Literal["crash", "fail"]
 HOUR, DAY = 3600, 86400
@@ -51,6 +52,8 @@ def shipped(zone: str) -> list[Schedule]:
 def check_schedule(schedule: Schedule) -> None:
     """InvalidArgument when it says what cannot be."""
     check_name("schedule", schedule.name)
+    if len(schedule.name) > NAME_CHARACTERS_MAX:
+        raise InvalidArgument(f"schedule {schedule.name}: a schedule's name may have {NAME_CHARACTERS_MAX} characters")
     schedule.when()
     for keep in (schedule.keep_seconds, schedule.keep_remote_seconds):
         if keep is not None and not KEEP_SECONDS_MIN <= keep <= KEEP_SECONDS_MAX:

@@ -15,6 +15,7 @@ When clocks change:
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -80,6 +81,16 @@ def parse_zone(name: str) -> ZoneInfo:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise InvalidArgument(f"{name!r} is not a time zone: write one like Europe/Zurich or UTC") from None
+
+
+def local_zone() -> str:
+    """This machine's time zone, by its name; UTC when it has none."""
+    path = os.path.realpath("/etc/localtime")
+    _directory, _found, name = path.partition("/zoneinfo/")
+    try:
+        return str(ZoneInfo(name)) if name else "UTC"
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return "UTC"
 
 
 def _hourly(words: list[str]) -> When:

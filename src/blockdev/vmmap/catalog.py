@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +21,7 @@ from blockdev.vmmap.catalog_schema import database_error, open_database
 from blockdev.vmmap.model import MANUAL, Terms
 from blockdev.vmmap.reserve import NO_RESERVE, PAGE_BYTES, Reserve, ReserveSize
 
+EVENTS_MAX = 10_000  # kept
 Row = TypeVar("Row")
 
 
@@ -100,6 +101,17 @@ class RunRow(NamedTuple):
     handled: str  # runs that were due until then are done with
     failures: int  # of the latest runs, one after the other
     error: str | None  # of the last of these
+
+
+class EventRow(NamedTuple):
+    """Something noteworthy."""
+
+    id: int
+    time: str
+    level: str  # info, warning, error
+    kind: str
+    vm: str | None
+    message: str
 
 
 class IntentRow(NamedTuple):
@@ -216,6 +228,15 @@ class Catalog:
         if vm_id is not None:
             self._do("UPDATE vm SET own_schedules = ? WHERE id = ?", int(own), vm_id)
 
+    def latest_dues(self) -> dict[tuple[int, str], str]:
+        """(VM id, schedule) -> when its latest snapshot was due."""
+        return dict(
+            self._rows(
+                lambda vm_id, schedule, due: ((vm_id, schedule), due),
+                "SELECT vm_id, schedule, max(due) FROM snapshot WHERE schedule IS NOT NULL GROUP BY vm_id, schedule",
+            )
+        )
+
     def schedule_runs(self) -> list[RunRow]:
         return self._rows(RunRow, "SELECT * FROM schedule_run")
 
@@ -225,6 +246,25 @@ class Catalog:
                 "INSERT OR REPLACE INTO schedule_run SELECT id, ?, ?, ?, ? FROM vm WHERE id = ?",
                 *(row.schedule, row.handled, row.failures, row.error, row.vm_id),
             )
+
+    # events
+
+    def add_event(self, time: str, level: str, kind: str, vm: str | None, message: str) -> None:
+        """Note something; the oldest are forgotten."""
+        event_id = self._do(
+            "INSERT INTO event (time, level, kind, vm, message) VALUES (?, ?, ?, ?, ?)", time, level, kind, vm, message
+        )
+        self._do("DELETE FROM event WHERE id <= ?", event_id - EVENTS_MAX)
+
+    def events(self, vm: str | None, levels: Sequence[str], before: int | None, count: int) -> list[EventRow]:
+        """The newest first, older than the event `before`."""
+        marks = ", ".join("?" * len(levels))
+        return self._rows(
+            EventRow,
+            f"SELECT * FROM event WHERE (? IS NULL OR vm = ?) AND level IN ({marks}) AND (? IS NULL OR id < ?)"
+            " ORDER BY id DESC LIMIT ?",
+            *(vm, vm, *levels, before, before, count),
+        )
 
     # configurations: equal texts are kept once, since each snapshot and clone has one
 

@@ -1,0 +1,251 @@
+"""Runs schedules: takes what is due, lets go of what expired.
+
+A run is due once: `handled` says until when a VM's schedule is done with, and a snapshot says for when it was due, so that a
+run is not repeated after a crash between the two.  After a downtime the latest of the missed runs is caught up.  When the
+clock was set back by less than CLOCK_BACK_SECONDS_MAX, runs go on when it has come to where it was; by more, they begin anew.
+
+Threads: one runs rounds; `kick` from any.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from functools import lru_cache
+from typing import NamedTuple
+
+from blockdev.clock import monotonic_seconds
+from blockdev.engine.client import EngineRestarted
+from blockdev.errors import BlockdevError, NotFound, Unavailable
+from blockdev.schedule.retention import FOREVER, Kept, expired
+from blockdev.schedule.rules import Schedule
+from blockdev.schedule.service import Schedules
+from blockdev.schedule.times import latest_run, next_run, parse_when, parse_zone
+from blockdev.vmmap.catalog import Catalog, RunRow, SnapshotRow, VMRow
+from blockdev.vmmap.clock import Clock, to_text
+from blockdev.vmmap.service import VMs
+
+logger = logging.getLogger(__name__)
+
+CLOCK_BACK_SECONDS_MAX = 2 * 3600.0  # as far as a daylight-saving change or two
+PER_SECOND_MAX = 60  # snapshots, when many VMs are due at once
+EXPIRED_AT_ONCE = 200
+LOOK_SECONDS_MAX = 20.0  # between two rounds: VMs and schedules come and go
+NEVER_BEFORE = "1970-01-01T00:00:00.000Z"
+
+
+class Due(NamedTuple):
+    """A run that is to be done."""
+
+    vm: VMRow
+    schedule: Schedule
+    due: float
+    failures: int  # of the runs before
+
+
+class Round(NamedTuple):
+    """What a round did."""
+
+    taken: int
+    failed: int
+    deleted: int
+
+
+class Scheduler:
+    """The runs of one home."""
+
+    def __init__(
+        self,
+        vms: VMs,
+        catalog: Catalog,
+        schedules: Schedules,
+        clock: Clock,
+        wait: Callable[[float], object] | None = None,
+    ) -> None:
+        """wait(seconds): between two snapshots of VMs that are due at once."""
+        self._vms = vms
+        self._catalog = catalog
+        self._schedules = schedules
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._kicked = threading.Event()
+        self._wait = wait or self._stopping.wait
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="schedules", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Begin no more snapshots, and wait for the one that is being taken."""
+        self._stopping.set()
+        self._kicked.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def kick(self) -> None:
+        """Look again now: schedules have changed."""
+        self._kicked.set()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.round()
+            except Unavailable:
+                logger.info("the engine is away: schedules wait for it")
+            except BlockdevError as error:
+                logger.warning("schedules: %s", error.message)
+            except Exception:
+                logger.exception("a round of schedules failed; the next one tries again")
+            self._kicked.wait(LOOK_SECONDS_MAX)
+            self._kicked.clear()
+
+    def round(self) -> Round:
+        """Do all that is due now.  Unavailable: the engine is away; what was not done is due still."""
+        dues, rows = self._due()
+        taken = failed = 0
+        started = monotonic_seconds()
+        try:
+            for number, due in enumerate(dues):
+                if self._stopping.is_set():
+                    break
+                self._wait(max(number / PER_SECOND_MAX - (monotonic_seconds() - started), 0.0))
+                row = self._take(due)
+                rows.append(row)
+                taken, failed = taken + (row.failures == 0), failed + (row.failures > 0)
+        finally:
+            if rows:
+                with self._catalog.transaction():
+                    self._catalog.put_schedule_runs(rows)
+        return Round(taken, failed, self._expire())
+
+    def run_now(self, vm: str, schedule: str) -> str:
+        """Take the snapshot of a VM's schedule as if it were due; returns its name.  NotFound, and what a snapshot raises."""
+        found = [one for one in self._schedules.show(vm).schedules if one.name == schedule]
+        if not found:
+            raise NotFound(f"VM {vm} has no schedule {schedule}")
+        now = self._clock()
+        terms = self._schedules.terms(found[0], now)
+        return self._vms.create_snapshot(vm, self._name(vm, found[0], now), terms=terms).name
+
+    def _due(self) -> tuple[list[Due], list[RunRow]]:
+        """What is to be done, spread by VM; and rows of what was seen for the first time, or was ahead of the clock."""
+        now = self._clock()
+        with self._catalog.transaction():
+            sets, vms = self._schedules.all_sets(), self._catalog.vms()
+            known = {(row.vm_id, row.schedule): row for row in self._catalog.schedule_runs()}
+            done = self._catalog.latest_dues()
+        dues, rows = [], []
+        for vm in vms:
+            for schedule in sets.get(vm.id if vm.own_schedules else None, []):
+                key = (vm.id, schedule.name)
+                row = known.get(key) or RunRow(*key, to_text(now), 0, None)
+                handled = _seconds(max(row.handled, done.get(key, NEVER_BEFORE)))
+                if handled > now + CLOCK_BACK_SECONDS_MAX:
+                    self._note("warning", vm.name, f"the clock was set back: schedule {schedule.name} begins anew")
+                    handled = now
+                    row = row._replace(handled=to_text(now))
+                    rows.append(row)
+                elif key not in known:
+                    rows.append(row)
+                if _next(schedule.at, schedule.zone, handled) <= now:
+                    due = latest_run(*schedule.when(), handled, now)
+                    assert due is not None
+                    dues.append(Due(vm, schedule, due, row.failures))
+        return sorted(dues, key=lambda one: (one.due, _spread(one.vm))), rows
+
+    def _take(self, due: Due) -> RunRow:
+        """Unavailable goes through: the run stays due."""
+        vm, schedule = due.vm, due.schedule
+        done = RunRow(vm.id, schedule.name, to_text(due.due), 0, None)
+        try:
+            terms = self._schedules.terms(schedule, due.due)
+            if self._catalog.disks(vm.id):
+                self._vms.create_snapshot(vm.name, self._name(vm.name, schedule, due.due), terms=terms)
+        except (Unavailable, EngineRestarted):
+            raise
+        except NotFound:
+            return done  # the VM is gone
+        except BlockdevError as error:
+            if due.failures == 0:
+                self._note("error", vm.name, f"schedule {schedule.name} failed: {error.message}")
+            return done._replace(failures=due.failures + 1, error=error.message)
+        if due.failures:
+            self._note("info", vm.name, f"schedule {schedule.name} works again after {due.failures} failed runs")
+        return done
+
+    def _name(self, vm: str, schedule: Schedule, due: float) -> str:
+        """Of a run's snapshot, by the schedule's local time."""
+        local = datetime.fromtimestamp(due, parse_zone(schedule.zone))
+        name = first = f"{schedule.name}-{local:%Y%m%d-%H%M}"
+        row = self._catalog.vm(vm)
+        number = 2
+        while row is not None and self._catalog.snapshot(row.id, name) is not None:  # an hour that came twice
+            name, number = f"{first}-{number}", number + 1
+        return name
+
+    def _expire(self) -> int:
+        """Delete what retention lets go."""
+        now = self._clock()
+        candidates: dict[int, list[SnapshotRow]] = defaultdict(list)
+        failing: dict[int, set[str]] = defaultdict(set)
+        with self._catalog.transaction():
+            for row in self._catalog.snapshots_expired(to_text(now)):
+                candidates[row.vm_id].append(row)
+            for run in self._catalog.schedule_runs():
+                if run.failures:
+                    failing[run.vm_id].add(run.schedule)
+            going = [
+                row.id
+                for vm_id, rows in candidates.items()
+                for row in _going(rows, self._catalog, now, failing[vm_id])
+            ]
+        deleted = 0
+        for first in range(0, len(going), EXPIRED_AT_ONCE):
+            if self._stopping.is_set():
+                break
+            deleted += len(self._vms.expire_snapshots(going[first : first + EXPIRED_AT_ONCE]))
+        return deleted
+
+    def _note(self, level: str, vm: str, message: str) -> None:
+        with self._catalog.transaction():
+            self._catalog.add_event(to_text(self._clock()), level, "schedule", vm, message)
+
+
+def _going(
+    rows: list[SnapshotRow], catalog: Catalog, now: float, failing: set[str]
+) -> Iterator[SnapshotRow]:
+    """Of one VM's expired snapshots those that may go; the newest of a failing schedule may not."""
+    newest = {schedule: catalog.newest_of_schedule(rows[0].vm_id, schedule) for schedule in failing}
+    kept = [_kept(row) for row in {row.id: row for row in [*rows, *(one for one in newest.values() if one)]}.values()]
+    names = {one.name for one in expired(kept, now, failing)}
+    return (row for row in rows if row.name in names)
+
+
+def _kept(row: SnapshotRow) -> Kept:
+    return Kept(
+        row.name,
+        row.schedule,
+        row.lsn,
+        FOREVER if row.expires is None else _seconds(row.expires),
+        0.0 if row.locked_until is None else _seconds(row.locked_until),
+    )
+
+
+def _spread(vm: VMRow) -> bytes:
+    """An order of VMs that has nothing to do with their names: neighbours are not snapshotted together."""
+    return hashlib.blake2b(vm.uuid.encode(), digest_size=8).digest()
+
+
+@lru_cache(maxsize=65536)
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+@lru_cache(maxsize=65536)
+def _next(at: str, zone: str, handled: float) -> float:
+    return next_run(parse_when(at), parse_zone(zone), handled)
