@@ -1,7 +1,7 @@
 """Runs schedules: takes what is due, lets go of what expired.
 
-A run is due once: `handled` says until when a VM's schedule is done with, and a snapshot says for when it was due, so that a
-run is not repeated after a crash between the two.  After a downtime the latest of the missed runs is caught up.  When the
+A run is due once: `handled` says until when a VM's schedule is done with, and is written with the snapshot in one
+transaction.  After a downtime the latest of the missed runs is caught up.  When the
 clock was set back by less than CLOCK_BACK_SECONDS_MAX, runs go on when it has come to where it was; by more, they begin anew.
 
 Threads: one runs rounds; `kick` from any.
@@ -35,7 +35,6 @@ CLOCK_BACK_SECONDS_MAX = 2 * 3600.0  # as far as a daylight-saving change or two
 PER_SECOND_MAX = 60  # snapshots, when many VMs are due at once
 EXPIRED_AT_ONCE = 200
 LOOK_SECONDS_MAX = 20.0  # between two rounds: VMs and schedules come and go
-NEVER_BEFORE = "1970-01-01T00:00:00.000Z"
 
 
 class Due(NamedTuple):
@@ -115,8 +114,11 @@ class Scheduler:
                     break
                 self._wait(max(number / PER_SECOND_MAX - (monotonic_seconds() - started), 0.0))
                 row = self._take(due)
-                rows.append(row)
-                taken, failed = taken + (row.failures == 0), failed + (row.failures > 0)
+                if row is None:
+                    taken += 1
+                else:
+                    rows.append(row)
+                    failed += row.failures > 0
         finally:
             if rows:
                 with self._catalog.transaction():
@@ -138,13 +140,12 @@ class Scheduler:
         with self._catalog.transaction():
             sets, vms = self._schedules.all_sets(), self._catalog.vms()
             known = {(row.vm_id, row.schedule): row for row in self._catalog.schedule_runs()}
-            done = self._catalog.latest_dues()
         dues, rows = [], []
         for vm in vms:
             for schedule in sets.get(vm.id if vm.own_schedules else None, []):
                 key = (vm.id, schedule.name)
                 row = known.get(key) or RunRow(*key, to_text(now), 0, None)
-                handled = _seconds(max(row.handled, done.get(key, NEVER_BEFORE)))
+                handled = _seconds(row.handled)
                 if handled > now + CLOCK_BACK_SECONDS_MAX:
                     self._note("warning", vm.name, f"the clock was set back: schedule {schedule.name} begins anew")
                     handled = now
@@ -158,14 +159,15 @@ class Scheduler:
                     dues.append(Due(vm, schedule, due, row.failures))
         return sorted(dues, key=lambda one: (one.due, _spread(one.vm))), rows
 
-    def _take(self, due: Due) -> RunRow:
-        """Unavailable goes through: the run stays due."""
+    def _take(self, due: Due) -> RunRow | None:
+        """Take a snapshot, which notes its run (None), or say what is to be noted.  Unavailable: the run stays due."""
         vm, schedule = due.vm, due.schedule
         done = RunRow(vm.id, schedule.name, to_text(due.due), 0, None)
+        if not self._catalog.disks(vm.id):
+            return done
         try:
             terms = self._schedules.terms(schedule, due.due)
-            if self._catalog.disks(vm.id):
-                self._vms.create_snapshot(vm.name, self._name(vm.name, schedule, due.due), terms=terms)
+            self._vms.create_snapshot(vm.name, self._name(vm.name, schedule, due.due), terms=terms)
         except (Unavailable, EngineRestarted):
             raise
         except NotFound:
@@ -176,7 +178,7 @@ class Scheduler:
             return done._replace(failures=due.failures + 1, error=error.message)
         if due.failures:
             self._note("info", vm.name, f"schedule {schedule.name} works again after {due.failures} failed runs")
-        return done
+        return None
 
     def _name(self, vm: str, schedule: Schedule, due: float) -> str:
         """Of a run's snapshot, by the schedule's local time."""

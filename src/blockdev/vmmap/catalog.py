@@ -228,15 +228,6 @@ class Catalog:
         if vm_id is not None:
             self._do("UPDATE vm SET own_schedules = ? WHERE id = ?", int(own), vm_id)
 
-    def latest_dues(self) -> dict[tuple[int, str], str]:
-        """(VM id, schedule) -> when its latest snapshot was due."""
-        return dict(
-            self._rows(
-                lambda vm_id, schedule, due: ((vm_id, schedule), due),
-                "SELECT vm_id, schedule, max(due) FROM snapshot WHERE schedule IS NOT NULL GROUP BY vm_id, schedule",
-            )
-        )
-
     def schedule_runs(self) -> list[RunRow]:
         return self._rows(RunRow, "SELECT * FROM schedule_run")
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from blockdev.engine.protocol import EngineObject
 from blockdev.policies import AS_POOL, Compression, Dedup, DiskPolicy
-from blockdev.vmmap.catalog import Catalog, IntentRow
+from blockdev.vmmap.catalog import Catalog, IntentRow, RunRow
 from blockdev.vmmap.model import Terms
 from blockdev.vmmap.names import object_name
 from blockdev.vmmap.tags import Tag, decode_tag
@@ -232,13 +232,16 @@ class CreateSnapshot(Intent):
         return view.named([object_name(self.vm, disk, self.name) for disk in self.disks], self.uuid)
 
     def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        terms = Terms(*self.terms)
+        if terms.schedule is not None and terms.due is not None:
+            catalog.put_schedule_runs([RunRow(self.vm_id, terms.schedule, terms.due, 0, None)])
         snapshot_id = catalog.insert_snapshot(
             self.vm_id,
             self.name,
             self.created,
             made[0].lsn or 0,
             description=self.description,
-            terms=Terms(*self.terms),
+            terms=terms,
         )
         for disk, thing in zip(self.disks, made, strict=True):
             catalog.put_snapshot_disk(snapshot_id, disk, thing.id, thing.size_bytes)
