@@ -133,6 +133,14 @@ class ToolFailed(BlockdevError):
     exit_status = 13
 
 
+class GuestFailed(BlockdevError):
+    """A guest's agent that refused what it was asked, or answered nonsense."""
+
+    code = "guest_failed"
+    errno = errno.EPROTO
+    exit_status = 17
+
+
 class MediumError(BlockdevError):
     """The file system below the pool refused an operation; `errno` is its own."""
 

@@ -28,6 +28,7 @@ LEVELS = [
     {""},  # the package itself: it names Pool and checks the extensions' versions
     {"engine"},
     {"vmmap"},
+    {"quiesce"},
     {"targets", "replicate", "schedule", "transfer", "_nbdkit"},
     {"api"},
     {"cli", "web"},
