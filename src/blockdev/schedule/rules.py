@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 from zoneinfo import ZoneInfo
 
 from blockdev.errors import InvalidArgument
 from blockdev.schedule.times import When, parse_when, parse_zone
-from blockdev.vmmap.model import Consistency
+from blockdev.vmmap.model import Consistency, IfNotFrozen
 from blockdev.vmmap.names import check_name
 
 SCHEDULES_MAX = 3  # of one VM
 NAME_CHARACTERS_MAX = 32  # the time follows it in the names of snapshots
 KEEP_SECONDS_MIN, KEEP_SECONDS_MAX = 60, 100 * 366 * 86400
-IfNotFrozen = Literal["crash", "fail"]
 HOUR, DAY = 3600, 86400
 
 

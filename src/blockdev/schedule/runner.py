@@ -21,6 +21,7 @@ from typing import NamedTuple
 from blockdev.clock import monotonic_seconds
 from blockdev.engine.client import EngineRestarted
 from blockdev.errors import BlockdevError, NotFound, Unavailable
+from blockdev.quiesce.snapshots import take_snapshot
 from blockdev.schedule.retention import FOREVER, Kept, expired
 from blockdev.schedule.rules import Schedule
 from blockdev.schedule.service import Schedules
@@ -132,7 +133,8 @@ class Scheduler:
             raise NotFound(f"VM {vm} has no schedule {schedule}")
         now = self._clock()
         terms = self._schedules.terms(found[0], now)
-        return self._vms.create_snapshot(vm, self._name(vm, found[0], now), terms=terms).name
+        name = self._name(vm, found[0], now)
+        return take_snapshot(self._vms, vm, name, terms=terms, if_not_frozen=found[0].if_not_frozen).name
 
     def _due(self) -> tuple[list[Due], list[RunRow]]:
         """What is to be done, spread by VM; and rows of what was seen for the first time, or was ahead of the clock."""
@@ -167,7 +169,8 @@ class Scheduler:
             return done
         try:
             terms = self._schedules.terms(schedule, due.due)
-            self._vms.create_snapshot(vm.name, self._name(vm.name, schedule, due.due), terms=terms)
+            name = self._name(vm.name, schedule, due.due)
+            take_snapshot(self._vms, vm.name, name, terms=terms, if_not_frozen=schedule.if_not_frozen)
         except (Unavailable, EngineRestarted):
             raise
         except NotFound:

@@ -36,6 +36,7 @@ class VMRow(NamedTuple):
     compression: Any  # a word of policies.Compression; None: as the pool's
     dedup: Any  # a word of policies.Dedup; None: as the pool's
     own_schedules: int  # whether it has a set of its own instead of the default one
+    agent: str | None  # the Unix socket of its guest agent, on this machine
 
     @property
     def policy(self) -> DiskPolicy:
@@ -320,6 +321,9 @@ class Catalog:
     def set_policy(self, vm_id: int, policy: DiskPolicy) -> None:
         self._do("UPDATE vm SET compression = ?, dedup = ? WHERE id = ?", *policy, vm_id)
 
+    def set_agent(self, vm_id: int, agent: str | None) -> None:
+        self._do("UPDATE vm SET agent = ? WHERE id = ?", agent, vm_id)
+
     def set_config(self, vm_id: int, config: str) -> None:
         before = self._number("SELECT config_id FROM vm WHERE id = ?", vm_id)
         self._do("UPDATE vm SET config_id = ? WHERE id = ?", self._config_id(config), vm_id)
@@ -420,6 +424,9 @@ class Catalog:
             "UPDATE snapshot SET description = ?, expires = ?, locked_until = ? WHERE id = ?",
             *(description, expires, locked_until, snapshot_id),
         )
+
+    def set_snapshot_consistency(self, snapshot_id: int, consistency: str, frozen_ms: int | None) -> None:
+        self._do("UPDATE snapshot SET consistency = ?, frozen_ms = ? WHERE id = ?", consistency, frozen_ms, snapshot_id)
 
     def snapshots_expired(self, now: str) -> list[SnapshotRow]:
         """Those whose time is over and whose locks, too; whether they may go is retention's to say."""

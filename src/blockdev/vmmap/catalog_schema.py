@@ -38,7 +38,8 @@ CREATE TABLE vm (
     config_id INTEGER NOT NULL REFERENCES config (id),
     compression TEXT,
     dedup TEXT,
-    own_schedules INTEGER NOT NULL DEFAULT 0
+    own_schedules INTEGER NOT NULL DEFAULT 0,
+    agent TEXT
 ) STRICT;
 CREATE INDEX vm_config ON vm (config_id);
 
@@ -138,6 +139,7 @@ CREATE INDEX event_vm ON event (vm, id);
 UPGRADES = {
     1: "ALTER TABLE vm ADD COLUMN compression TEXT; ALTER TABLE vm ADD COLUMN dedup TEXT;",
     2: "ALTER TABLE vm ADD COLUMN own_schedules INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE vm ADD COLUMN agent TEXT;"
     "ALTER TABLE snapshot ADD COLUMN asked TEXT NOT NULL DEFAULT 'crash';"
     "ALTER TABLE snapshot ADD COLUMN frozen_ms INTEGER;"
     "ALTER TABLE snapshot ADD COLUMN expires TEXT;"

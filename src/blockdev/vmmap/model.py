@@ -13,6 +13,7 @@ from blockdev.types import Extent
 
 DiskState = Literal["ok", "missing"]  # missing: the catalog knows it, the pool does not
 Consistency = Literal["crash", "vm"]  # vm: the guest's file systems were frozen
+IfNotFrozen = Literal["crash", "fail"]  # what to do when a guest cannot be frozen
 Origin = Literal["manual", "clone", "restore", "schedule"]
 
 
@@ -72,6 +73,7 @@ class VM(_Value):
     snapshot_count: int
     cloned_from: str | None  # VM@SNAPSHOT as it was called when the clone was made
     policy: Policy
+    agent: str | None = None  # the Unix socket of its guest agent
     disks: list[Disk] = field(default_factory=list)
 
 

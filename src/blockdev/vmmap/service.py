@@ -60,6 +60,7 @@ from blockdev.vmmap.views import (
 )
 
 SCHEDULED_SNAPSHOTS_MAX = 256  # of one VM, unless the catalog says another cap
+SOCKET_PATH_BYTES_MAX = 107
 SCHEDULED_CAP = "scheduled_snapshots_max"
 CLONES_MAX = 1000  # in one operation, which is one record of the pool
 
@@ -278,6 +279,21 @@ class VMs:
             self._journal.finish(intent)
         return view_vm(self._catalog, self._lookup.vm(name), self._lookup.clients())
 
+    @_change
+    def set_agent(self, name: str, path: str | None) -> VM:
+        """Where the VM's guest agent listens: the absolute path of a Unix socket on this machine; None: nowhere."""
+        if path is not None and not (path.startswith("/") and path.isprintable() and len(path.encode()) <= SOCKET_PATH_BYTES_MAX):
+            raise InvalidArgument(
+                f"{path!r} cannot be a guest agent's socket: give an absolute path of at most {SOCKET_PATH_BYTES_MAX} bytes"
+            )
+        with self._catalog.transaction(grows=True):
+            self._catalog.set_agent(self._lookup.vm(name).id, path)
+        return view_vm(self._catalog, self._lookup.vm(name))
+
+    def agent(self, name: str) -> str | None:
+        """The socket of the VM's guest agent.  NotFound."""
+        return self._lookup.vm(name).agent
+
     # disks
 
     @_change
@@ -367,6 +383,15 @@ class VMs:
         with self._catalog.transaction(grows=True):
             self._catalog.set_snapshot_terms(found.id, **wanted)
         return self._view_snapshot(row, self._lookup.snapshot(row, snapshot))
+
+    @_change
+    def note_consistency(self, vm: str, snapshot: str, frozen_ms: int) -> Snapshot:
+        """The guest was frozen, whole, while the snapshot was taken: say so, and for how long."""
+        row = self._lookup.vm(vm)
+        found = self._lookup.snapshot(row, snapshot)
+        with self._catalog.transaction():
+            self._catalog.set_snapshot_consistency(found.id, "vm", frozen_ms)
+        return self._view_snapshot(row, self._lookup.snapshot(row, snapshot), {})
 
     @_change
     def expire_snapshots(self, snapshot_ids: list[int]) -> list[str]:

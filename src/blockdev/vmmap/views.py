@@ -61,6 +61,7 @@ def _vm(vm: VMRow, disks: list[DiskRow], snapshot_count: int, clients: Clients |
         snapshot_count=snapshot_count,
         cloned_from=vm.cloned_from,
         policy=Policy(vm.compression, vm.dedup),
+        agent=vm.agent,
         disks=[view_disk(vm, disk, clients) for disk in disks],
     )
 

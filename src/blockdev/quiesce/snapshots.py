@@ -1,0 +1,89 @@
+"""Snapshots with the consistency that was asked for, and the label of the one that was achieved.
+
+A snapshot says `crash` until its guest was thawed and is known to have been frozen for all of it: whatever dies in between,
+no snapshot says more than is true.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from blockdev.errors import BlockdevError, InvalidArgument
+from blockdev.quiesce.freeze import LIMIT_SECONDS, frozen
+from blockdev.vmmap.model import MANUAL, IfNotFrozen, Snapshot, Terms
+from blockdev.vmmap.service import VMs
+
+logger = logging.getLogger(__name__)
+
+
+def take_snapshot(
+    vms: VMs,
+    vm: str,
+    name: str | None = None,
+    description: str = "",
+    terms: Terms = MANUAL,
+    keep_seconds: float | None = None,
+    if_not_frozen: IfNotFrozen = "crash",
+    limit_seconds: float = LIMIT_SECONDS,
+) -> Snapshot:
+    """As VMs.create_snapshot; where `terms` ask for `vm`, with the guest's file systems frozen.
+
+    if_not_frozen: what to do when the guest cannot be frozen.  With `fail` InvalidArgument when the VM has no agent, and what
+    the freeze raises (Unavailable, GuestFailed, Busy).
+    """
+    if terms.asked != "vm":
+        return vms.create_snapshot(vm, name, description, terms, keep_seconds)
+    agent = vms.agent(vm)
+    try:
+        if agent is None:
+            raise InvalidArgument(
+                f"VM {vm} has no guest agent that could freeze it: say where it listens with blockdevctl vm agent {vm} PATH"
+            )
+        return _take_frozen(vms, vm, name, description, terms, keep_seconds, agent, limit_seconds)
+    except _NotFrozen as failure:
+        reason = failure.error
+    except InvalidArgument as error:
+        if agent is not None:
+            raise
+        reason = error
+    if if_not_frozen == "fail":
+        raise reason
+    logger.warning("VM %s was not frozen for its snapshot: %s", vm, reason.message)
+    return vms.create_snapshot(vm, name, description, terms, keep_seconds)
+
+
+class _NotFrozen(Exception):
+    """There is no snapshot yet."""
+
+    def __init__(self, error: BlockdevError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _take_frozen(
+    vms: VMs,
+    vm: str,
+    name: str | None,
+    description: str,
+    terms: Terms,
+    keep_seconds: float | None,
+    agent: str,
+    limit_seconds: float,
+) -> Snapshot:
+    taken: Snapshot | None = None
+    held = None
+    try:
+        with frozen(agent, limit_seconds) as held:
+            taken = vms.create_snapshot(vm, name, description, terms, keep_seconds)
+    except BlockdevError as error:
+        if held is None:
+            raise _NotFrozen(error) from error
+        if taken is None:
+            raise
+        logger.warning("VM %s may not have been thawed in time: %s", vm, error.message)
+        return taken
+    if not held.was_whole or held.frozen_ms is None:
+        logger.warning("VM %s did not stay frozen for its snapshot %s: it is crash-consistent", vm, taken.name)
+        return taken
+    return vms.note_consistency(vm, taken.name, math.ceil(held.frozen_ms))
