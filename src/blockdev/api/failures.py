@@ -27,6 +27,7 @@ STATUS: dict[type[errors.BlockdevError], int] = {
     errors.Unavailable: 503,
     errors.Poisoned: 503,
     errors.ToolFailed: 502,
+    errors.GuestFailed: 502,
     errors.UnknownFormat: 501,
 }
 OTHER = 500
@@ -34,16 +35,16 @@ OTHER = 500
 _MEANINGS = {
     400: "an argument that cannot be used",
     403: "a write to a snapshot, or an address that may not ask for this",
-    404: "no such VM, disk, snapshot, job or address",
+    404: "no such VM, disk, snapshot, schedule, job or address",
     405: "this address does not take this method",
-    409: "a name that is taken, or a thing in use",
+    409: "a name that is taken, a thing in use, or a snapshot that is locked",
     410: "deleted meanwhile",
     411: "a body without its length",
     413: "a body that is too large",
     422: "a body or query of the wrong shape",
     500: "bytes at rest that do not verify, a failed medium, or a bug",
     501: "a pool or message of a version this build does not read",
-    502: "qemu-img or another program failed",
+    502: "qemu-img, a guest's agent or another program failed",
     503: "the engine does not answer, or refuses writes",
     507: "the pool is full",
 }
