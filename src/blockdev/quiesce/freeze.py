@@ -118,7 +118,7 @@ class _Watchdog:
         """How many file systems were frozen."""
         self._order("freeze")
         try:
-            self._frozen_count = self._listen("frozen", self._limit_s + 2 * watchdog.ATTEMPT_SECONDS + 1)
+            self._frozen_count = self._listen("frozen", self._limit_s + 4 * watchdog.ATTEMPT_SECONDS)
         except (_Died, TimeoutError) as error:
             self._process.kill()
             self._thaw_ourselves()
