@@ -27,6 +27,7 @@ STATUS: dict[type[errors.BlockdevError], int] = {
     errors.Unavailable: 503,
     errors.Poisoned: 503,
     errors.ToolFailed: 502,
+    errors.GuestFailed: 502,
     errors.UnknownFormat: 501,
 }
 OTHER = 500
