@@ -264,6 +264,10 @@ STORIES: dict[str, Sequence[Step]] = {
 }
 
 FROM_POOL_ONLY = {"catalog_the_first_start"}  # its home has no catalog yet
+SINCE_VERSION_1 = {
+    "vm": ("compression", "dedup", "own_schedules", "agent"),
+    "snapshot": ("asked", "frozen_ms", "expires", "locked_until", "schedule", "due"),
+}
 FROM_VERSION_1 = {"catalog_of_version_1"}
 CATALOG_SCENARIOS: dict[str, Callable[[Random], Iterable[Step]]] = {
     **{f"catalog_{name.replace(' ', '_')}": _story([operation(name)]) for name in OPERATIONS},
@@ -281,9 +285,15 @@ def build_world_of_version_1(path: str) -> None:
     """The same world, its catalog as the builds before policies left it."""
     build_world(path)
     database = sqlite3.connect(os.path.join(path, "catalog.db"))
-    database.executescript(
-        "ALTER TABLE vm DROP COLUMN dedup; ALTER TABLE vm DROP COLUMN compression; PRAGMA user_version = 1;"
-    )
+    for table in ("schedule", "schedule_run", "event"):
+        database.execute(f"DROP TABLE {table}")
+    for index in ("snapshot_expires", "snapshot_schedule"):
+        database.execute(f"DROP INDEX {index}")
+    for table, columns in SINCE_VERSION_1.items():
+        for column in columns:
+            database.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    database.execute("PRAGMA user_version = 1")
+    database.commit()
     database.close()
 
 
