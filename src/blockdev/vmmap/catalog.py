@@ -232,6 +232,15 @@ class Catalog:
     def schedule_runs(self) -> list[RunRow]:
         return self._rows(RunRow, "SELECT * FROM schedule_run")
 
+    def forget_schedule_runs(self, vm_id: int | None, schedules: Iterable[str]) -> None:
+        """Of one VM, or of all that follow the default set."""
+        for schedule in schedules:
+            self._do(
+                "DELETE FROM schedule_run WHERE schedule = ?1 AND vm_id IN"
+                " (SELECT id FROM vm WHERE iif(?2 IS NULL, own_schedules = 0, id = ?2))",
+                *(schedule, vm_id),
+            )
+
     def put_schedule_runs(self, rows: Iterable[RunRow]) -> None:
         for row in rows:  # whose VM may be gone by now
             self._do(
