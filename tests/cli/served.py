@@ -61,7 +61,8 @@ class Home:
         self.serving: subprocess.Popen[str] | None = None
 
     def init(self, capacity: str = "4G") -> None:
-        self("init", "--capacity", capacity)
+        """No snapshots come by themselves in between."""
+        self("init", "--capacity", capacity, "--no-schedules")
 
     def run(self, *arguments: str | Path, stdin: str | None = None) -> Result:
         """One command, however it ends; without `stdin` it has none."""

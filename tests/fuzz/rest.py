@@ -27,6 +27,8 @@ from blockdev.api.services import Services
 from blockdev.api.unfinished import Unfinished
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BY_CODE
+from blockdev.schedule.runner import Scheduler
+from blockdev.schedule.service import Schedules
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.service import VMs
 from tests.fuzz import messages
@@ -61,6 +63,25 @@ SEEDS: dict[str, tuple[str, str, Any]] = {
     "export": ("POST", "/vms/web/disks/root/export", {"path": "@DIR@/disk", "format": "vmdk", "overwrite": True}),
     "snapshots": ("GET", "/vms/web/snapshots", None),
     "snapshot": ("POST", "/vms/web/snapshots", {"name": "s9", "description": "of now"}),
+    "snapshot-terms": (
+        "POST",
+        "/vms/web/snapshots",
+        {"keep_seconds": 3600, "locked_until": "2999-01-01T00:00:00Z", "consistency": "vm", "if_not_frozen": "fail"},
+    ),
+    "change-snapshot": ("PATCH", "/vms/web/snapshots/s1", {"expires": "2999-01-01T00:00:00+02:00", "locked_until": None}),
+    "schedules": ("GET", "/vms/web/schedules", None),
+    "set-schedules": ("PUT", "/vms/web/schedules", {"schedules": [{"name": "n", "at": "daily 02:30 mon-fri", "keep_seconds": 3600}]}),
+    "put-schedule": (
+        "PATCH",
+        "/schedules/hourly",
+        {"at": "cron */5 1-3 1,15 * mon", "zone": "Europe/Zurich", "keep_remote_seconds": None, "replicate": True},
+    ),
+    "remove-schedule": ("DELETE", "/vms/web/schedules/daily", None),
+    "default-schedules": ("DELETE", "/vms/web/schedules", None),
+    "preview": ("GET", "/vms/web/schedules/preview?seconds=100000", None),
+    "run-schedule": ("POST", "/vms/web/schedules/hourly/run", None),
+    "cap": ("PATCH", "/schedule-settings", {"scheduled_snapshots_max": 9}),
+    "events": ("GET", "/events?vm=web&level=warning&before=9&count=5", None),
     "show-snapshot": ("GET", "/vms/web/snapshots/s1", None),
     "delete-snapshot": ("DELETE", "/vms/web/snapshots/s1?force=false", None),
     "diff": ("GET", "/vms/web/snapshots/s2/diff?older=s1&disk=root", None),
@@ -126,7 +147,10 @@ class Rest(Harness):
         home = self._served.home
         self._catalog, engine = Catalog(str(home.catalog)), EngineClient(home.engine_socket)
         vms = VMs(self._catalog, engine, clock=Clock())
-        self._services = Services(home, vms, engine, Jobs(), Unfinished(vms))
+        schedules = Schedules(self._catalog, Clock())
+        scheduler = Scheduler(vms, self._catalog, schedules, Clock())  # never started: nothing is due but what is asked for
+        schedules.ship()
+        self._services = Services(home, vms, engine, Jobs(), Unfinished(vms), self._catalog, schedules, scheduler)
 
     def one_input(self, data: bytes) -> None:
         changed = False

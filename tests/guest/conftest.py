@@ -71,7 +71,7 @@ def served_home() -> Iterator[ServedHome]:
     directory = Path(tempfile.mkdtemp(prefix="blockdev-guest-"))
     home = ServedHome(directory)
     try:
-        home.ctl("init", "--capacity", "4G")
+        home.ctl("init", "--capacity", "4G", "--no-schedules")
         with home.serving():
             yield home
             home.ctl("pool", "check")

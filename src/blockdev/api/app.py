@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 
 from blockdev.api import failures
 from blockdev.api.guard import Guard
-from blockdev.api.routes import disks, jobs, pool, snapshots, vms
+from blockdev.api.routes import disks, events, jobs, pool, schedules, snapshots, vms
 from blockdev.api.services import Services
 
 PREFIX = "/api/v1"
@@ -19,7 +19,7 @@ def create_app(services: Services) -> FastAPI:
     """The application; documented at /api/v1/openapi.json."""
     app = FastAPI(
         title="blockdev",
-        description="Virtual machines' disks, snapshots and clones.  Errors are {error: {code, message}}.",
+        description="Virtual machines' disks, snapshots, schedules and clones.  Errors are {error: {code, message}}.",
         version=metadata.version("blockdev"),
         openapi_url=f"{PREFIX}/openapi.json",
         docs_url=None,  # they would load scripts from the internet
@@ -29,7 +29,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     whole = APIRouter(prefix=PREFIX, responses=failures.RESPONSES)
-    for part in (vms, disks, snapshots, pool, jobs):
+    for part in (vms, disks, snapshots, schedules, pool, jobs, events):
         whole.include_router(part.router)
     app.include_router(whole)
     app.add_middleware(Guard)

@@ -2,7 +2,8 @@
 
 Listens on HOME/run/api.sock (0600), and on a loopback TCP address when told to.  One daemon per home: a flock on
 run/blockdevd.lock, which the kernel drops with the process, so it never goes stale.  The engine may come and go.
-SIGTERM and SIGINT: no new requests, running jobs are cancelled and taken back, exit status 0.
+Schedules run from the moment it serves.  SIGTERM and SIGINT: no new requests and runs, running jobs are cancelled and taken
+back, exit status 0.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ from blockdev.api.jobs import Jobs
 from blockdev.api.ready import report_error, report_ready
 from blockdev.api.services import Services
 from blockdev.api.unfinished import Unfinished
+from blockdev.clock import now_seconds
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError, Busy, InvalidArgument, Unavailable
 from blockdev.home import Home
+from blockdev.schedule.runner import Scheduler
+from blockdev.schedule.service import Schedules
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.reserve import DEFAULT_RESERVE
 from blockdev.vmmap.service import VMs
@@ -75,7 +79,13 @@ def serve(home: Home, api: str | None = None, ready_fd: int | None = None) -> No
         catalog = Catalog(home.catalog, DEFAULT_RESERVE)
         services = _wire(home, catalog)
         stopped = threading.Event()
+
+        def serving() -> None:
+            report_ready(ready_fd)
+            services.scheduler.start()
+
         try:
+            services.schedules.ship()
             threading.Thread(target=_tidy, args=(services, stopped), name="tidy", daemon=True).start()
             config = uvicorn.Config(
                 create_app(services),
@@ -84,11 +94,12 @@ def serve(home: Home, api: str | None = None, ready_fd: int | None = None) -> No
                 lifespan="off",
                 timeout_graceful_shutdown=DRAIN_SECONDS,
             )
-            server = _Server(config, services.jobs, lambda: report_ready(ready_fd))
+            server = _Server(config, services.jobs, serving)
             for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn takes them, and when it raises them again
                 signal.signal(number, server.handle_exit)
             server.run(sockets=listeners)
         finally:
+            services.scheduler.stop()
             services.jobs.close()
             stopped.set()
             catalog.close()
@@ -116,7 +127,9 @@ class _Server(uvicorn.Server):
 def _wire(home: Home, catalog: Catalog) -> Services:
     engine = EngineClient(home.engine_socket, f"blockdevd (pid {os.getpid()})")
     vms = VMs(catalog, engine)
-    return Services(home, vms, engine, Jobs(), Unfinished(vms))
+    schedules = Schedules(catalog, now_seconds)
+    scheduler = Scheduler(vms, catalog, schedules, now_seconds)
+    return Services(home, vms, engine, Jobs(), Unfinished(vms), catalog, schedules, scheduler)
 
 
 def _tidy(services: Services, stopped: threading.Event) -> None:

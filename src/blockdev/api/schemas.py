@@ -5,21 +5,41 @@ Field names are stable.  Sizes are bytes, times ISO 8601 UTC text.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from blockdev.policies import LEVELS, Compression, Dedup
+from blockdev.schedule.rules import KEEP_SECONDS_MAX, KEEP_SECONDS_MIN, Schedule
+from blockdev.schedule.times import local_zone
 from blockdev.types import ExtentState
 from blockdev.vmmap import model
+from blockdev.vmmap.clock import text_of
 
 CLONES_MAX = 500
 WAIT_SECONDS_MAX = 30
+EVENTS_COUNT_MAX = 1000
+YEARS = range(1970, 9999)  # so that another time zone's offset never leads out of what can be written
 
 Name = Annotated[str, Field(description="1 to 63 letters, digits, '.', '_' and '-', the first a letter or digit")]
 SizeBytes = Annotated[int, Field(gt=0, description="bytes, a multiple of 512", examples=[20 << 30])]
 FilePath = Annotated[
     str, Field(max_length=4096, pattern=r"^[^\x00]*$", description="absolute, on the machine that serves")
+]
+KeepSeconds = Annotated[int, Field(ge=KEEP_SECONDS_MIN, le=KEEP_SECONDS_MAX, description="a minute to a hundred years")]
+
+
+def _time(text: str) -> str:
+    """A time with its zone, as the catalog writes it."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None or moment.year not in YEARS:
+        raise ValueError("write a time with its zone, such as 2026-11-22T15:19:26Z")
+    return text_of(moment)
+
+
+Time = Annotated[
+    str, Field(max_length=64, json_schema_extra={"format": "date-time"}, examples=["2026-11-22T15:19:26Z"]), AfterValidator(_time)
 ]
 ImageFormat = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx"]
 
@@ -128,6 +148,79 @@ class VMExport(Body):
 class NewSnapshot(Body):
     name: Name | None = Field(None, description="absent: named by the time")
     description: str = ""
+    keep_seconds: KeepSeconds | None = Field(None, description="it is deleted so long from now; absent: when somebody does it")
+    locked_until: Time | None = Field(None, description="until then nobody can delete it, nor its VM")
+    consistency: model.Consistency = Field(
+        "crash", description="vm: with the guest's file systems frozen by its agent; the answer says what was achieved"
+    )
+    if_not_frozen: model.IfNotFrozen = Field("crash", description="crash: take it all the same; fail: take none")
+
+
+class SnapshotChange(Body):
+    """What is absent stays as it is."""
+
+    description: str | None = None
+    expires: Time | None = Field(None, description="it is deleted then; null: never")
+    locked_until: Time | None = Field(None, description="until then nobody can delete it, nor its VM; null: unlock it")
+
+    def given_terms(self) -> dict[str, Any]:
+        """What VMs.change_snapshot is to set."""
+        given = self.model_dump(exclude_unset=True)
+        return {field: value for field, value in given.items() if value is not None or field != "description"}
+
+
+class ScheduleChange(Body):
+    """What is absent stays as it is, or is the default of a new schedule, which needs `at` and `keep_seconds`."""
+
+    at: str | None = Field(None, max_length=500, examples=["hourly :05", "daily 02:30", "weekly sat 07:30", "cron 5 * * * *"])
+    keep_seconds: KeepSeconds | None = None
+    zone: str | None = Field(None, max_length=100, description="the time zone of `at`; absent: the server's", examples=["Europe/Zurich"])
+    consistency: model.Consistency | None = Field(None, description="vm: freeze the guest's file systems; absent: crash")
+    if_not_frozen: model.IfNotFrozen | None = Field(None, description="when they cannot be frozen; absent: crash")
+    replicate: bool | None = None
+    keep_remote_seconds: KeepSeconds | None = Field(None, description="null: as long as here")
+
+    def given_fields(self) -> dict[str, Any]:
+        """The fields of a Schedule that the body names."""
+        given = self.model_dump(exclude_unset=True)
+        return {field: value for field, value in given.items() if value is not None or field == "keep_remote_seconds"}
+
+
+class NewSchedule(ScheduleChange):
+    name: Name
+    at: str = Field(max_length=500)
+    keep_seconds: KeepSeconds
+
+    def schedule(self) -> Schedule:
+        return Schedule(**{"zone": local_zone(), **self.given_fields()})
+
+
+class NewSchedules(Body):
+    """A whole set; an empty one takes no snapshots."""
+
+    schedules: list[NewSchedule] = Field(max_length=100)
+
+
+class ScheduleSettings(Body):
+    scheduled_snapshots_max: int = Field(description="how many snapshots of schedules a VM may have, 1 to 10000")
+
+
+EventLevel = Literal["info", "warning", "error"]  # the worst last
+
+
+class Event(BaseModel):
+    """Something noteworthy that nobody was there to be told of."""
+
+    id: int
+    time: str
+    level: EventLevel
+    kind: str
+    vm: str | None
+    message: str
+
+
+class EventList(BaseModel):
+    events: list[Event]
 
 
 class NewClones(Body):

@@ -11,7 +11,10 @@ from blockdev.api.jobs import Jobs
 from blockdev.api.unfinished import Unfinished
 from blockdev.engine.client import EngineClient
 from blockdev.home import Home
+from blockdev.schedule.runner import Scheduler
+from blockdev.schedule.service import Schedules
 from blockdev.targets import attach
+from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.service import VMs
 
 
@@ -22,6 +25,9 @@ class Services:
     engine: EngineClient
     jobs: Jobs
     unfinished: Unfinished
+    catalog: Catalog
+    schedules: Schedules
+    scheduler: Scheduler
 
     def uri(self, export: str) -> str:
         """Where qemu-img finds an export."""

@@ -22,9 +22,14 @@ SNAPSHOT_MARK = f"{MARK}: taken for a running export"
 
 def check_description(description: str) -> str:
     """Nobody but us may write the mark."""
-    if description.startswith(MARK):
+    if is_marked(description):
         raise InvalidArgument(f"a description cannot begin with {MARK}: take other words")
     return description
+
+
+def is_marked(description: str) -> bool:
+    """Whether what it describes goes when its job ends."""
+    return description.startswith(MARK)
 
 
 class Unfinished:

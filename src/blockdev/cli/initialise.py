@@ -22,9 +22,13 @@ FREE_SHARE = 0.9  # of the file system's free space, when no capacity is given
 @click.option(
     "--capacity", type=values.SIZE_VALUE, help="How much the pool may take (default: 90% of the free space)."
 )
+@click.option("--no-schedules", is_flag=True, help="Take no snapshots but those that somebody asks for.")
 @pass_session
-def init(session: Session, capacity: int | None) -> None:
-    """Make a home directory with an empty pool."""
+def init(session: Session, capacity: int | None, no_schedules: bool) -> None:
+    """Make a home directory with an empty pool.
+
+    Snapshots will be taken of each VM, hourly, daily and weekly: see schedule default.
+    """
     home = session.home
     if home.pool.exists():
         raise AlreadyExists(f"{home.path} is a blockdev home already: choose another --home")
@@ -34,6 +38,8 @@ def init(session: Session, capacity: int | None) -> None:
     try:
         home.make_directories()
         Pool.create(str(home.pool), capacity_bytes).close()
+        if no_schedules:
+            _make_catalog_without_schedules(home)
     except BaseException as error:
         for directory in made:
             shutil.rmtree(directory, ignore_errors=True)
@@ -47,6 +53,21 @@ def init(session: Session, capacity: int | None) -> None:
         f"made {home.path} with an empty pool of {show_size(capacity_bytes)}; "
         f"serve it with blockdevctl --home {home.path} serve",
     )
+
+
+def _make_catalog_without_schedules(home: Home) -> None:
+    """Else it is made, with the default schedules, by the first control plane."""
+    # they take long to load, and most commands do without
+    from blockdev.clock import now_seconds
+    from blockdev.schedule.service import Schedules
+    from blockdev.vmmap.catalog import Catalog
+    from blockdev.vmmap.reserve import DEFAULT_RESERVE
+
+    catalog = Catalog(home.catalog, DEFAULT_RESERVE)
+    try:
+        Schedules(catalog, now_seconds).ship(False)
+    finally:
+        catalog.close()
 
 
 def _directories_to_make(home: Home) -> list[Path]:

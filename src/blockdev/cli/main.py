@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from blockdev.cli import attach, clone, disk, initialise, pool, serve, snapshot, vm
+from blockdev.cli import attach, clone, disk, events, initialise, pool, schedule, serve, snapshot, vm
 from blockdev.cli.session import Noun, Session
 from blockdev.errors import BlockdevError, InvalidArgument
 
@@ -17,7 +17,7 @@ INTERRUPTED_STATUS = 130
 @click.group(cls=Noun, name="blockdevctl", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="blockdev")
 def blockdevctl() -> None:
-    """Virtual machines' disks, snapshots and clones from a deduplicating pool."""
+    """Virtual machines' disks, snapshots, schedules and clones from a deduplicating pool."""
 
 
 for _command in (
@@ -27,9 +27,11 @@ for _command in (
     vm.vm,
     disk.disk,
     snapshot.snapshot,
+    schedule.schedule,
     clone.clone,
     clone.restore,
     attach.attach,
+    events.events,
 ):
     blockdevctl.add_command(_command)
 

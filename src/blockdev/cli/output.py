@@ -12,6 +12,7 @@ import click
 
 from blockdev.errors import BlockdevError, InvalidArgument
 
+PERIODS = (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 BINARY_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -32,6 +33,12 @@ def show_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def show_period(seconds: int) -> str:
+    """3d, 12h, 90s: as a person writes it, and exactly."""
+    unit, size = next((unit, size) for unit, size in PERIODS if seconds % size == 0)
+    return f"{seconds // size}{unit}"
 
 
 def show_time(seconds: float | None) -> str:

@@ -7,10 +7,27 @@ from typing import Any
 import click
 
 from blockdev.cli import values
-from blockdev.cli.output import ask, print_columns, print_fields, show_size
+from blockdev.cli.output import ask, print_columns, print_fields, show_period, show_size
 from blockdev.cli.session import Noun, Session, force_option, pass_session, yes_option
 from blockdev.cli.vm import show_clients, show_disks
-from blockdev.errors import InvalidArgument
+from blockdev.clock import now_seconds
+from blockdev.errors import InvalidArgument, Locked
+from blockdev.vmmap.clock import to_text
+
+# not from vmmap.model: that takes 70 ms to load
+CONSISTENCIES = ("crash", "vm")
+IF_NOT_FROZEN = ("crash", "fail")
+
+consistency_option = click.option(
+    "--consistency",
+    type=click.Choice(CONSISTENCIES),
+    help="vm: freeze the guest's file systems by its agent meanwhile; crash (the default): as after a power cut.",
+)
+if_not_frozen_option = click.option(
+    "--if-not-frozen",
+    type=click.Choice(IF_NOT_FROZEN),
+    help="When the guest cannot be frozen: crash (the default) takes the snapshot all the same, fail takes none.",
+)
 
 
 @click.group(cls=Noun)
@@ -22,11 +39,47 @@ def snapshot() -> None:
 @click.argument("vm", type=values.VM)
 @click.option("--name", metavar="NAME", help="Default: the time.")
 @click.option("--description", default="", metavar="TEXT")
+@consistency_option
+@if_not_frozen_option
+@click.option("--keep", type=values.DURATION, metavar="DURATION", help="Delete it so long from now (default: never).")
+@click.option("--lock", type=values.DURATION, metavar="DURATION", help="Let nobody delete it for so long.")
 @pass_session
-def create(session: Session, vm: str, name: str | None, description: str) -> None:
-    """Keep all disks of a VM as they are at this instant, and its configuration."""
-    made = session.client.post(f"/vms/{vm}/snapshots", {"name": name, "description": description})
-    session.say(made, f"took snapshot {vm}@{made['name']} of {show_disks(made['disks'])}")
+def create(
+    session: Session,
+    vm: str,
+    name: str | None,
+    description: str,
+    consistency: str | None,
+    if_not_frozen: str | None,
+    keep: int | None,
+    lock: int | None,
+) -> None:
+    """Keep all disks of a VM as they are at this instant, and its configuration.
+
+    With --consistency vm the snapshot says whether that was achieved.
+    """
+    body = {
+        "name": name,
+        "description": description,
+        "consistency": consistency or "crash",
+        "if_not_frozen": if_not_frozen or "crash",
+        "keep_seconds": keep,
+        "locked_until": None if lock is None else _from_now(lock),
+    }
+    made = session.client.post(f"/vms/{vm}/snapshots", body)
+    session.say(made, f"took snapshot {vm}@{made['name']} of {show_disks(made['disks'])}{show_terms(made)}")
+
+
+def show_terms(made: dict[str, Any]) -> str:
+    """What else is to be said of a new snapshot, or nothing."""
+    found = []
+    if made["consistency"] != made["asked"]:
+        found.append(f"its consistency is {_consistency(made)}: the guest was not frozen")
+    if made["expires"]:
+        found.append(f"kept until {made['expires']}")
+    if made["locked_until"]:
+        found.append(f"locked until {made['locked_until']}")
+    return "".join(f"; {part}" for part in found)
 
 
 @snapshot.command(name="list")
@@ -38,10 +91,19 @@ def list_(session: Session, vm: str) -> None:
 
     def tell() -> None:
         rows = [
-            [f"{vm}@{s['name']}", show_size(s["size_bytes"]), s["created"], s["consistency"], s["origin"]]
+            [
+                f"{vm}@{s['name']}",
+                show_size(s["size_bytes"]),
+                s["created"],
+                s["consistency"],
+                _taken_by(s),
+                s["expires"] or "-",
+                s["locked_until"] or "-",
+            ]
             for s in found["snapshots"]
         ]
-        print_columns(["SNAPSHOT", "SIZE", "CREATED", "CONSISTENCY", "ORIGIN"], rows, right=(1,))
+        headers = ["SNAPSHOT", "SIZE", "CREATED", "CONSISTENCY", "TAKEN BY", "EXPIRES", "LOCKED UNTIL"]
+        print_columns(headers, rows, right=(1,))
         if not rows:
             click.echo(f"VM {vm} has no snapshots: take one with blockdevctl snapshot create {vm}")
 
@@ -62,9 +124,13 @@ def _tell_snapshot(found: dict[str, Any]) -> None:
         ("snapshot", f"{found['vm']}@{found['name']}"),
         ("created", found["created"]),
         ("LSN", str(found["lsn"])),
-        ("consistency", found["consistency"]),
-        ("origin", found["origin"]),
+        ("consistency", _consistency(found)),
+        ("taken by", _taken_by(found)),
+        ("expires", found["expires"] or "never"),
+        ("locked until", found["locked_until"] or "not locked"),
     ]
+    if found["frozen_ms"] is not None:
+        fields.insert(4, ("guest frozen", f"{found['frozen_ms']} ms"))
     if found["description"]:
         fields.insert(1, ("description", found["description"]))
     print_fields(fields)
@@ -86,6 +152,35 @@ def delete(session: Session, name: values.Ref, force: bool, yes: bool) -> None:
     found = session.client.get(_path(name))
     ask(f"delete snapshot {name} of {found['created']} with {show_disks(found['disks'])}", yes)
     session.say(session.client.delete(_path(name), force=force), f"deleted snapshot {name}")
+
+
+@snapshot.command()
+@click.argument("name", metavar="VM@SNAPSHOT", type=values.VM_SNAPSHOT)
+@click.option("--for", "seconds", type=values.DURATION, metavar="DURATION", help="From now.")
+@click.option("--release", is_flag=True, help="Unlock it.")
+@pass_session
+def lock(session: Session, name: values.Ref, seconds: int | None, release: bool) -> None:
+    """Let nobody delete a snapshot, nor its VM, for a time.  It is kept from mistakes: --release ends it."""
+    if release == (seconds is not None):
+        raise InvalidArgument("say either --for DURATION or --release")
+    until = None if seconds is None else _from_now(seconds)
+    before = session.client.get(_path(name))["locked_until"]
+    if until is not None and (before or "") > until:
+        raise Locked(f"snapshot {name} is locked until {before}, which is longer: say --release first, if that is meant")
+    changed = session.client.patch(_path(name), {"locked_until": until})
+    session.say(changed, f"locked snapshot {name} until {until}" if until else f"unlocked snapshot {name}")
+
+
+@snapshot.command()
+@click.argument("name", metavar="VM@SNAPSHOT", type=values.VM_SNAPSHOT)
+@click.argument("seconds", metavar="DURATION|forever", type=values.DURATION_OR_FOREVER)
+@pass_session
+def keep(session: Session, name: values.Ref, seconds: int) -> None:
+    """Say how long from now a snapshot is kept, whatever took it."""
+    changed = session.client.patch(_path(name), {"expires": None if seconds == values.FOREVER else _from_now(seconds)})
+    expires = changed["expires"]
+    how_long = f"for {show_period(seconds)}, until {expires}" if expires else "until somebody deletes it"
+    session.say(changed, f"snapshot {name} is kept {how_long}")
 
 
 @snapshot.command()
@@ -114,6 +209,21 @@ def _tell_diff(found: dict[str, Any], extents: bool) -> None:
             for extent in disk["extents"]
         ]
         print_columns(["DISK", "OFFSET", "LENGTH", "STATE"], listed, right=(1, 2))
+
+
+def _taken_by(found: dict[str, Any]) -> str:
+    """manual, schedule hourly, clone, restore."""
+    return f"schedule {found['schedule']}" if found["schedule"] else str(found["origin"])
+
+
+def _consistency(found: dict[str, Any]) -> str:
+    if found["consistency"] == found["asked"]:
+        return str(found["consistency"])
+    return f"{found['consistency']} (asked for: {found['asked']})"
+
+
+def _from_now(seconds: int) -> str:
+    return to_text(now_seconds() + seconds)
 
 
 def _path(name: values.Ref) -> str:

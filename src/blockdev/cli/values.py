@@ -1,4 +1,4 @@
-"""What a person types as an argument, turned into values: sizes, names of VMs, disks and snapshots."""
+"""What a person types as an argument, turned into values: sizes, durations, names of VMs, disks and snapshots."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from blockdev.errors import InvalidArgument
 from blockdev.vmmap.names import check_name
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+DURATION_TEXT = re.compile(r"([0-9]{1,10})\s*([smhdw])", re.IGNORECASE)
+DURATION_SECONDS_MAX = 100 * 366 * 86400
+FOREVER = 0  # as a duration
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:iB|B)?", re.IGNORECASE)
 
 
@@ -37,6 +41,22 @@ def parse_rate(text: str) -> int:
     if rate_bytes == 0:
         raise InvalidArgument("a rate of 0 is none: write auto to let the pool choose, or a size like 100M")
     return rate_bytes
+
+
+def parse_duration(text: str) -> int:
+    """Seconds of `90s`, `30m`, `12h`, `3d`, `2w`.  Raises InvalidArgument."""
+    match = DURATION_TEXT.fullmatch(text.strip())
+    if match is None or int(match[1]) == 0:
+        raise InvalidArgument(f"{text!r} is not a duration: write it like 90s, 30m, 12h, 3d or 2w")
+    seconds = int(match[1]) * SECONDS_OF[match[2].lower()]
+    if seconds > DURATION_SECONDS_MAX:
+        raise InvalidArgument(f"{text} is longer than a hundred years")
+    return seconds
+
+
+def parse_duration_or_forever(text: str) -> int:
+    """Seconds; 0 of `forever`.  Raises InvalidArgument."""
+    return FOREVER if text.strip().lower() == "forever" else parse_duration(text)
 
 
 def parse_disk_size(text: str) -> int:
@@ -143,6 +163,8 @@ class Value(click.ParamType):
 SIZE_VALUE = Value("size", parse_size)
 RATE = Value("rate", parse_rate)
 DISK_SIZE = Value("size", parse_disk_size)
+DURATION = Value("duration", parse_duration)
+DURATION_OR_FOREVER = Value("duration|forever", parse_duration_or_forever)
 PATH = Value("file", parse_path)
 VM = Value("vm", parse_vm)
 VM_DISK = Value("vm/disk", parse_vm_disk)

@@ -102,22 +102,23 @@ class Schedules:
 
     def put(self, vm: str | None, name: str, change: dict[str, Any]) -> ScheduleSet:
         """Add or change one schedule; a VM's own set begins as a copy of the default one.  InvalidArgument; NotFound."""
-        before = self.show(vm).schedules
-        known = {schedule.name: schedule for schedule in before}
-        if name in known:
-            known[name] = replace(known[name], **change)
-        elif missing := {"at", "keep_seconds"} - change.keys():
-            raise InvalidArgument(f"the new schedule {name} needs {' and '.join(sorted(missing))}")
-        else:
-            known[name] = Schedule(name, **{"zone": local_zone(), **change})
-        return self.replace(vm, list(known.values()))
+        with self._catalog.transaction(grows=True):
+            known = {schedule.name: schedule for schedule in self.show(vm).schedules}
+            if name in known:
+                known[name] = replace(known[name], **change)
+            elif missing := {"at", "keep_seconds"} - change.keys():
+                raise InvalidArgument(f"the new schedule {name} needs {' and '.join(sorted(missing))}")
+            else:
+                known[name] = Schedule(name, **{"zone": local_zone(), **change})
+            return self.replace(vm, list(known.values()))
 
     def remove(self, vm: str | None, name: str) -> ScheduleSet:
         """NotFound."""
-        before = self.show(vm).schedules
-        if all(schedule.name != name for schedule in before):
-            raise NotFound(f"there is no schedule {name}" + (f" of VM {vm}" if vm else " in the default set"))
-        return self.replace(vm, [schedule for schedule in before if schedule.name != name])
+        with self._catalog.transaction(grows=True):
+            before = self.show(vm).schedules
+            if all(schedule.name != name for schedule in before):
+                raise NotFound(f"there is no schedule {name}" + (f" of VM {vm}" if vm else " in the default set"))
+            return self.replace(vm, [schedule for schedule in before if schedule.name != name])
 
     def preview(self, vm: str, seconds: float) -> Preview:
         """What will be taken within so many seconds from now, oldest first.  InvalidArgument: too far ahead; NotFound."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from blockdev.api.schemas import DiffView, NewSnapshot, SnapshotList
+from blockdev.api.schemas import DiffView, NewSnapshot, SnapshotChange, SnapshotList
 from blockdev.api.services import Wired
-from blockdev.api.unfinished import check_description
-from blockdev.vmmap.model import Snapshot
+from blockdev.api.unfinished import check_description, is_marked
+from blockdev.clock import now_seconds
+from blockdev.errors import Busy, InvalidArgument
+from blockdev.quiesce.snapshots import take_snapshot
+from blockdev.vmmap.clock import to_text
+from blockdev.vmmap.model import Snapshot, Terms
 
 router = APIRouter(prefix="/vms/{vm}/snapshots", tags=["snapshots"])
 
@@ -21,7 +25,16 @@ def list_snapshots(vm: str, services: Wired) -> SnapshotList:
 @router.post("", status_code=201)
 def create_snapshot(vm: str, body: NewSnapshot, services: Wired) -> Snapshot:
     """All disks of the VM at one instant, and its configuration."""
-    return services.vms.create_snapshot(vm, body.name, check_description(body.description))
+    _check_later("lock", body.locked_until)
+    return take_snapshot(
+        services.vms,
+        vm,
+        body.name,
+        check_description(body.description),
+        Terms(asked=body.consistency, locked_until=body.locked_until),
+        body.keep_seconds,
+        body.if_not_frozen,
+    )
 
 
 @router.get("/{snapshot}")
@@ -29,9 +42,23 @@ def show_snapshot(vm: str, snapshot: str, services: Wired) -> Snapshot:
     return services.vms.show_snapshot(vm, snapshot)
 
 
+@router.patch("/{snapshot}")
+def change_snapshot(vm: str, snapshot: str, body: SnapshotChange, services: Wired) -> Snapshot:
+    """Describe it, say when it expires, lock or unlock it."""
+    terms = body.given_terms()
+    if not terms:
+        raise InvalidArgument(f"nothing to change: give {', '.join(SnapshotChange.model_fields)}")
+    check_description(terms.get("description", ""))
+    _check_later("lock", terms.get("locked_until"))
+    _check_later("time to keep it", terms.get("expires"))
+    if is_marked(services.vms.show_snapshot(vm, snapshot).description):
+        raise Busy(f"snapshot {vm}@{snapshot} goes when the export that it was taken for ends: take another one")
+    return services.vms.change_snapshot(vm, snapshot, terms)
+
+
 @router.delete("/{snapshot}")
 def delete_snapshot(vm: str, snapshot: str, services: Wired, force: bool = False) -> Snapshot:
-    """Delete the snapshot; clones made of it are not touched."""
+    """Delete the snapshot, unless it is locked; clones made of it are not touched."""
     return services.vms.delete_snapshot(vm, snapshot, force)
 
 
@@ -41,3 +68,10 @@ def diff_snapshot(
 ) -> object:
     """The extents that changed from `older` to this snapshot; without `older`, all that is allocated."""
     return services.vms.diff(vm, older, snapshot, disk).to_json()
+
+
+def _check_later(what: str, time: str | None) -> None:
+    """Nobody means a time that has passed."""
+    now = to_text(now_seconds())
+    if time is not None and time <= now:
+        raise InvalidArgument(f"the {what} would be over already: {time} is not after {now}")
