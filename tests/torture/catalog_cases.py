@@ -23,11 +23,11 @@ from tests.torture import catalog_medium
 from tests.torture.catalog_scenarios import (
     CATALOG_SCENARIOS,
     FROM_POOL_ONLY,
-    FROM_VERSION_1,
+    FROM_VERSIONS,
     Machine,
     build_pool,
     build_world,
-    build_world_of_version_1,
+    build_world_of_version,
     running,
 )
 from tests.torture.file_system import FileSystem, Operation, Tree, Write, read_tree, write_tree
@@ -109,13 +109,16 @@ class Homes:
         self._roots = 0
         self._first_start = self._made_by(build_pool)
         self.world = self._made_by(build_world)
-        self._version_1 = self._made_by(build_world_of_version_1)
+        self._earlier = {
+            version: self._made_by(lambda root, version=version: build_world_of_version(root, version))  # type: ignore[misc]
+            for version in set(FROM_VERSIONS.values())
+        }
 
     def before(self, scenario: str) -> Tree:
         """The home that it begins with."""
         if scenario in FROM_POOL_ONLY:
             return self._first_start
-        return self._version_1 if scenario in FROM_VERSION_1 else self.world
+        return self._earlier[FROM_VERSIONS[scenario]] if scenario in FROM_VERSIONS else self.world
 
     def _made_by(self, build: Callable[[str], None]) -> Tree:
         with self.home({}) as root:

@@ -18,6 +18,7 @@ from blockdev.engine.client import EngineClient
 from blockdev.engine.server import EngineServer
 from blockdev.policies import COMPRESSIONS
 from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.catalog_schema import SCHEMA_VERSION
 from blockdev.vmmap.reserve import ReserveSize
 from blockdev.vmmap.service import VMs
 from tests.vmmap.world import MEBIBYTE, OPERATIONS, Clock, Observation, build, observe
@@ -202,6 +203,12 @@ STORIES: dict[str, Sequence[Step]] = {
         Machine.restart_control,
         operation("clone what runs"),
     ],
+    "of_version_2": [
+        operation("create a snapshot with terms"),
+        Machine.restart_control,
+        operation("change a snapshot"),
+        operation("expire snapshots"),
+    ],
     "the_first_start": [
         call("create_vm", "first", [("a", MEBIBYTE), ("b", MEBIBYTE)], "<first/>", "the first"),
         write("first/a", 3, 7),
@@ -264,11 +271,7 @@ STORIES: dict[str, Sequence[Step]] = {
 }
 
 FROM_POOL_ONLY = {"catalog_the_first_start"}  # its home has no catalog yet
-SINCE_VERSION_1 = {
-    "vm": ("compression", "dedup", "own_schedules", "agent"),
-    "snapshot": ("asked", "frozen_ms", "expires", "locked_until", "schedule", "due"),
-}
-FROM_VERSION_1 = {"catalog_of_version_1"}
+FROM_VERSIONS = {"catalog_of_version_1": 1, "catalog_of_version_2": 2}
 CATALOG_SCENARIOS: dict[str, Callable[[Random], Iterable[Step]]] = {
     **{f"catalog_{name.replace(' ', '_')}": _story([operation(name)]) for name in OPERATIONS},
     **{f"catalog_{name}": _story(steps) for name, steps in STORIES.items()},
@@ -281,19 +284,25 @@ def build_pool(path: str) -> None:
     Pool.create(os.path.join(path, "pool"), 64 << 20, segment_bytes=1 << 20).close()
 
 
-def build_world_of_version_1(path: str) -> None:
-    """The same world, its catalog as the builds before policies left it."""
+# version -> what makes a catalog of the next version one of it
+DOWNGRADES = {
+    2: "DROP TABLE event; DROP TABLE schedule_run; DROP TABLE schedule;"
+    "DROP INDEX snapshot_schedule; DROP INDEX snapshot_expires;"
+    + "".join(
+        f"ALTER TABLE snapshot DROP COLUMN {column};"
+        for column in ("due", "schedule", "locked_until", "expires", "frozen_ms", "asked")
+    )
+    + "ALTER TABLE vm DROP COLUMN agent; ALTER TABLE vm DROP COLUMN own_schedules;",
+    1: "ALTER TABLE vm DROP COLUMN dedup; ALTER TABLE vm DROP COLUMN compression;",
+}
+
+
+def build_world_of_version(path: str, version: int) -> None:
+    """The same world, its catalog as the builds of an earlier version left it."""
     build_world(path)
     database = sqlite3.connect(os.path.join(path, "catalog.db"))
-    for table in ("schedule", "schedule_run", "event"):
-        database.execute(f"DROP TABLE {table}")
-    for index in ("snapshot_expires", "snapshot_schedule"):
-        database.execute(f"DROP INDEX {index}")
-    for table, columns in SINCE_VERSION_1.items():
-        for column in columns:
-            database.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-    database.execute("PRAGMA user_version = 1")
-    database.commit()
+    steps = [DOWNGRADES[step] for step in range(SCHEMA_VERSION - 1, version - 1, -1)]
+    database.executescript(f"{' '.join(steps)} PRAGMA user_version = {version};")
     database.close()
 
 

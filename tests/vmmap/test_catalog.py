@@ -16,9 +16,12 @@ from blockdev.policies import AS_POOL, DiskPolicy
 from blockdev.vmmap import catalog_schema
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_schema import APPLICATION_ID, SCHEMA_VERSION
-from blockdev.vmmap.intents import load_intent
+from blockdev.vmmap.intents import CreateSnapshot, load_intent
+from blockdev.vmmap.model import Terms
+from tests.vmmap.world import LATER
 
 VERSION_1 = Path(__file__).with_name("catalog-version-1.db.gz")
+VERSION_2 = Path(__file__).with_name("catalog-version-2.db.gz")
 NOW = "2026-11-22T12:00:00.000Z"
 
 
@@ -106,6 +109,38 @@ def test_a_catalog_of_version_1_is_brought_to_this_one_and_keeps_all(catalog: Ca
     with again.transaction():
         again.set_policy(again.vms()[0].id, DiskPolicy("off", "on"))
     assert [vm.policy for vm in again.vms()] == [DiskPolicy("off", "on"), AS_POOL]
+    again.close()
+
+
+def test_a_catalog_of_version_2_is_brought_to_this_one_and_keeps_all(catalog: Catalog, tmp_path: Path) -> None:
+    """The file was made by the last build of version 2."""
+    path = tmp_path / "old.db"
+    path.write_bytes(gzip.decompress(VERSION_2.read_bytes()))
+    for _ in range(2):
+        old = Catalog(path)
+        assert pragma(old, "user_version") == SCHEMA_VERSION
+        assert schema(old) == schema(catalog)
+        copy, web = old.vms()
+        assert (web.name, web.policy, web.own_schedules, web.agent) == ("web", DiskPolicy("inline", "off"), 0, None)
+        assert copy.cloned_from == "web@s1"
+        found = old.snapshots(web.id)
+        assert [(one.name, one.lsn, one.description) for one in found] == [
+            ("s1", 7, "of manual"),
+            ("clone-1", 8, "of clone"),
+            ("restore-1", 9, "of restore"),
+        ]
+        assert [one.terms() for one in found] == [Terms("manual"), Terms("clone"), Terms("restore")]
+        assert [part.object_id for part in old.snapshot_disks_of_vm(web.id)] == [10, 11, 12]
+        assert [row.object_id for row in old.imports()] == [20]
+        [intent] = [load_intent(row) for row in old.intents()]
+        assert isinstance(intent, CreateSnapshot) and Terms(*intent.terms) == Terms("manual")
+        assert old.schedules() == {} and old.schedule_runs() == [] and old.events(None, ["info"], None, 9) == []
+        old.close()
+    again = Catalog(path)
+    with again.transaction():
+        again.set_snapshot_terms(again.snapshots()[0].id, "kept", LATER, LATER)
+    assert again.snapshots_expired(NOW) == [] and [one.name for one in again.snapshots_expired(LATER)] == ["s1"]
+    assert again.locked_snapshot(1, NOW) == again.snapshots()[0] and again.locked_snapshot(1, LATER) is None
     again.close()
 
 

@@ -42,6 +42,8 @@ ENGINE_CHANGES = {
     "remove a disk": ["delete"],
     "grow a disk": ["resize"],
     "create a snapshot": ["snapshot"],
+    "create a snapshot with terms": ["snapshot"],
+    "expire snapshots": ["delete"],
     "delete a snapshot": ["delete"],
     "clone what runs": ["snapshot", "clone", "set_disk_policies"],
     "restore a VM with a disk that is gone": ["snapshot", "clone", "relabel", "set_disk_policies", "delete"],

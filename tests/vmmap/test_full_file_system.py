@@ -25,6 +25,7 @@ DELETIONS = [
     "delete a VM",
     "delete a VM without disks",
     "delete a snapshot",
+    "expire snapshots",
     "remove a disk",
 ]
 

@@ -142,6 +142,7 @@ class VMMachine(RuleBasedStateMachine):
             "policy": policy,
             "disks": {disk: (size, b"\0") for disk, size in disks.items()},
             "snapshots": {},
+            "runs": [],
         }
         self.change(
             lambda vms: vms.create_vm(name, list(disks.items()), config, "made", DiskPolicy(**policy)),
@@ -212,7 +213,7 @@ class VMMachine(RuleBasedStateMachine):
             return
         taken = {
             "description": "d",
-            "origin": "manual",
+            "terms": ("manual", "crash", None, None, None),
             "config": vm["config"],
             "disks": dict(vm["disks"]),
         }
@@ -242,6 +243,7 @@ class VMMachine(RuleBasedStateMachine):
             "policy": self.model[name]["policy"],
             "disks": dict(source["disks"]),
             "snapshots": {},
+            "runs": [],
         }
         self.change(
             lambda vms: vms.clone(name, snapshot, new_name), lambda model: model.update({new_name: made})

@@ -11,11 +11,14 @@ from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError
 from blockdev.policies import DiskPolicy
 from blockdev.vmmap.catalog import Catalog
-from blockdev.vmmap.model import Agreement
+from blockdev.vmmap.model import Agreement, Terms
 from blockdev.vmmap.service import VMs
 
 MEBIBYTE = 1 << 20
 NOON = 1_795_348_800.0  # 2026-11-22T12:00:00Z
+LATER = "2026-12-22T12:00:00.000Z"
+TERMS = Terms("schedule", asked="vm", expires=LATER, locked_until=LATER, schedule="hourly", due="2026-11-22T11:05:00.000Z")
+WEB_S1_ID, DB_S1_ID = 1, 3  # the catalog's
 Observation = dict[str, Any]
 
 
@@ -93,6 +96,11 @@ OPERATIONS: dict[str, Callable[[VMs], Any]] = {
     "grow a disk": lambda vms: vms.resize_disk("web", "data", 3 * MEBIBYTE),
     "shrink a disk": lambda vms: vms.resize_disk("web", "data", 4096, force_shrink=True),
     "create a snapshot": lambda vms: vms.create_snapshot("web", "s3", "the third"),
+    "create a snapshot with terms": lambda vms: vms.create_snapshot("web", "s3", terms=TERMS),
+    "change a snapshot": lambda vms: vms.change_snapshot(
+        "web", "s1", {"description": "kept", "expires": None, "locked_until": LATER}
+    ),
+    "expire snapshots": lambda vms: vms.expire_snapshots([WEB_S1_ID, DB_S1_ID]),
     "delete a snapshot": lambda vms: vms.delete_snapshot("web", "s1"),
     "clone a snapshot": lambda vms: vms.clone("web", "s1", "copy"),
     "clone what runs": lambda vms: vms.clone("web", None, "copy"),
@@ -118,6 +126,7 @@ def first_byte(pool: Pool, export: str, size_bytes: int) -> tuple[int, bytes]:
 def observe(vms: VMs, pool: Pool, content: Callable[[Pool, str, int], Any] = first_byte) -> Observation:
     """All that a user can see: names, texts, policies, sizes and `content` of everything; not when, nor which id."""
     seen: Observation = {}
+    runs = {row.uuid: [run for run in vms._catalog.schedule_runs() if run.vm_id == row.id] for row in vms._catalog.vms()}
     for vm in vms.list_vms():
         seen[vm.name] = {
             "description": vm.description,
@@ -127,12 +136,13 @@ def observe(vms: VMs, pool: Pool, content: Callable[[Pool, str, int], Any] = fir
             "policies": {disk.name: pool.find(disk.export).policy for disk in vm.disks},
             "disks": {disk.name: content(pool, disk.export, disk.size_bytes) for disk in vm.disks},
             "snapshots": {},
+            "runs": sorted(run[1:] for run in runs[vm.uuid]),
         }
         for listed in vms.list_snapshots(vm.name):
             snapshot = vms.show_snapshot(vm.name, listed.name)
             seen[vm.name]["snapshots"][snapshot.name] = {
                 "description": snapshot.description,
-                "origin": snapshot.origin,
+                "terms": (snapshot.origin, snapshot.asked, snapshot.expires, snapshot.locked_until, snapshot.schedule),
                 "config": snapshot.config,
                 "disks": {disk.name: content(pool, disk.export, disk.size_bytes) for disk in snapshot.disks},
             }
@@ -144,7 +154,7 @@ def without_automatic_snapshots(seen: Observation) -> Observation:
     return {
         name: {
             **vm,
-            "snapshots": {key: one for key, one in vm["snapshots"].items() if one["origin"] == "manual"},
+            "snapshots": {key: one for key, one in vm["snapshots"].items() if one["terms"][0] == "manual"},
         }
         for name, vm in seen.items()
     }
