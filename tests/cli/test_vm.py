@@ -19,7 +19,7 @@ VM_FIELDS = {
     "size_bytes",
     "snapshot_count",
     "cloned_from",
-    "policy",
+    "agent", "policy",
     "disks",
 }
 DISK_FIELDS = {"name", "size_bytes", "export", "object_id", "created", "state", "clients"}
@@ -170,6 +170,19 @@ def test_snapshot_without_a_name_is_named(home: Home, name: str) -> None:
     home("vm", "create", name, "--disk", "root=1M")
     made = home.json("snapshot", "create", name)
     assert made["name"] and f"{name}@{made['name']}" in home("snapshot", "list", name)
+
+
+def test_a_guest_agent_is_said_shown_and_taken_away(home: Home, name: str) -> None:
+    home("vm", "create", name, "--disk", "root=1M")
+    assert home("vm", "agent", name) == "no agent\n"
+    home("vm", "agent", name, "/run/vm/agent.sock")
+    assert home.json("vm", "agent", name) == {"agent": "/run/vm/agent.sock"}
+    assert "/run/vm/agent.sock" in home("vm", "show", name)
+    refused = home.run("snapshot", "create", name, "--consistency", "vm", "--if-not-frozen", "fail")
+    assert refused.status == 11 and "/run/vm/agent.sock" in refused.error
+    home("vm", "agent", name, "--none")
+    assert home.json("vm", "show", name)["agent"] is None
+    assert home.run("vm", "agent", name, "/run/vm/agent.sock", "--none").status == 2
 
 
 def test_clones_are_vms_of_their_own(home: Home, name: str) -> None:

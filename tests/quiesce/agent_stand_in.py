@@ -9,7 +9,6 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +82,7 @@ class StandIn:
                 except CloseConnection as last_words:
                     client.sendall(*last_words.args)
                     return
-                with suppress(BrokenPipeError):  # as with QEMU: what the client had sent is done, though it has gone
-                    client.sendall(said)
+                client.sendall(said)
 
     def set_frozen(self, count: int) -> int:
         """How many were frozen before."""

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,29 +29,11 @@ from tests.quiesce.agent_stand_in import (
     saying,
     well_behaved,
 )
-
-OWNER = """\
-import sys
-from blockdev.quiesce.freeze import frozen
-with frozen(sys.argv[1], float(sys.argv[2])) as held:
-    print("frozen", flush=True)
-    sys.stdin.read()
-print(held.was_whole, flush=True)
-"""
+from tests.quiesce.owner import OWNER, watchdogs_of
 
 
 def watchdogs(agent: StandIn) -> list[int]:
-    """Their process ids."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            is_zombie = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        except OSError:
-            continue
-        if agent.address.encode() in words and b"-S" in words and not is_zombie:
-            found.append(int(process.name))
-    return found
+    return watchdogs_of(agent.address)
 
 
 def await_no_watchdog(agent: StandIn, limit_s: float = 5.0) -> None:
@@ -98,9 +79,7 @@ def test_one_freeze_after_another(agent: StandIn) -> None:
         assert held.was_whole
 
 
-def test_a_second_freeze_of_the_same_guest_has_to_wait_and_changes_nothing(
-    agent: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_freeze_of_the_same_guest_has_to_wait_and_changes_nothing(agent: StandIn) -> None:
     with frozen(agent.address, 30.0) as held, pytest.raises(Unavailable, match="no other program"), frozen(agent.address):
         raise AssertionError("frozen twice")
     assert held.was_whole
@@ -180,25 +159,6 @@ def test_a_freeze_that_is_answered_too_late_is_undone(agent: StandIn) -> None:
         raise AssertionError("frozen")
     go_on.set()
     agent.wait_until(lambda: FREEZE in agent.requests and THAW in agent.requests and not agent.frozen_count)
-
-
-def test_a_freeze_that_comes_after_all_have_gone_is_undone(agent: StandIn) -> None:
-    """The thaw is in the agent's queue before the freeze is answered: nobody has to be there any more."""
-    go_on = threading.Event()
-
-    def late(stand_in: StandIn, request: dict[str, Any]) -> bytes:
-        assert go_on.wait(30)
-        return well_behaved(stand_in, request)
-
-    agent.behaviours[FREEZE] = late
-    with pytest.raises(Unavailable), frozen(agent.address, 0.5):
-        raise AssertionError("frozen")
-    (watchdog,) = watchdogs(agent)
-    os.kill(watchdog, signal.SIGKILL)
-    await_no_watchdog(agent)
-    go_on.set()
-    agent.wait_until(lambda: FREEZE in agent.requests)
-    agent.wait_until(lambda: THAW in agent.requests and not agent.frozen_count)
 
 
 def test_a_body_that_exceeds_the_limit_loses_the_freeze(agent: StandIn) -> None:

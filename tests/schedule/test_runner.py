@@ -141,6 +141,23 @@ def test_locked_and_attached_snapshots_outlive_their_time(web: Home) -> None:
     assert web.snapshots("web") == []
 
 
+def test_a_schedule_that_changed_has_missed_nothing(web: Home) -> None:
+    web.schedules.put(None, "hourly", {"at": "daily 10:00"})
+    web.now += 12 * HOUR  # 13:00 in Zurich
+    assert web.scheduler.round().taken == 0  # seen for the first time
+    web.schedules.put(None, "hourly", {"at": "daily 12:00"})
+    web.now += 60
+    assert web.scheduler.round().taken == 0
+    web.schedules.replace(None, [])
+    web.now += 10 * DAY
+    web.scheduler.round()
+    web.schedules.put(None, "hourly", {"at": "daily 12:00", "keep_seconds": 3600})
+    assert web.scheduler.round().taken == 0
+    web.schedules.put(None, "hourly", {"keep_seconds": 7200})  # the same times
+    web.now += DAY
+    assert web.scheduler.round().taken == 1
+
+
 def test_run_now_takes_one_as_the_schedule_would(web: Home) -> None:
     name = web.scheduler.run_now("web", "hourly")
     assert web.vms.show_snapshot("web", name).schedule == "hourly"

@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 
 from blockdev.errors import InvalidArgument
+from blockdev.schedule import times
 from blockdev.schedule.times import latest_run, next_run, parse_when, parse_zone, runs
 from tests.schedule.minutes import Minutes
 
@@ -142,3 +143,12 @@ def test_a_zone_that_is_none_is_refused() -> None:
     for name in ("Mars/Olympus", "", "../../etc/passwd", "/etc/localtime", "Europe"):
         with pytest.raises(InvalidArgument):
             parse_zone(name)
+
+
+def test_a_day_is_computed_once_however_many_ask() -> None:
+    """A thousand VMs with a schedule of every minute made the control plane stand still."""
+    times._instants.cache_clear()
+    when, zone = parse_when("cron * * * * *"), parse_zone("Europe/Zurich")
+    for number in range(1000):
+        assert next_run(when, zone, FIRST.timestamp() + number) % 60 == 0
+    assert times._instants.cache_info().misses < 5

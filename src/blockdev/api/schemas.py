@@ -96,6 +96,7 @@ class NewVM(VMPolicy):
 
 
 class VMChange(VMPolicy):
+    agent: str | None = Field(None, description="the Unix socket of its guest agent on the machine that serves; null: none")
     name: Name | None = Field(None, description="the new name")
     description: str | None = None
     force: bool = Field(False, description="rename although clients are attached; they stay attached")

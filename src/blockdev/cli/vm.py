@@ -122,6 +122,8 @@ def _tell_vm(vm: dict[str, Any]) -> None:
     if vm["cloned_from"]:
         fields.append(("cloned from", vm["cloned_from"]))
     fields += [(field, vm["policy"][field]) for field in ("compression", "dedup") if vm["policy"][field]]
+    if vm["agent"]:
+        fields.append(("agent", vm["agent"]))
     fields.append(("snapshots", str(vm["snapshot_count"])))
     print_fields(fields)
     click.echo()
@@ -169,6 +171,26 @@ def delete(session: Session, name: str, force: bool, yes: bool) -> None:
 def show_snapshots(vm: dict[str, Any]) -> str:
     count = vm["snapshot_count"]
     return show_count(count, "snapshot") if count else "no snapshots"
+
+
+@vm.command()
+@click.argument("name", type=values.VM)
+@click.argument("path", type=values.PATH, required=False)
+@click.option("--none", "no_agent", is_flag=True, help="It has no agent any more.")
+@pass_session
+def agent(session: Session, name: str, path: str | None, no_agent: bool) -> None:
+    """Show where the guest agent of a VM listens, or say it: the host's side of its channel, a Unix socket.
+
+    It freezes the guest for snapshots with --consistency vm; docs/quiesce.md says how QEMU is given the channel.
+    """
+    if path is not None and no_agent:
+        raise InvalidArgument("say where the agent listens, or --none, not both")
+    if path is None and not no_agent:
+        found = session.client.get(f"/vms/{name}")
+        session.show({"agent": found["agent"]}, lambda: click.echo(found["agent"] or "no agent"))
+        return
+    changed = session.client.patch(f"/vms/{name}", {"agent": path})
+    session.say(changed, f"the guest agent of VM {name} listens at {path}" if path else f"VM {name} has no guest agent now")
 
 
 @vm.command()

@@ -54,7 +54,7 @@ def frozen(address: str | os.PathLike[str], limit_seconds: float = LIMIT_SECONDS
     `limit_seconds` (at most 60) is from the freeze's request to the thaw's: then the guest is thawed although the body has not ended, and
     `was_whole` is False.  Before the body: InvalidArgument, Unavailable, Busy, GuestFailed, when the guest could not be frozen; it was thawed, or
     is being thawed for up to a minute.  Behind it: Unavailable, GuestFailed, when the guest may still be frozen; not in place of the body's own error.
-    Costs 60 ms of a process's start, and what the guest takes to write what it holds.
+    Costs 40 ms of a process's start, and what the guest takes to write what it holds.
     """
     if not 0 < limit_seconds <= LIMIT_SECONDS_MAX:
         raise InvalidArgument(f"a guest can be frozen for more than 0 and at most {LIMIT_SECONDS_MAX:g} s, not {limit_seconds:g}")
@@ -118,7 +118,7 @@ class _Watchdog:
         """How many file systems were frozen."""
         self._order("freeze")
         try:
-            self._frozen_count = self._listen("frozen", self._limit_s + 2 * watchdog.ATTEMPT_SECONDS + 1)
+            self._frozen_count = self._listen("frozen", self._limit_s + 4 * watchdog.ATTEMPT_SECONDS)
         except (_Died, TimeoutError) as error:
             self._process.kill()
             self._thaw_ourselves()

@@ -115,9 +115,9 @@ class FreezeFailed(Exception):
 
 
 def undo_freeze(agent: Agent, owner: Owner, error: BlockdevError) -> None:
-    """Thaw, and tell the owner; it is not kept waiting for more than one try."""
+    """Thaw, and tell the owner; it is not kept waiting for long."""
     try:
-        agent.thaw(ATTEMPT_SECONDS)
+        thaw_persistently(agent, ATTEMPT_SECONDS)  # more than one try: the connection may have been lost
     except BlockdevError:
         later = f"; the guest may be frozen: a thaw is tried for {THAW_SECONDS_MAX:g} s more"
         owner.tell("error", [error.code, f"{error}{later}"])
@@ -160,7 +160,7 @@ def main(arguments: list[str]) -> None:
     address, limit_s = arguments[0], float(arguments[1])
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    longest_s = READY_SECONDS_MAX + ORDER_SECONDS_MAX + limit_s + 4 * ATTEMPT_SECONDS + THAW_SECONDS_MAX
+    longest_s = READY_SECONDS_MAX + ORDER_SECONDS_MAX + limit_s + 6 * ATTEMPT_SECONDS + THAW_SECONDS_MAX
     signal.alarm(int(longest_s) + 5)
     try:
         with Agent(address) as agent, socket.socket(fileno=0) as channel:

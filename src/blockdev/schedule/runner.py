@@ -156,8 +156,7 @@ class Scheduler:
                 elif key not in known:
                     rows.append(row)
                 if _next(schedule.at, schedule.zone, handled) <= now:
-                    due = latest_run(*schedule.when(), handled, now)
-                    assert due is not None
+                    due = _latest(schedule.at, schedule.zone, handled, now)
                     dues.append(Due(vm, schedule, due, row.failures))
         return sorted(dues, key=lambda one: (one.due, _spread(one.vm))), rows
 
@@ -249,6 +248,14 @@ def _spread(vm: VMRow) -> bytes:
 @lru_cache(maxsize=65536)
 def _seconds(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
+
+
+@lru_cache(maxsize=1024)
+def _latest(at: str, zone: str, handled: float, now: float) -> float:
+    """The run that is caught up, when there is one."""
+    due = latest_run(parse_when(at), parse_zone(zone), handled, now)
+    assert due is not None
+    return due
 
 
 @lru_cache(maxsize=65536)

@@ -88,10 +88,17 @@ class Schedules:
             raise InvalidArgument("the default set has no other default: give the schedules that it is to have")
         check_set(schedules or [])
         with self._catalog.transaction(grows=True):
+            before = self.show(vm)
             vm_id = None if vm is None else self._vm(vm).id
             bodies = [schedule.to_json() for schedule in schedules or []]
             self._catalog.set_schedules(vm_id, bodies, own=schedules is not None)
-        return self.show(vm)
+            after = self.show(vm)
+            # what runs at other times now has missed nothing
+            others = {(one.name, one.at, one.zone) for one in before.schedules} ^ {
+                (one.name, one.at, one.zone) for one in after.schedules
+            }
+            self._catalog.forget_schedule_runs(vm_id, {name for name, _at, _zone in others})
+        return after
 
     def put(self, vm: str | None, name: str, change: dict[str, Any]) -> ScheduleSet:
         """Add or change one schedule; a VM's own set begins as a copy of the default one.  InvalidArgument; NotFound."""

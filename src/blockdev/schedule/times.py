@@ -19,6 +19,7 @@ import os
 import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -216,15 +217,17 @@ def _days_from(when: When, first: date) -> Iterator[date]:
             yield day
 
 
-def _instants(when: When, zone: ZoneInfo, day: date) -> list[float]:
+@lru_cache(maxsize=4096)
+def _instants(when: When, zone: ZoneInfo, day: date) -> tuple[float, ...]:
     """Of one local day, in order, each once."""
     found = set()
+    each_hour = when.follows_the_hours()
     for hour, minute in when.times:
         local = datetime(day.year, day.month, day.day, hour, minute, tzinfo=zone)
         first, second = (local.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
         comes = first.astimezone(zone).replace(tzinfo=None) == local.replace(tzinfo=None)
-        if not when.follows_the_hours():
+        if not each_hour:
             found.add(first.timestamp())
         elif comes:
             found.update((first.timestamp(), second.timestamp()))
-    return sorted(found)
+    return tuple(sorted(found))

@@ -222,22 +222,24 @@ class Catalog:
         return found
 
     def set_schedules(self, vm_id: int | None, bodies: list[dict[str, Any]], own: bool = True) -> None:
-        """The default set, or that of a VM; not `own`: the VM has the default one again.
-
-        How far a schedule was is forgotten with it: one of its name that comes later begins anew.
-        """
+        """The default set, or that of a VM; not `own`: the VM has the default one again."""
         self._do("DELETE FROM schedule WHERE vm_id IS ?", vm_id)
         for body in bodies:
             self._do("INSERT INTO schedule (vm_id, name, body) VALUES (?, ?, ?)", vm_id, body["name"], json.dumps(body))
         if vm_id is not None:
             self._do("UPDATE vm SET own_schedules = ? WHERE id = ?", int(own), vm_id)
-        self._do(
-            "DELETE FROM schedule_run AS run WHERE NOT EXISTS (SELECT 1 FROM vm v JOIN schedule s"
-            " ON s.vm_id IS CASE v.own_schedules WHEN 0 THEN NULL ELSE v.id END AND s.name = run.schedule WHERE v.id = run.vm_id)"
-        )
 
     def schedule_runs(self) -> list[RunRow]:
         return self._rows(RunRow, "SELECT * FROM schedule_run")
+
+    def forget_schedule_runs(self, vm_id: int | None, schedules: Iterable[str]) -> None:
+        """Of one VM, or of all that follow the default set."""
+        for schedule in schedules:
+            self._do(
+                "DELETE FROM schedule_run WHERE schedule = ?1 AND vm_id IN"
+                " (SELECT id FROM vm WHERE iif(?2 IS NULL, own_schedules = 0, id = ?2))",
+                *(schedule, vm_id),
+            )
 
     def put_schedule_runs(self, rows: Iterable[RunRow]) -> None:
         for row in rows:  # whose VM may be gone by now

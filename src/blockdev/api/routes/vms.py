@@ -44,9 +44,12 @@ def show_vm(vm: str, services: Wired) -> VM:
 
 
 @router.patch("/{vm}")
-def change_vm(vm: str, body: VMChange, services: Wired) -> VM:
-    """Rename it, describe it, say how its data is kept, or all of these."""
+def change_vm(vm: str, body: VMChange, services: Wired, request: Request) -> VM:
+    """Rename it, describe it, say how its data is kept and where its guest agent listens, or all of these."""
     policy, changed = body.given_policy(), None
+    if "agent" in body.model_fields_set:
+        files_allowed(request)
+        changed = services.vms.set_agent(vm, body.agent)
     if body.description is not None:
         changed = services.vms.set_description(vm, check_description(body.description))
     if policy:
@@ -54,7 +57,7 @@ def change_vm(vm: str, body: VMChange, services: Wired) -> VM:
     if body.name is not None:
         changed = services.vms.rename_vm(vm, body.name, body.force)
     if changed is None:
-        raise InvalidArgument("nothing to change: give name, description, compression or dedup")
+        raise InvalidArgument("nothing to change: give name, description, compression, dedup or agent")
     return changed
 
 
