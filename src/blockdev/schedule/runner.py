@@ -124,6 +124,7 @@ class Scheduler:
             if rows:
                 with self._catalog.transaction():
                     self._catalog.put_schedule_runs(rows)
+        # last, so that the newest one of a schedule stays when the run that would have replaced it fails
         return Round(taken, failed, self._expire())
 
     def run_now(self, vm: str, schedule: str) -> str:

@@ -665,7 +665,10 @@ class VMs:
 
     def _refuse_locked(self, vm: VMRow, snapshot: SnapshotRow | None) -> None:
         if snapshot is not None and (snapshot.locked_until or "") > self._journal.now():
-            raise Locked(f"snapshot {vm.name}@{snapshot.name} is locked until {snapshot.locked_until}: wait, or unlock it")
+            raise Locked(
+                f"snapshot {vm.name}@{snapshot.name} is locked until {snapshot.locked_until}: wait, or release it with "
+                f"blockdevctl snapshot lock {vm.name}@{snapshot.name} --release"
+            )
 
     def _time_name(self, vm: VMRow, prefix: str = "") -> str:
         """A snapshot name that says when, and is free."""
