@@ -220,8 +220,8 @@ def _same_every_time(seed: int) -> Iterator[None]:
 
     same_time: Callable[[], float] = lambda: 1_800_000_000.0  # noqa: E731
     with (
-        mock.patch("blockdev.pool.uuid_module.uuid4", same_uuid),
-        mock.patch("blockdev.pool.now_seconds", same_time),
+        mock.patch("blockdev.directory.uuid_module.uuid4", same_uuid),
+        mock.patch("blockdev.directory.now_seconds", same_time),
         mock.patch("blockdev.inspection.now_seconds", same_time),
     ):
         yield
