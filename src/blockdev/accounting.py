@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from blockdev._accounting import Accountant
 from blockdev.constants import BLOCK_BYTES
 from blockdev.errors import Gone, InvalidArgument
-from blockdev.records import KIND_VDISK, Table
+from blockdev.records import KIND_VDISK, MAP_HEIGHT_MAX, Table
 from blockdev.recovery import list_segments
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 STEP_NODES = 4096  # between two looks at whether the pool was closed
 OWNERS_BYTES_MAX = 256 << 20  # for the owners of blocks at once: of 256 GiB of data
 NODE_BYTES = 2 * 4608  # in both node files
-LEVELS_MAX = 4
 POOL_OWNER = 1
 
 
@@ -106,17 +105,19 @@ class Accounting:
         self._repeat(lambda: self._accountant.own_nodes(STEP_NODES))
         for segments in self._ranges():
             self._count_blocks(segments)
-        for level in range(1, LEVELS_MAX):
+        for level in range(1, MAP_HEIGHT_MAX):
             self._repeat(lambda level=level: self._accountant.sum_nodes(level, STEP_NODES))  # type: ignore[misc]
         groups = [self._usage_of(group, owners) for group, owners in zip(self._groups, self._of_groups, strict=True)]
         return Usage(self._usage_of_pool(), groups)
 
     def _repeat(self, step: Callable[[], bool]) -> None:
-        more = True
-        while more:
-            if self._pool.core.closed:
-                raise Gone("the pool was closed while its space was counted")
-            more = step()
+        self._check_open()
+        while step():
+            self._check_open()
+
+    def _check_open(self) -> None:
+        if self._pool.core.closed:
+            raise Gone("the pool was closed while its space was counted")
 
     def _add_owner(self, parent: int) -> int:
         self._parents.append(parent)
@@ -153,7 +154,7 @@ class Accounting:
         for id in segments:
             last = id == self._table.segment_id
             self._accountant.sum_segment(id, self._table.slot_index if last else self._stats["segment_slots"])
-            self._repeat(lambda: False)
+            self._check_open()
 
     def _sums(self, owners: Sequence[int]) -> tuple[int, int, int]:
         """(blocks, those of them that a disk reaches, stored bytes)."""

@@ -108,8 +108,7 @@ class Pool:
         self._replayed = recovered.batch_count > 0
         self.inspector = Inspector(self._core, path)
         self.compactor = Compactor(self._core)
-        self._set_limits()
-        self._core.set_dedup(self.policy.dedup == "on")
+        self._follow_superblock()
 
     def _start(self, background: bool) -> None:
         """Make the next start short, and begin maintenance."""
@@ -620,8 +619,10 @@ class Pool:
         reserve = min(self.capacity_bytes // 8, max(self.capacity_bytes // 64, RESERVE_BYTES))
         return self.capacity_bytes - reserve, self.capacity_bytes
 
-    def _set_limits(self) -> None:
+    def _follow_superblock(self) -> None:
+        """Let the data path go by its capacity and policy."""
         self._core.set_limits(*self._limits())
+        self._core.set_dedup(self.policy.dedup == "on")
 
     def set_capacity(self, capacity_bytes: int) -> None:
         """Change how much the pool may hold; durable on return.  InvalidArgument when it holds more already."""
@@ -653,8 +654,7 @@ class Pool:
         changed = block._replace(sequence=self._superblock.sequence + 1)
         superblock.write(self.path, changed)
         self._superblock = changed
-        self._set_limits()
-        self._core.set_dedup(self.policy.dedup == "on")
+        self._follow_superblock()
 
     @property
     def policy(self) -> PoolPolicy:

@@ -35,18 +35,14 @@ def take_snapshot(
     if terms.asked != "vm":
         return vms.create_snapshot(vm, name, description, terms, keep_seconds)
     agent = vms.agent(vm)
-    try:
-        if agent is None:
-            raise InvalidArgument(
-                f"VM {vm} has no guest agent that could freeze it: say where it listens with blockdevctl vm agent {vm} PATH"
-            )
-        return _take_frozen(vms, vm, name, description, terms, keep_seconds, agent, limit_seconds)
-    except _NotFrozen as failure:
-        reason = failure.error
-    except InvalidArgument as error:
-        if agent is not None:
-            raise
-        reason = error
+    reason: BlockdevError = InvalidArgument(
+        f"VM {vm} has no guest agent that could freeze it: say where it listens with blockdevctl vm agent {vm} PATH"
+    )
+    if agent is not None:
+        try:
+            return _take_frozen(vms, vm, name, description, terms, keep_seconds, agent, limit_seconds)
+        except _NotFrozen as failure:
+            reason = failure.error
     if if_not_frozen == "fail":
         raise reason
     logger.warning("VM %s was not frozen for its snapshot: %s", vm, reason.message)
