@@ -12,7 +12,8 @@ from blockdev.errors import Busy, InvalidArgument, Locked, NotFound
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.clock import to_text
 from blockdev.vmmap.model import Terms
-from blockdev.vmmap.service import SCHEDULED_CAP, VMs
+from blockdev.vmmap.service import VMs
+from blockdev.vmmap.snapshots import SCHEDULED_CAP
 from tests.vmmap.world import LATER, MEBIBYTE, Clock, check_agreed
 
 HOURLY = Terms("schedule", schedule="hourly", due="2026-11-22T12:05:00.000Z")

@@ -21,9 +21,10 @@ from blockdev.errors import (
 )
 from blockdev.types import Extent
 from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.clones import CLONES_MAX
 from blockdev.vmmap.model import Diff, DiskDiff
 from blockdev.vmmap.names import CONFIG_BYTES_MAX
-from blockdev.vmmap.service import CLONES_MAX, VMs
+from blockdev.vmmap.service import VMs
 from tests.vmmap.world import (
     MEBIBYTE,
     Clock,

@@ -14,7 +14,7 @@ from blockdev.schedule.times import local_zone, runs
 from blockdev.vmmap.catalog import Catalog, VMRow
 from blockdev.vmmap.clock import Clock, to_text
 from blockdev.vmmap.model import Terms
-from blockdev.vmmap.service import SCHEDULED_CAP, SCHEDULED_SNAPSHOTS_MAX
+from blockdev.vmmap.snapshots import SCHEDULED_CAP, SCHEDULED_SNAPSHOTS_MAX
 
 SHIPPED = "schedules_shipped"
 PREVIEW_SECONDS_MAX = 10 * 366 * 86400

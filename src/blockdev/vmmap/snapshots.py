@@ -1,0 +1,157 @@
+"""Snapshots of VMs: taking, keeping, comparing and deleting them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from blockdev.errors import Busy
+from blockdev.vmmap import intents
+from blockdev.vmmap.catalog import SnapshotRow, VMRow
+from blockdev.vmmap.clock import to_text
+from blockdev.vmmap.lookup import object_ids, present
+from blockdev.vmmap.model import (
+    MANUAL,
+    Diff,
+    DiskDiff,
+    Snapshot,
+    Terms,
+)
+from blockdev.vmmap.names import (
+    DESCRIPTION_BYTES_MAX,
+    check_text,
+    object_name,
+)
+from blockdev.vmmap.operation import Operations, change
+from blockdev.vmmap.views import (
+    view_snapshots_of,
+)
+
+SCHEDULED_SNAPSHOTS_MAX = 256  # of one VM, unless the catalog says another cap
+SCHEDULED_CAP = "scheduled_snapshots_max"
+
+
+class SnapshotOperations(Operations):
+    """The operations on snapshots."""
+
+    @change
+    def create_snapshot(
+        self,
+        vm: str,
+        name: str | None = None,
+        description: str = "",
+        terms: Terms = MANUAL,
+        keep_seconds: float | None = None,
+    ) -> Snapshot:
+        """All disks of the VM at one LSN, and its configuration.  Without a name, the time is the name.
+
+        keep_seconds: it expires so long from now; else as `terms` say.
+        """
+        row = self._lookup.vm(vm)
+        check_text("description", description, DESCRIPTION_BYTES_MAX)
+        if name is not None:
+            self._lookup.check_new_snapshot(row, name)
+        if keep_seconds is not None:
+            terms = terms._replace(expires=to_text(self._clock() + keep_seconds))
+        if terms.schedule is not None:
+            self._refuse_over_cap(row)
+        taken = self._take_snapshot(row, name or self._time_name(row), description, terms)
+        return self._view_snapshot(row, taken, {})
+
+    @change
+    def change_snapshot(self, vm: str, snapshot: str, change: Mapping[str, Any]) -> Snapshot:
+        """Set what `change` names: description, expires, locked_until (ISO 8601 UTC, None: never, not locked)."""
+        row = self._lookup.vm(vm)
+        found = self._lookup.snapshot(row, snapshot)
+        check_text("description", change.get("description", ""), DESCRIPTION_BYTES_MAX)
+        wanted = {
+            "description": found.description,
+            "expires": found.expires,
+            "locked_until": found.locked_until,
+            **change,
+        }
+        with self._catalog.transaction(grows=True):
+            self._catalog.set_snapshot_terms(found.id, **wanted)
+        return self._view_snapshot(row, self._lookup.snapshot(row, snapshot))
+
+    @change
+    def note_consistency(self, vm: str, snapshot: str, frozen_ms: int) -> Snapshot:
+        """The guest was frozen, whole, while the snapshot was taken: say so, and for how long."""
+        row = self._lookup.vm(vm)
+        found = self._lookup.snapshot(row, snapshot)
+        with self._catalog.transaction():
+            self._catalog.set_snapshot_consistency(found.id, "vm", frozen_ms)
+        return self._view_snapshot(row, self._lookup.snapshot(row, snapshot), {})
+
+    @change
+    def expire_snapshots(self, snapshot_ids: list[int]) -> list[str]:
+        """Delete snapshots whose time is over, all by one record; those that are locked or attached stay.
+
+        Returns VM@SNAPSHOT of those that went.
+        """
+        attached = set(self._lookup.clients() or {})
+        now = self._journal.now()
+        going: list[tuple[SnapshotRow, list[int]]] = []
+        for row in (self._catalog.snapshot_by_id(id) for id in snapshot_ids):
+            if row is None or (row.locked_until or "") > now:
+                continue
+            ids = object_ids(self._catalog.snapshot_disks(row.id))
+            if not attached.intersection(ids):
+                going.append((row, ids))
+        names = [f"{self._catalog.vm_name(row.vm_id)}@{row.name}" for row, _ids in going]
+        all_ids = [id for _row, ids in going for id in ids]
+        self._delete(intents.ExpireSnapshots([row.id for row, _ids in going], all_ids), all_ids, force=False)
+        return names
+
+    def _refuse_over_cap(self, vm: VMRow) -> None:
+        cap = int(self._catalog.setting(SCHEDULED_CAP) or SCHEDULED_SNAPSHOTS_MAX)
+        count = self._catalog.scheduled_count(vm.id)
+        if count >= cap:
+            raise Busy(
+                f"VM {vm.name} has {count} snapshots of schedules, and the cap is {cap}: keep them for a shorter time, "
+                "or raise it with blockdevctl schedule cap"
+            )
+
+    def list_snapshots(self, vm: str) -> list[Snapshot]:
+        """Oldest first; without configuration texts and clients."""
+        return view_snapshots_of(self._catalog, self._lookup.vm(vm))
+
+    def show_snapshot(self, vm: str, snapshot: str) -> Snapshot:
+        """One snapshot with its configuration text and clients."""
+        self._lookup.snapshot(self._lookup.vm(vm), snapshot)
+        clients = self._lookup.clients()
+        with self._catalog.transaction():
+            row = self._lookup.vm(vm)
+            return self._view_snapshot(row, self._lookup.snapshot(row, snapshot), clients)
+
+    @change
+    def delete_snapshot(self, vm: str, snapshot: str, force: bool = False) -> Snapshot:
+        """Delete a snapshot; clones made of it are not touched.  Busy; forced, clients are cut off."""
+        row = self._lookup.vm(vm)
+        found = self._lookup.snapshot(row, snapshot)
+        self._refuse_locked(row, found)
+        was = self._view_snapshot(row, found)
+        disks = self._catalog.snapshot_disks(found.id)
+        intent = intents.DeleteSnapshot(vm, snapshot, found.id, object_ids(disks))
+        self._delete(intent, intent.object_ids, force)
+        return was
+
+    def diff(self, vm: str, older: str | None, newer: str, disk: str | None = None) -> Diff:
+        """What changed from `older` (None: from nothing) to `newer`, on all disks of `newer` or on one."""
+        with self._catalog.transaction():
+            row = self._lookup.vm(vm)
+            after = self._lookup.snapshot_disks(row, newer, disk)
+            before = (
+                {} if older is None else {one.name: one for one in self._lookup.snapshot_disks(row, older)}
+            )
+        pairs: list[tuple[str, int | None, int]] = []
+        for one in after:
+            old = before.get(one.name)
+            old_id = None if old is None else present(old, object_name(vm, one.name, older))
+            pairs.append((one.name, old_id, present(one, object_name(vm, one.name, newer))))
+        disks = []
+        for name, old_id, new_id in pairs:
+            extents = self._engine.diff(old_id, new_id)
+            disks.append(DiskDiff(name, sum(extent.length for extent in extents), extents))
+        return Diff(vm, older, newer, sum(one.changed_bytes for one in disks), disks)
+
