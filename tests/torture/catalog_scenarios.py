@@ -209,6 +209,11 @@ STORIES: dict[str, Sequence[Step]] = {
         operation("change a snapshot"),
         operation("expire snapshots"),
     ],
+    "of_version_3": [
+        operation("create a snapshot"),
+        Machine.restart_control,
+        operation("clone what runs"),
+    ],
     "the_first_start": [
         call("create_vm", "first", [("a", MEBIBYTE), ("b", MEBIBYTE)], "<first/>", "the first"),
         write("first/a", 3, 7),
@@ -271,7 +276,7 @@ STORIES: dict[str, Sequence[Step]] = {
 }
 
 FROM_POOL_ONLY = {"catalog_the_first_start"}  # its home has no catalog yet
-FROM_VERSIONS = {"catalog_of_version_1": 1, "catalog_of_version_2": 2}
+FROM_VERSIONS = {f"catalog_of_version_{version}": version for version in (1, 2, 3)}
 CATALOG_SCENARIOS: dict[str, Callable[[Random], Iterable[Step]]] = {
     **{f"catalog_{name.replace(' ', '_')}": _story([operation(name)]) for name in OPERATIONS},
     **{f"catalog_{name}": _story(steps) for name, steps in STORIES.items()},
@@ -286,6 +291,8 @@ def build_pool(path: str) -> None:
 
 # version -> what makes a catalog of the next version one of it
 DOWNGRADES = {
+    3: "DROP TABLE domain; DROP TABLE hypervisor; DROP TABLE job; DROP TABLE token; DROP INDEX snapshot_uuid;"
+    "ALTER TABLE snapshot DROP COLUMN changed_bytes; ALTER TABLE snapshot DROP COLUMN uuid;",
     2: "DROP TABLE event; DROP TABLE schedule_run; DROP TABLE schedule;"
     "DROP INDEX snapshot_schedule; DROP INDEX snapshot_expires;"
     + "".join(

@@ -22,6 +22,9 @@ from tests.vmmap.world import LATER
 
 VERSION_1 = Path(__file__).with_name("catalog-version-1.db.gz")
 VERSION_2 = Path(__file__).with_name("catalog-version-2.db.gz")
+VERSION_3 = Path(__file__).with_name("catalog-version-3.db.gz")
+UUID = "8d0c6b9a-3c11-4c4e-9a39-0b6f6d2f3b11"
+OTHER_UUID = "0d0c6b9a-3c11-4c4e-9a39-0b6f6d2f3b12"
 NOW = "2026-11-22T12:00:00.000Z"
 
 
@@ -44,7 +47,7 @@ def test_it_is_durable_strict_and_for_its_owner_alone(catalog: Catalog, catalog_
 
 def test_what_a_transaction_wrote_is_there_after_reopening(catalog: Catalog, catalog_path: str) -> None:
     with catalog.transaction():
-        catalog.insert_vm("u", "web", NOW, config="<x/>")
+        catalog.insert_vm(UUID, "web", NOW, config="<x/>")
     catalog.close()
     again = Catalog(catalog_path)
     row = again.vm("web")
@@ -54,11 +57,11 @@ def test_what_a_transaction_wrote_is_there_after_reopening(catalog: Catalog, cat
 
 def test_a_transaction_that_fails_leaves_nothing(catalog: Catalog) -> None:
     with pytest.raises(KeyError), catalog.transaction():
-        catalog.insert_vm("u", "web", NOW)
+        catalog.insert_vm(UUID, "web", NOW)
         raise KeyError
     assert catalog.vms() == []
     with catalog.transaction():
-        catalog.insert_vm("u", "web", NOW)
+        catalog.insert_vm(UUID, "web", NOW)
 
 
 def test_a_catalog_of_another_version_is_refused_and_left_alone(catalog: Catalog, catalog_path: str) -> None:
@@ -144,6 +147,31 @@ def test_a_catalog_of_version_2_is_brought_to_this_one_and_keeps_all(catalog: Ca
     again.close()
 
 
+def test_a_catalog_of_version_3_is_brought_to_this_one_and_keeps_all(catalog: Catalog, tmp_path: Path) -> None:
+    """The file was made by the last build of version 3."""
+    path = tmp_path / "old.db"
+    path.write_bytes(gzip.decompress(VERSION_3.read_bytes()))
+    for _ in range(2):
+        old = Catalog(path)
+        assert pragma(old, "user_version") == SCHEMA_VERSION
+        assert schema(old) == schema(catalog)
+        copy, web = old.vms()
+        assert (web.agent, web.own_schedules, copy.own_schedules) == ("/run/web.sock", 0, 1)
+        found = old.snapshots(web.id)
+        assert [one.terms() for one in found] == [
+            Terms("manual", "vm", "vm", 12, None, "2027-01-01T00:00:00.000Z"),
+            Terms("clone"),
+            Terms("restore"),
+            Terms("schedule", "crash", "vm", None, "2027-01-01T00:00:00.000Z", None, "daily", "2026-11-28T12:00:00.000Z"),
+        ]
+        assert [one.uuid for one in found] == [catalog_schema.snapshot_uuid(web.uuid, one.name, one.created) for one in found]
+        assert [one.changed_bytes for one in found] == [None] * 4
+        assert [row.failures for row in old.schedule_runs()] == [2]
+        assert [one.message for one in old.events(None, ["error"], None, 9)] == ["schedule daily failed: the agent is away"]
+        assert [type(load_intent(row)).kind for row in old.intents()] == ["create_snapshot", "clone"]
+        old.close()
+
+
 def test_an_upgrade_that_fails_leaves_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "old.db"
     path.write_bytes(gzip.decompress(VERSION_1.read_bytes()))
@@ -199,7 +227,7 @@ def test_one_process_at_a_time_has_it(catalog: Catalog, catalog_path: str, monke
         other.execute("SELECT * FROM vm")
     other.close()
     with catalog.transaction():
-        catalog.insert_vm("u", "web", NOW)
+        catalog.insert_vm(UUID, "web", NOW)
     catalog.close()
     Catalog(catalog_path).close()
 
@@ -210,8 +238,8 @@ def config_texts(catalog: Catalog) -> list[str]:
 
 def test_equal_configurations_are_kept_once_and_unused_ones_not_at_all(catalog: Catalog) -> None:
     with catalog.transaction():
-        first = catalog.insert_vm("u1", "a", NOW, config="<x/>")
-        second = catalog.insert_vm("u2", "b", NOW, config="<x/>")
+        first = catalog.insert_vm(UUID, "a", NOW, config="<x/>")
+        second = catalog.insert_vm(OTHER_UUID, "b", NOW, config="<x/>")
         snapshot = catalog.insert_snapshot(first, "s", NOW, 1)
     assert config_texts(catalog) == ["<x/>"]
     with catalog.transaction():
@@ -232,7 +260,7 @@ def test_equal_configurations_are_kept_once_and_unused_ones_not_at_all(catalog: 
 
 def test_deleting_a_vm_takes_all_its_rows(catalog: Catalog) -> None:
     with catalog.transaction():
-        vm = catalog.insert_vm("u", "a", NOW)
+        vm = catalog.insert_vm(UUID, "a", NOW)
         catalog.put_disk(vm, "root", 1, 512, NOW)
         snapshot = catalog.insert_snapshot(vm, "s", NOW, 5)
         catalog.put_snapshot_disk(snapshot, "root", 2, 512)

@@ -21,6 +21,8 @@ from tests.vmmap.child import DIED_AS_TOLD, Child, Say
 from tests.vmmap.test_catalog import NOW
 from tests.vmmap.world import MEBIBYTE, OPERATIONS, Clock, build, check_agreed, observe
 
+UUID = "8d0c6b9a-3c11-4c4e-9a39-0b6f6d2f3b11"
+OTHER_UUID = "0d0c6b9a-3c11-4c4e-9a39-0b6f6d2f3b12"
 DELETIONS = [
     "delete a VM",
     "delete a VM without disks",
@@ -146,7 +148,7 @@ def test_a_vm_of_10000_snapshots_is_deleted_without_room() -> None:
     with mounted("ext4", 64 << 20) as directory:
         catalog = Catalog(directory / "catalog.db", DEFAULT_RESERVE)
         with catalog.transaction():
-            vm = catalog.insert_vm("u", "web", NOW)
+            vm = catalog.insert_vm(UUID, "web", NOW)
 
         def take(number: int) -> None:
             snapshot = catalog.insert_snapshot(vm, f"s{number}", NOW, number)
@@ -169,7 +171,7 @@ def test_any_number_of_deletes_goes_on_without_room_and_after_reopening() -> Non
     with mounted("ext4", 64 << 20) as directory:
         catalog = Catalog(directory / "catalog.db", DEFAULT_RESERVE)
         with catalog.transaction():
-            vm = catalog.insert_vm("u", "web", NOW)
+            vm = catalog.insert_vm(UUID, "web", NOW)
         in_parts(catalog, 2000, lambda number: catalog.insert_snapshot(vm, f"s{number}", NOW, number) and None)
         catalog.require_room()
         for _ in range(2):
@@ -185,8 +187,8 @@ def test_any_number_of_deletes_goes_on_without_room_and_after_reopening() -> Non
             catalog = Catalog(directory / "catalog.db", DEFAULT_RESERVE)
         assert catalog.snapshots() == []
         with pytest.raises(PoolFull), catalog.transaction():
-            catalog.insert_vm("v", "large", NOW, config="x" * (16 << 20))
+            catalog.insert_vm(OTHER_UUID, "large", NOW, config="x" * (16 << 20))
         os.unlink(directory / "foreign")
         with catalog.transaction(grows=True):
-            catalog.insert_vm("v", "large", NOW, config="x" * (16 << 20))
+            catalog.insert_vm(OTHER_UUID, "large", NOW, config="x" * (16 << 20))
         catalog.close()

@@ -95,7 +95,7 @@ def test_values_have_stable_field_names(web: VMs) -> None:
             "size_bytes",
             "disks",
             "config",
-            *("asked", "frozen_ms", "expires", "locked_until", "schedule"),
+            *("asked", "frozen_ms", "expires", "locked_until", "schedule", "uuid", "changed_bytes"),
         )
     ]
     assert list(snapshot["disks"][0]) == ["name", "size_bytes", "export", "object_id", "state", "clients"]

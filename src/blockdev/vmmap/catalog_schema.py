@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import uuid
 
 from blockdev.errors import BlockdevError, Busy, Corrupt, MediumError, UnknownFormat
 from blockdev.vmmap.reserve import full
 
 APPLICATION_ID = 0x42444341  # "BDCA"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BUSY_SECONDS_MAX = 5.0
 
 SCHEMA = """
@@ -70,6 +71,8 @@ CREATE TABLE snapshot (
     locked_until TEXT,
     schedule TEXT,
     due TEXT,
+    uuid TEXT NOT NULL DEFAULT '',
+    changed_bytes INTEGER,
     UNIQUE (vm_id, name)
 ) STRICT;
 CREATE INDEX snapshot_config ON snapshot (config_id);
@@ -135,6 +138,55 @@ CREATE TABLE event (
 CREATE INDEX event_vm ON event (vm, id);
 """
 
+# who may ask, what was asked, and where VMs run
+OPERATION_TABLES = """
+CREATE UNIQUE INDEX snapshot_uuid ON snapshot (vm_id, uuid);
+
+CREATE TABLE token (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    role TEXT NOT NULL,
+    digest BLOB NOT NULL UNIQUE,
+    created TEXT NOT NULL,
+    expires TEXT
+) STRICT;
+
+CREATE TABLE job (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    asked_by TEXT NOT NULL,
+    state TEXT NOT NULL,
+    created TEXT NOT NULL,
+    finished TEXT,
+    total_bytes INTEGER NOT NULL,
+    done_bytes INTEGER NOT NULL,
+    result TEXT,
+    error_code TEXT,
+    error_message TEXT
+) STRICT;
+CREATE INDEX job_unfinished ON job (number) WHERE finished IS NULL;
+
+CREATE TABLE hypervisor (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    uri TEXT NOT NULL,
+    at_once INTEGER NOT NULL,
+    created TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE domain (
+    vm_id INTEGER PRIMARY KEY REFERENCES vm (id) ON DELETE CASCADE,
+    hypervisor_id INTEGER NOT NULL REFERENCES hypervisor (id),
+    uuid TEXT NOT NULL,
+    name TEXT NOT NULL,
+    state TEXT NOT NULL,
+    made INTEGER NOT NULL,
+    UNIQUE (hypervisor_id, uuid)
+) STRICT;
+"""
+
 # version -> what makes a catalog of it one of the next version
 UPGRADES = {
     1: "ALTER TABLE vm ADD COLUMN compression TEXT; ALTER TABLE vm ADD COLUMN dedup TEXT;",
@@ -146,7 +198,15 @@ UPGRADES = {
     "ALTER TABLE snapshot ADD COLUMN locked_until TEXT;"
     "ALTER TABLE snapshot ADD COLUMN schedule TEXT;"
     "ALTER TABLE snapshot ADD COLUMN due TEXT;" + SCHEDULE_TABLES,
+    3: "ALTER TABLE snapshot ADD COLUMN uuid TEXT NOT NULL DEFAULT '';"
+    "ALTER TABLE snapshot ADD COLUMN changed_bytes INTEGER;"
+    "UPDATE snapshot SET uuid = snapshot_uuid((SELECT uuid FROM vm WHERE id = vm_id), name, created);" + OPERATION_TABLES,
 }
+
+
+def snapshot_uuid(vm_uuid: str, name: str, created: str) -> str:
+    """Which snapshot it is, wherever it is copied to: made of what the pool knows, so that a lost catalog loses it not."""
+    return str(uuid.uuid5(uuid.UUID(vm_uuid), f"{name}@{created}"))
 
 
 def open_database(path: str) -> sqlite3.Connection:
@@ -164,6 +224,7 @@ def open_database(path: str) -> sqlite3.Connection:
     except (sqlite3.Error, OSError) as error:
         raise MediumError(f"cannot open the catalog {path}: {error}") from error
     try:
+        database.create_function("snapshot_uuid", 3, snapshot_uuid, deterministic=True)
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("PRAGMA temp_store = MEMORY")
         database.execute("PRAGMA secure_delete = FAST")  # Debian's default writes every page that a deletion frees
@@ -202,7 +263,7 @@ def _make_tables(database: sqlite3.Connection) -> None:
     if _pragma(database, "application_id") == APPLICATION_ID:
         return
     database.executescript(
-        f"BEGIN IMMEDIATE; {SCHEMA} {SCHEDULE_TABLES} "
+        f"BEGIN IMMEDIATE; {SCHEMA} {SCHEDULE_TABLES} {OPERATION_TABLES} "
         f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
 

@@ -14,7 +14,7 @@ from blockdev.types import Extent
 DiskState = Literal["ok", "missing"]  # missing: the catalog knows it, the pool does not
 Consistency = Literal["crash", "vm"]  # vm: the guest's file systems were frozen
 IfNotFrozen = Literal["crash", "fail"]  # what to do when a guest cannot be frozen
-Origin = Literal["manual", "clone", "restore", "schedule"]
+Origin = Literal["manual", "clone", "restore", "schedule", "import", "replication"]
 
 
 class Terms(NamedTuple):
@@ -99,7 +99,7 @@ class Snapshot(_Value):
     created: str
     lsn: int
     consistency: Consistency  # what was achieved
-    origin: Origin  # who asked: a person, a schedule, a clone of the running VM, or the safety snapshot of a restore
+    origin: Origin  # a person, a schedule, a clone of the running VM, the safety snapshot of a restore, or where it was taken in from
     size_bytes: int
     disks: list[SnapshotDisk] = field(default_factory=list)
     config: str | None = None  # the VM's configuration at that moment; None in lists
@@ -108,6 +108,8 @@ class Snapshot(_Value):
     expires: str | None = None  # None: it is kept until somebody deletes it
     locked_until: str | None = None  # nobody can delete it before
     schedule: str | None = None  # which one took it
+    uuid: str = ""  # the same on every copy of it, in whichever pool
+    changed_bytes: int | None = None  # since the one before it, when it was taken; None: not counted yet
 
 
 @dataclass(frozen=True)

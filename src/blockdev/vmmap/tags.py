@@ -17,7 +17,7 @@ from blockdev.vmmap.model import Consistency, Origin
 
 TAG_VERSION = 1
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-ORIGINS: tuple[Origin, ...] = ("manual", "clone", "restore", "schedule")  # by their number in a tag; so the next
+ORIGINS: tuple[Origin, ...] = ("manual", "clone", "restore", "schedule", "import", "replication")  # by their number in a tag; so the next
 CONSISTENCIES: tuple[Consistency, ...] = ("crash", "vm")
 
 

@@ -89,6 +89,8 @@ def view_snapshot(
         expires=snapshot.expires,
         locked_until=snapshot.locked_until,
         schedule=snapshot.schedule,
+        uuid=snapshot.uuid,
+        changed_bytes=snapshot.changed_bytes,
     )
 
 
