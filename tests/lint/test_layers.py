@@ -28,8 +28,9 @@ LEVELS = [
     {""},  # the package itself: it names Pool and checks the extensions' versions
     {"engine"},
     {"vmmap"},
+    {"hypervisor"},
     {"quiesce"},
-    {"targets", "replicate", "schedule", "transfer", "_nbdkit"},
+    {"targets", "replicate", "schedule", "transfer", "cloudinit", "_nbdkit"},
     {"api"},
     {"cli", "web"},
 ]
@@ -41,9 +42,13 @@ ROOMS = {
     "asyncssh": re.compile(r"blockdev\.replicate\.\w+$"),
     "rtslib_fb": re.compile(r"blockdev\.targets\.\w+$"),
     "rtslib": re.compile(r"blockdev\.targets\.\w+$"),
-    "libvirt": re.compile(r"blockdev\.(targets|vmmap|api)\.\w+$"),
+    "libvirt": re.compile(r"blockdev\.hypervisor\.\w+$"),
+    "libvirt_qemu": re.compile(r"blockdev\.hypervisor\.\w+$"),
+    "pycdlib": re.compile(r"blockdev\.cloudinit\.\w+$"),
+    "cryptography": re.compile(r"blockdev\.api\.\w+$"),
+    "nbd": re.compile(r"blockdev\.transfer\.\w+$"),
 }
-ONE_FILE = ("rtslib", "rtslib_fb", "libvirt")
+ONE_FILE = ("rtslib", "rtslib_fb", "libvirt", "libvirt_qemu", "pycdlib", "cryptography", "nbd")
 
 CLOCK = re.compile(
     r"\b(time\.(time|time_ns|monotonic|monotonic_ns|perf_counter|perf_counter_ns)\(|datetime\.(now|utcnow|today)\(|clock_gettime\(|gettimeofday\()"
