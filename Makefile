@@ -32,7 +32,7 @@ lint: build
 	scripts/lint
 
 test: build build/torture/.built build/fuzz/.built build/threads/.built build/unchecked/.built lint
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 torture: build build/torture/.built
 	$(PYTHON) -m tests.torture --seeds $(or $(SEEDS),1000)

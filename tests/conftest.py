@@ -18,6 +18,23 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 MEBIBYTE = 1 << 20
+LONGEST_FIRST = (  # below tests/, by what they took
+    "guest/test_power_cut.py",
+    "nbd/test_full_pool.py",
+    "torture/test_faults.py",
+    "torture/test_corruption_sweep.py",
+    "nbd/test_kill_under_load.py",
+    "fuzz/test_fuzz.py",
+    "torture/test_planted_bugs.py",
+    "cli/test_pool.py",
+    "engine/test_thread_sanitizer.py",
+    "guest/test_quiesce.py",
+    "torture/test_power_cuts.py",
+    "engine/test_scale.py",
+    "bench/test_bench.py",
+    "engine/test_kill.py",
+    "guest/test_virtio_guest.py",
+)
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
 for _name, _examples, _steps in (("quick", 300, 40), ("long", 3000, 80)):
@@ -30,6 +47,12 @@ for _name, _examples, _steps in (("quick", 300, 40), ("long", 3000, 80)):
         suppress_health_check=list(HealthCheck),
     )
 settings.load_profile(os.environ.get("BLOCKDEV_PROFILE", "quick"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take a minute come first, so that no worker is left alone with one at the end (`make test` has one a core)."""
+    rank = {path: place for place, path in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0].removeprefix("tests/"), len(rank)))
 
 
 @pytest.fixture
