@@ -1,0 +1,95 @@
+"""Reading and writing an export over NBD, by libnbd: its one room.
+
+One connection, for one thread at a time.  Offsets and lengths are multiples of 512 bytes within the export; requests are
+cut into parts of at most REQUEST_BYTES_MAX, so a range may be as long as it.  Durable: what any connection wrote, after `flush` returned.  A call waits for as long as the
+engine takes; one that dies ends it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+import nbd
+from blockdev.errors import (
+    BlockdevError,
+    Gone,
+    InvalidArgument,
+    NotFound,
+    PoolFull,
+    ReadOnly,
+    ToolFailed,
+    Unavailable,
+)
+
+REQUEST_BYTES_MAX = 4 << 20
+
+_AWAY = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN)
+_FAILURES: dict[int, type[BlockdevError]] = {
+    errno.ENOSPC: PoolFull,
+    errno.ESHUTDOWN: Gone,
+    errno.EPERM: ReadOnly,
+    errno.EROFS: ReadOnly,
+    **dict.fromkeys(_AWAY, Unavailable),
+}
+
+
+class Export:
+    """One connection to one export on a Unix socket; close it, or use it as a context."""
+
+    def __init__(self, socket: str | os.PathLike[str], name: str) -> None:
+        """NotFound: no such export; Unavailable: nobody listens there."""
+        self._name = name
+        self._handle = nbd.NBD()
+        self._handle.set_export_name(name)
+        try:
+            self._handle.connect_unix(os.fspath(socket))
+        except nbd.Error as error:
+            if error.errnum == errno.ENOENT and Path(socket).exists():
+                raise NotFound(f"there is no export {name}") from None
+            raise Unavailable(f"the engine is not running at {socket}: start it with blockdevctl serve ({error.string})") from None
+        self.size_bytes: int = self._handle.get_size()
+
+    def read(self, offset: int, length: int) -> bytes:
+        return b"".join(self._do(self._handle.pread, count, at) for at, count in self._parts(offset, length))
+
+    def write(self, offset: int, data: bytes) -> None:
+        """PoolFull, ReadOnly."""
+        view = memoryview(data)
+        for at, count in self._parts(offset, len(data)):
+            self._do(self._handle.pwrite, bytes(view[at - offset : at - offset + count]), at)
+
+    def zero(self, offset: int, length: int) -> None:
+        """The range becomes a hole, which reads as zeros."""
+        for at, count in self._parts(offset, length):
+            self._do(self._handle.zero, count, at)
+
+    def flush(self) -> None:
+        self._do(self._handle.flush)
+
+    def close(self) -> None:
+        with suppress(nbd.Error):  # the engine is away: then it knows
+            self._handle.shutdown()
+
+    def __enter__(self) -> Export:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _do(self, call: Callable[..., bytes], *arguments: object) -> bytes:
+        try:
+            return call(*arguments)
+        except nbd.Error as error:
+            raise _FAILURES.get(error.errnum, ToolFailed)(f"export {self._name}: {error.string}") from None
+
+    def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """(offset, length) of what one request may ask for.  NBD says ENOSPC of what is beyond the end, which it is not."""
+        if not 0 <= offset <= offset + length <= self.size_bytes:
+            raise InvalidArgument(f"export {self._name} has {self.size_bytes} bytes, not {length} at {offset}")
+        for at in range(offset, offset + length, REQUEST_BYTES_MAX):
+            yield at, min(REQUEST_BYTES_MAX, offset + length - at)
