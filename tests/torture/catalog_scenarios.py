@@ -21,7 +21,7 @@ from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_schema import SCHEMA_VERSION
 from blockdev.vmmap.reserve import ReserveSize
 from blockdev.vmmap.service import VMs
-from tests.vmmap.world import MEBIBYTE, OPERATIONS, Clock, Observation, build, observe
+from tests.vmmap.world import CUSTOM_CLONES, MEBIBYTE, OPERATIONS, Clock, Observation, build, observe
 
 BLOCK_BYTES = 4096
 SMALL_RESERVE = ReserveSize(64 << 10, 12)  # so that states are written in no time, and it is used up at times
@@ -142,6 +142,17 @@ def _import_over(machine: Machine) -> None:
     machine.vms.finish_import(begun.id)
 
 
+def _clone_customized(machine: Machine) -> None:
+    """As blockdev.api.customize does it; what a seed holds is known by its clone."""
+
+    def write_seeds(exports: list[str]) -> None:
+        for number, export in enumerate(exports, 1):
+            machine.pool.find(export).write(2 * BLOCK_BYTES, bytes([number]) * BLOCK_BYTES)
+        machine.pool.flush()
+
+    machine.vms.clone_customized("web", "s1", CUSTOM_CLONES, write_seeds)
+
+
 def _export_running(machine: Machine) -> None:
     """As blockdev.api.exports does it: a snapshot for as long as it is read."""
     with machine.unfinished.snapshot("web", "for-export"):
@@ -243,6 +254,12 @@ STORIES: dict[str, Sequence[Step]] = {
         write("web/root", 9, 9),
         call("restore", "web", "s2", disk="root"),
         call("restore", "web", "s1", disk="old"),
+    ],
+    "clones_with_seeds": [
+        _clone_customized,
+        call("create_snapshot", "copy-2", "s1"),
+        call("restore_beside", "copy-2", "s1", "copy-3"),
+        call("restore_beside", "web", "s1", "older", disk="root"),
     ],
     "a_VM_from_images": [_create_from_images, call("create_snapshot", "imported", "s1")],
     "an_import_over_a_disk": [_import_over, call("rename_vm", "web", "www")],

@@ -46,6 +46,8 @@ ENGINE_CHANGES = {
     "expire snapshots": ["delete"],
     "delete a snapshot": ["delete"],
     "clone what runs": ["snapshot", "clone", "set_disk_policies"],
+    "clone with seeds": ["create", "clone", "relabel", "set_disk_policies"],
+    "restore a disk beside": ["clone", "set_disk_policies"],
     "restore a VM with a disk that is gone": ["snapshot", "clone", "relabel", "set_disk_policies", "delete"],
     "import over a disk": ["create", "set_disk_policies", "relabel", "delete"],
     "give up an import": ["create", "set_disk_policies", "delete"],
@@ -163,7 +165,9 @@ def test_the_control_plane_dies_at_each_step(
 
 
 @pytest.mark.parametrize("again", ["agree:settled", "agree:dropped", "agree:labelled", "agree:followed", "agree:policies_given"])
-@pytest.mark.parametrize("step", ["restore:cloned", "restore:applied", "begin_import:applied"])
+@pytest.mark.parametrize(
+    "step", ["restore:cloned", "restore:applied", "clone:cloned", "clone:applied", "begin_import:applied"]
+)
 def test_the_control_plane_dies_again_while_it_agrees(
     home: Home,
     before: Observation,
@@ -171,7 +175,11 @@ def test_the_control_plane_dies_again_while_it_agrees(
     step: str,
     again: str,
 ) -> None:
-    operation = "import over a disk" if step.startswith("begin") else "restore a VM with a disk that is gone"
+    operation = {
+        "restore": "restore a VM with a disk that is gone",
+        "clone": "clone with seeds",
+        "begin_import": "import over a disk",
+    }[step.split(":")[0]]
     with engine_of(home) as pool:
         assert not run_control(home, operation, step)
         assert not run_control(home, operation, again)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 from blockdev import Pool
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError
 from blockdev.policies import DiskPolicy
 from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.clones import CustomClone
 from blockdev.vmmap.model import Agreement, Terms
 from blockdev.vmmap.service import VMs
 
@@ -18,6 +20,7 @@ MEBIBYTE = 1 << 20
 NOON = 1_795_348_800.0  # 2026-11-22T12:00:00Z
 LATER = "2026-12-22T12:00:00.000Z"
 TERMS = Terms("schedule", asked="vm", expires=LATER, locked_until=LATER, schedule="hourly", due="2026-11-22T11:05:00.000Z")
+CUSTOM_CLONES = [CustomClone(f"copy-{number}", str(UUID(int=number)), 3 * 4096) for number in (1, 2)]
 WEB_S1_ID, DB_S1_ID = 1, 3  # the catalog's
 Observation = dict[str, Any]
 
@@ -105,10 +108,13 @@ OPERATIONS: dict[str, Callable[[VMs], Any]] = {
     "clone a snapshot": lambda vms: vms.clone("web", "s1", "copy"),
     "clone what runs": lambda vms: vms.clone("web", None, "copy"),
     "clone many": lambda vms: vms.clone_many("web", "s2", 5, "copy"),
+    "clone with seeds": lambda vms: vms.clone_customized("web", "s1", CUSTOM_CLONES, lambda exports: None),
     "restore a VM": lambda vms: vms.restore("web", "s2"),
     "restore a VM with a disk that is gone": lambda vms: vms.restore("web", "s1"),
     "restore a disk": lambda vms: vms.restore("web", "s1", disk="root"),
     "restore a disk that is gone": lambda vms: vms.restore("web", "s1", disk="old"),
+    "restore beside the VM": lambda vms: vms.restore_beside("web", "s1", "www"),
+    "restore a disk beside": lambda vms: vms.restore_beside("web", "s1", "older", disk="old"),
     "import a new disk": lambda vms: _import(vms, "more", create=True, finish=True),
     "import over a disk": lambda vms: _import(vms, "root", create=False, finish=True),
     "give up an import": lambda vms: _import(vms, "more", create=True, finish=False),

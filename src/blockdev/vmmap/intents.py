@@ -304,6 +304,7 @@ class Clone(Intent):
     vms: list[list[str]]  # [uuid, name]
     compression: Compression | None = None  # of the source's VM; version 1 of the catalog had neither
     dedup: Dedup | None = None
+    description: str = ""
 
     def policy(self, catalog: Catalog) -> DiskPolicy:
         return DiskPolicy(self.compression, self.dedup)
@@ -321,7 +322,10 @@ class Clone(Intent):
         things = iter(made)
         for uuid, name in self.vms:
             vm_id = catalog.insert_vm(
-                uuid, name, self.created, cloned_from=self.source, policy=self.policy(catalog)
+                *(uuid, name, self.created),
+                description=self.description,
+                cloned_from=self.source,
+                policy=self.policy(catalog),
             )
             catalog.use_config_of_snapshot(vm_id, self.snapshot_id)
             for disk in self.disks:
@@ -364,6 +368,33 @@ class Restore(Intent):
     def __str__(self) -> str:
         what = self.vm if self.whole else f"{self.vm}/{self.disks[0][0]}"
         return f"restore {what} to {self.vm}@{self.snapshot}"
+
+
+@dataclass(frozen=True)
+class RestoreBeside(Intent):
+    """One disk of a snapshot as a new disk of the same VM."""
+
+    kind = "restore_beside"
+    vm_id: int
+    uuid: str
+    vm: str
+    snapshot: str
+    disk: str
+    new_disk: str
+    created: str
+
+    def policy(self, catalog: Catalog) -> DiskPolicy:
+        return _policy_of(catalog, self.vm_id)
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        return view.named([object_name(self.vm, self.new_disk)], self.uuid)
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        [thing] = made
+        catalog.put_disk(self.vm_id, self.new_disk, thing.id, thing.size_bytes, self.created)
+
+    def __str__(self) -> str:
+        return f"restore {self.vm}/{self.disk}@{self.snapshot} as {self.vm}/{self.new_disk}"
 
 
 @dataclass(frozen=True)

@@ -87,10 +87,14 @@ class Lookup:
             clients.setdefault(object_id, []).append(client)
         return clients
 
+    def attached(self, object_ids: Sequence[int]) -> list[str]:
+        """The clients of these objects, each as `VM/DISK by CLIENT`."""
+        wanted = set(object_ids)
+        return [f"{name} by {client}" for id, name, client in self._engine.attachments() if id in wanted]
+
     def refuse_attached(self, object_ids: Sequence[int]) -> None:
         """Busy, naming the clients, when one of the objects has any."""
-        wanted = set(object_ids)
-        busy = [f"{name} by {client}" for id, name, client in self._engine.attachments() if id in wanted]
+        busy = self.attached(object_ids)
         if busy:
             raise Busy(f"attached: {', '.join(busy)}; detach first, or use force")
 

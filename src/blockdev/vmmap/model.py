@@ -151,8 +151,9 @@ class Restored(_Value):
 
     vm: VM
     snapshot: str  # what was restored
-    disks: list[str]  # the disks that were put back
-    safety_snapshot: str | None  # the state before, origin `restore`; None: the VM had no disks left
+    disks: list[str]  # the disks that were put back, or are new beside the others
+    safety_snapshot: str | None  # the state before, origin `restore`; None: the VM had no disks left, or none was replaced
+    cut_off: list[str] = field(default_factory=list)  # clients of what was replaced, `VM/DISK by CLIENT`: they get errors
 
 
 @dataclass(frozen=True)
