@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from blockdev.cloudinit.files import TEXT_BYTES_MAX
 from blockdev.policies import LEVELS, Compression, Dedup
 from blockdev.schedule.rules import KEEP_SECONDS_MAX, KEEP_SECONDS_MIN, Schedule
 from blockdev.schedule.times import local_zone
@@ -224,6 +225,16 @@ class EventList(BaseModel):
     events: list[Event]
 
 
+class Customize(Body):
+    """A seed disk for each clone, which cloud-init reads.  In each text @name@, @hostname@, @number@, @uuid@ and @mac0@ are replaced."""
+
+    hostname: str | None = Field(None, max_length=512, description="absent: made of the clone's name", examples=["web-@number@.example.org"])
+    user_data: str | None = Field(None, max_length=TEXT_BYTES_MAX, examples=["#cloud-config\npackages: [vim]\n"])
+    network_config: str | None = Field(
+        None, max_length=TEXT_BYTES_MAX, description="absent: DHCP on each interface that the configuration has"
+    )
+
+
 class NewClones(Body):
     """One clone called `name`, or `count` of them called PREFIX-1, PREFIX-2, ..."""
 
@@ -231,12 +242,19 @@ class NewClones(Body):
     name: Name | None = None
     count: int | None = Field(None, ge=1, le=CLONES_MAX)
     prefix: Name | None = None
+    customize: Customize | None = Field(None, description="absent: the clones' guests find themselves to be the one they came from")
+
+
+class ClonesMade(BaseModel):
+    vms: list[model.VM]
+    hostnames: dict[str, str] = Field(description="of customized clones, by VM")
 
 
 class NewRestore(Body):
     snapshot: Name
     disk: Name | None = Field(None, description="absent: all disks and the configuration")
-    force: bool = Field(False, description="cut attached clients off")
+    beside: Name | None = Field(None, description="replace nothing: a new VM of this name, or with `disk` a new disk of this VM")
+    force: bool = Field(False, description="cut attached clients off; they get errors")
 
 
 class Pace(Body):

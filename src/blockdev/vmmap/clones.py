@@ -40,6 +40,14 @@ class CustomClone(NamedTuple):
     seed_size_bytes: int
 
 
+def clone_names(prefix: str, count: int) -> list[str]:
+    """`PREFIX-1` to `PREFIX-COUNT`."""
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= CLONES_MAX:
+        raise InvalidArgument(f"{count!r} clones cannot be made at once: take 1 to {CLONES_MAX}")
+    check_name("VM", f"{prefix}-{count}")
+    return [f"{prefix}-{number}" for number in range(1, count + 1)]
+
+
 class CloneOperations(Operations):
     """The operations that make disks of snapshots."""
 
@@ -51,10 +59,7 @@ class CloneOperations(Operations):
     @change
     def clone_many(self, vm: str, snapshot: str | None, count: int, prefix: str) -> list[VM]:
         """VMs `PREFIX-1` to `PREFIX-COUNT`, all or none."""
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= CLONES_MAX:
-            raise InvalidArgument(f"{count!r} clones cannot be made at once: take 1 to {CLONES_MAX}")
-        check_name("VM", f"{prefix}-{count}")
-        return self._clone(vm, snapshot, [f"{prefix}-{number}" for number in range(1, count + 1)])
+        return self._clone(vm, snapshot, clone_names(prefix, count))
 
     @change
     def snapshot_to_clone(self, vm: str, snapshot: str | None, names: Sequence[str]) -> Snapshot:

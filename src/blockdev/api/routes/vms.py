@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from blockdev.api import exports, imports
+from blockdev.api import customize, exports, imports
 from blockdev.api.guard import files_allowed
 from blockdev.api.routes.jobs import view
-from blockdev.api.schemas import Config, JobView, NewClones, NewRestore, NewVM, VMChange, VMExport, VMList
+from blockdev.api.schemas import (
+    ClonesMade,
+    Config,
+    JobView,
+    NewClones,
+    NewRestore,
+    NewVM,
+    VMChange,
+    VMExport,
+    VMList,
+)
 from blockdev.api.services import Wired
 from blockdev.api.unfinished import check_description
 from blockdev.errors import InvalidArgument
 from blockdev.policies import DiskPolicy
+from blockdev.vmmap.clones import clone_names
 from blockdev.vmmap.model import VM, Restored, VMSpace
 
 router = APIRouter(prefix="/vms", tags=["VMs"])
@@ -90,20 +101,25 @@ def export_vm(vm: str, body: VMExport, services: Wired) -> JobView:
 
 
 @router.post("/{vm}/clones", status_code=201)
-def clone_vm(vm: str, body: NewClones, services: Wired) -> VMList:
-    """New VMs from a snapshot of this one, all or none."""
+def clone_vm(vm: str, body: NewClones, services: Wired) -> ClonesMade:
+    """New VMs from a snapshot of this one, all or none; customized ones have a disk `seed` each."""
     many = body.count is not None and body.prefix is not None
     if (body.name is not None) == many or (body.count is None) != (body.prefix is None):
         raise InvalidArgument("give either name, or count and prefix")
+    if body.customize is not None:
+        names = [body.name] if body.name is not None else clone_names(body.prefix or "", body.count or 0)
+        return customize.clone_customized(services, vm, body.snapshot, names, body.customize)
     if body.name is not None:
-        return VMList(vms=[services.vms.clone(vm, body.snapshot, body.name)])
+        return ClonesMade(vms=[services.vms.clone(vm, body.snapshot, body.name)], hostnames={})
     assert body.count is not None and body.prefix is not None
-    return VMList(vms=services.vms.clone_many(vm, body.snapshot, body.count, body.prefix))
+    return ClonesMade(vms=services.vms.clone_many(vm, body.snapshot, body.count, body.prefix), hostnames={})
 
 
 @router.post("/{vm}/restore")
 def restore_vm(vm: str, body: NewRestore, services: Wired) -> Restored:
-    """Back to a snapshot, in place; the state before is kept in a snapshot of its own."""
+    """Back to a snapshot, in place; the state before is kept in a snapshot of its own.  With `beside`, nothing is replaced."""
+    if body.beside is not None:
+        return services.vms.restore_beside(vm, body.snapshot, body.beside, body.disk)
     return services.vms.restore(vm, body.snapshot, body.disk, body.force)
 
 
