@@ -61,6 +61,14 @@ class ReadOnly(BlockdevError):
     exit_status = 6
 
 
+class NotAllowed(BlockdevError):
+    """Somebody who may not ask for this: a caller without a valid token, or of too low a role."""
+
+    code = "not_allowed"
+    errno = errno.EACCES
+    exit_status = 20
+
+
 class PoolFull(BlockdevError):
     """The pool has no room for new data; reads, deletes and discards still work."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -29,6 +31,15 @@ def home(api_address: str) -> Iterator[Home]:
         made.close()
 
 
+@pytest.fixture
+def fresh() -> Iterator[Home]:
+    """A home of this test alone: initialised, not served."""
+    made = Home()
+    made.init()
+    yield made
+    made.close()
+
+
 @pytest.fixture(scope="session")
 def rest(home: Home) -> Iterator[httpx.Client]:
     """The owner's client."""
@@ -37,6 +48,27 @@ def rest(home: Home) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def tcp(home: Home, api_address: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://{api_address}/api/v1", timeout=SECONDS_MAX) as client:
+def over_tcp(home: Home, api_address: str) -> Iterator[Callable[[str | None], httpx.Client]]:
+    """over_tcp(token): somebody's client, who trusts the home's certificate and no other."""
+    trust = ssl.create_default_context(cafile=str(home.path / "keys/api/cert.pem"))
+    with ExitStack() as clients:
+
+        def client(token: str | None) -> httpx.Client:
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            base = f"https://{api_address}/api/v1"
+            return clients.enter_context(httpx.Client(base_url=base, verify=trust, headers=headers, timeout=SECONDS_MAX))
+
         yield client
+
+
+@pytest.fixture(scope="session")
+def callers(home: Home, over_tcp: Callable[[str | None], httpx.Client]) -> dict[str, httpx.Client]:
+    """A client of each role."""
+    roles = ("viewer", "operator", "admin")
+    return {role: over_tcp(home("token", "add", f"a-{role}", "--role", role).strip()) for role in roles}
+
+
+@pytest.fixture(scope="session")
+def tcp(callers: dict[str, httpx.Client]) -> httpx.Client:
+    """An admin's."""
+    return callers["admin"]

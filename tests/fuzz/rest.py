@@ -24,6 +24,7 @@ import uvicorn
 from blockdev.api.app import create_app
 from blockdev.api.jobs import FINISHED, Jobs
 from blockdev.api.services import Services
+from blockdev.api.tokens import Tokens
 from blockdev.api.unfinished import Unfinished
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BY_CODE
@@ -97,6 +98,9 @@ SEEDS: dict[str, tuple[str, str, Any]] = {
     "jobs": ("GET", "/jobs", None),
     "job": ("GET", "/jobs/nothing?after=3&wait_seconds=0.5", None),
     "cancel": ("DELETE", "/jobs/nothing", None),
+    "tokens": ("GET", "/tokens?count=5&after=a", None),
+    "token": ("POST", "/tokens", {"name": "monitor", "role": "viewer", "valid_seconds": 86400}),
+    "remove-token": ("DELETE", "/tokens/monitor", None),
     "openapi": ("GET", "/openapi.json", None),
 }
 PATH_PARTS = (b"web", b"db", b"spare", b"root", b"data", b"s1", b"s2", b"vms", b"disks", b"snapshots", b"%00", b"%2F", b"..",
@@ -150,7 +154,8 @@ class Rest(Harness):
         schedules = Schedules(self._catalog, Clock())
         scheduler = Scheduler(vms, self._catalog, schedules, Clock())  # never started: nothing is due but what is asked for
         schedules.ship()
-        self._services = Services(home, vms, engine, Jobs(), Unfinished(vms), self._catalog, schedules, scheduler)
+        tokens = Tokens(self._catalog, Clock())
+        self._services = Services(home, vms, engine, Jobs(), Unfinished(vms), self._catalog, schedules, scheduler, tokens)
 
     def one_input(self, data: bytes) -> None:
         changed = False

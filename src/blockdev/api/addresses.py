@@ -8,11 +8,6 @@ from dataclasses import dataclass
 
 from blockdev.errors import Busy, InvalidArgument
 
-LOOPBACK_ONLY = (
-    "the API has no authentication over TCP and {address} can be reached from outside: use a loopback address such as "
-    "127.0.0.1:8080, or the Unix socket"
-)
-
 
 @dataclass(frozen=True)
 class Address:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from importlib import metadata
+from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
 
 from blockdev.api import failures
+from blockdev.api.access import authorise, least_role
 from blockdev.api.guard import Guard
-from blockdev.api.routes import disks, events, jobs, pool, schedules, snapshots, vms
+from blockdev.api.routes import disks, events, jobs, pool, schedules, snapshots, tokens, vms
 from blockdev.api.services import Services
 
 PREFIX = "/api/v1"
+ABOUT = (
+    "Virtual machines' disks, snapshots, schedules and clones.  Errors are {error: {code, message}}.  Over TCP each request "
+    "needs a token, whose role must be the one that the operation's security names, or a higher one: viewer, operator, admin."
+)
+BEARER = {"type": "http", "scheme": "bearer", "description": "from blockdevctl token add; the owner's Unix socket needs none"}
 
 
 def create_app(services: Services) -> FastAPI:
     """The application; documented at /api/v1/openapi.json."""
     app = FastAPI(
         title="blockdev",
-        description="Virtual machines' disks, snapshots, schedules and clones.  Errors are {error: {code, message}}.",
+        description=ABOUT,
         version=metadata.version("blockdev"),
         openapi_url=f"{PREFIX}/openapi.json",
         docs_url=None,  # they would load scripts from the internet
@@ -28,14 +35,27 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    whole = APIRouter(prefix=PREFIX, responses=failures.RESPONSES)
-    for part in (vms, disks, snapshots, schedules, pool, jobs, events):
+    whole = APIRouter(prefix=PREFIX, responses=failures.RESPONSES, dependencies=[Depends(authorise)])
+    for part in (vms, disks, snapshots, schedules, pool, jobs, events, tokens):
         whole.include_router(part.router)
     app.include_router(whole)
     app.add_middleware(Guard)
     failures.install(app)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
 
 
 def _operation_id(route: APIRoute) -> str:
     return route.name
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the token and the least role of each operation."""
+    if app.openapi_schema is None:
+        made = FastAPI.openapi(app)
+        made["components"]["securitySchemes"] = {"bearer": BEARER}
+        for item in made["paths"].values():
+            for operation in item.values():
+                operation["security"] = [{"bearer": [least_role(operation["operationId"])]}]
+    assert app.openapi_schema is not None
+    return app.openapi_schema

@@ -22,6 +22,7 @@ STATUS: dict[type[errors.BlockdevError], int] = {
     errors.Busy: 409,
     errors.Locked: 409,
     errors.ReadOnly: 403,
+    errors.NotAllowed: 403,
     errors.Gone: 410,
     errors.PoolFull: 507,
     errors.Unavailable: 503,
@@ -34,7 +35,8 @@ OTHER = 500
 
 _MEANINGS = {
     400: "an argument that cannot be used",
-    403: "a write to a snapshot, or an address that may not ask for this",
+    401: "over TCP: no token, or one that is unknown, expired or removed",
+    403: "a write to a snapshot, or a caller who may not ask for this",
     404: "no such VM, disk, snapshot, schedule, job or address",
     405: "this address does not take this method",
     409: "a name that is taken, a thing in use, or a snapshot that is locked",
@@ -51,6 +53,8 @@ _MEANINGS = {
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": meaning} for status, meaning in _MEANINGS.items()
 }
+RESPONSES[401]["headers"] = {"WWW-Authenticate": {"required": True, "schema": {"type": "string"}}}
+RESPONSES[405]["headers"] = {"Allow": {"required": True, "schema": {"type": "string"}}}
 
 
 def answer(status: int, code: str, message: str) -> JSONResponse:

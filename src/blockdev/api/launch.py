@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 
+from blockdev.api.listening import Tcp
 from blockdev.errors import ToolFailed, from_code
 from blockdev.home import Home
 
@@ -15,11 +16,11 @@ READY_SECONDS_MAX = 60.0
 TIED_TO_PARENT = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
-def start_control(home: Home, api: str | None) -> subprocess.Popen[bytes]:
+def start_control(home: Home, tcp: Tcp | None) -> subprocess.Popen[bytes]:
     """A control plane that answers.  Raises what it says keeps it from serving, or ToolFailed."""
     reader, writer = os.pipe()
     arguments = [*TIED_TO_PARENT, sys.executable, "-m", "blockdev.api.daemon", "--home", str(home.path)]
-    arguments += ["--ready-fd", str(writer), *(["--api", api] if api else [])]
+    arguments += ["--ready-fd", str(writer), *(tcp.arguments() if tcp else [])]
     try:
         # A process group of its own: Ctrl-C is for the supervisor, which stops its children in order.
         process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, pass_fds=[writer], process_group=0)

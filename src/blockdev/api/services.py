@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from blockdev.api.jobs import Jobs
+from blockdev.api.tokens import Tokens
 from blockdev.api.unfinished import Unfinished
 from blockdev.engine.client import EngineClient
 from blockdev.home import Home
@@ -28,13 +29,14 @@ class Services:
     catalog: Catalog
     schedules: Schedules
     scheduler: Scheduler
+    tokens: Tokens
 
     def uri(self, export: str) -> str:
         """Where qemu-img finds an export."""
         return attach.describe("uri", attach.Address(socket=self.home.nbd_socket), export)
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services = request.app.state.services
     assert isinstance(services, Services)
     return services

@@ -53,6 +53,17 @@ class Client:
     def get(self, path: str, **query: Any) -> Any:
         return self._send("GET", path, None, query)
 
+    def get_all(self, path: str, things: str, **query: Any) -> Any:
+        """All pages of a list as one: {things: [...]}."""
+        found: list[Any] = []
+        after: str | None = None
+        while True:
+            page = self.get(path, **query, after=after)
+            found += page[things]
+            after = page["next"]
+            if after is None:
+                return {things: found}
+
     def post(self, path: str, body: Any = None) -> Any:
         return self._send("POST", path, body, {})
 

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from blockdev.cli import attach, clone, disk, events, initialise, pool, schedule, serve, snapshot, vm
+from blockdev.cli import attach, clone, disk, events, initialise, pool, schedule, serve, snapshot, token, vm
 from blockdev.cli.session import Noun, Session
 from blockdev.errors import BlockdevError, InvalidArgument
 
@@ -32,6 +32,7 @@ for _command in (
     clone.restore,
     attach.attach,
     events.events,
+    token.token,
 ):
     blockdevctl.add_command(_command)
 

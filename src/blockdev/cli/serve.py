@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
-from blockdev.api.addresses import LOOPBACK_ONLY, Address
+from blockdev.api.addresses import Address
 from blockdev.api.launch import start_control
+from blockdev.api.listening import Tcp, prepare_tcp
 from blockdev.api.supervisor import Supervisor, sole_supervisor
 from blockdev.cli import values
 from blockdev.cli.session import Session, Verb, pass_session
@@ -28,7 +29,9 @@ class AddressValue(click.ParamType):
 
 @click.command(cls=Verb)
 @click.option("--nbd", type=AddressValue(), metavar="ADDR:PORT", help="Serve NBD over TCP, too.")
-@click.option("--api", type=AddressValue(), metavar="ADDR:PORT", help="Serve REST on this loopback address, too.")
+@click.option("--api", type=AddressValue(), metavar="ADDR:PORT", help="Serve REST over TCP, too, for those who have a token.")
+@click.option("--api-tls", type=values.PATH, metavar="DIR", help="cert.pem and key.pem for it (default: made once, in the home).")
+@click.option("--api-plain", is_flag=True, help="Serve it without TLS; on a loopback address only.")
 @click.option("--plugin", type=click.Choice(["native", "python"]), default="native", show_default=True)
 @click.option("--tls-psk", type=values.PATH, metavar="FILE", help="Keys of those who may use NBD over TCP.")
 @click.option("--tls-certificates", type=values.PATH, metavar="DIR", help="Certificates for NBD over TCP.")
@@ -38,6 +41,8 @@ def serve(
     session: Session,
     nbd: Address | None,
     api: Address | None,
+    api_tls: str | None,
+    api_plain: bool,
     plugin: nbdkit.Plugin,
     tls_psk: str | None,
     tls_certificates: str | None,
@@ -49,8 +54,8 @@ def serve(
     home.require_initialised()
     if nbd is None and (tls_psk or tls_certificates or insecure_nbd):
         raise InvalidArgument("those options are for NBD over TCP: say --nbd ADDR:PORT, too")
-    if api is not None and not api.is_loopback():
-        raise InvalidArgument(LOOPBACK_ONLY.format(address=api))
+    if api is None and (api_tls or api_plain):
+        raise InvalidArgument("those options are for the API over TCP: say --api ADDR:PORT, too")
     options = nbdkit.Options(
         home=home.path,
         plugin=plugin,
@@ -60,8 +65,12 @@ def serve(
         insecure_tcp=insecure_nbd,
     )
     options.check()
+    tcp = None
     if api is not None:
         api.listen().close()  # a port that is taken should be told before the pool is opened
+        tcp = prepare_tcp(home, api, Path(api_tls) if api_tls else None, api_plain)
+        if tcp.warning:
+            click.echo(f"warning: {tcp.warning}", err=True)
     home.make_directories()
 
     servers: list[nbdkit.NbdServer] = []
@@ -71,17 +80,17 @@ def serve(
         return servers[0].process
 
     def announce() -> None:
-        _announce(session, nbd, api, plugin)
+        _announce(session, nbd, tcp, plugin)
 
     with sole_supervisor(home):
         try:
-            Supervisor(start_engine, lambda: start_control(home, str(api) if api else None), announce).run()
+            Supervisor(start_engine, lambda: start_control(home, tcp), announce).run()
         finally:
             for server in servers:  # it has ended; this takes its socket's name away
                 server.stop()
 
 
-def _announce(session: Session, nbd: Address | None, api: Address | None, plugin: str) -> None:
+def _announce(session: Session, nbd: Address | None, tcp: Tcp | None, plugin: str) -> None:
     home = session.home
     document = {
         "home": str(home.path),
@@ -89,13 +98,19 @@ def _announce(session: Session, nbd: Address | None, api: Address | None, plugin
         "nbd_socket": str(home.nbd_socket),
         "nbd": str(nbd) if nbd else None,
         "api_socket": str(home.api_socket),
-        "api": str(api) if api else None,
+        "api": str(tcp.address) if tcp else None,
+        "api_url": tcp.url if tcp else None,
+        "api_fingerprint": tcp.fingerprint if tcp else None,
     }
     command = f"blockdevctl --home {home.path}"
     lines = [
         f"serving the home {home.path} ({plugin} plugin)",
         f"serving NBD on {home.nbd_socket}" + (f" and {nbd}" if nbd else ""),
-        f"serving the API on {home.api_socket}" + (f" and {api}" if api else ""),
+        f"serving the API on {home.api_socket}" + (f" and {_tell_tcp(tcp)}" if tcp else ""),
         f"to see what there is: {command} vm list; to use a disk: {command} attach VM/DISK",
     ]
     session.say(document, "\n".join(lines))
+
+
+def _tell_tcp(tcp: Tcp) -> str:
+    return f"{tcp.url}, whose certificate has SHA-256 {tcp.fingerprint}" if tcp.fingerprint else f"{tcp.url}, without TLS"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from blockdev.policies import AS_POOL, DiskPolicy
-from blockdev.vmmap.database import Database
+from blockdev.vmmap.catalog_tokens import TokenRecords
 from blockdev.vmmap.model import MANUAL, Terms
 
 EVENTS_MAX = 10_000  # kept
@@ -116,7 +116,7 @@ class IntentRow(NamedTuple):
     body: dict[str, Any]
 
 
-class Catalog(Database):
+class Catalog(TokenRecords):
     """An open catalog."""
 
     # settings

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastapi import APIRouter
 
+from blockdev.api.access import Asking, least_role
 from blockdev.api.schemas import DiffView, NewSnapshot, SnapshotChange, SnapshotList
 from blockdev.api.services import Wired
 from blockdev.api.unfinished import check_description, is_marked
@@ -38,8 +41,10 @@ def create_snapshot(vm: str, body: NewSnapshot, services: Wired) -> Snapshot:
 
 
 @router.get("/{snapshot}")
-def show_snapshot(vm: str, snapshot: str, services: Wired) -> Snapshot:
-    return services.vms.show_snapshot(vm, snapshot)
+def show_snapshot(vm: str, snapshot: str, services: Wired, caller: Asking) -> Snapshot:
+    """One snapshot, with the clients attached to it; its configuration only for those who may read that of a VM."""
+    found = services.vms.show_snapshot(vm, snapshot)
+    return found if caller.may(least_role("get_config")) else replace(found, config=None)
 
 
 @router.patch("/{snapshot}")

@@ -1,0 +1,82 @@
+"""Who asks, and what each role may: the one table of the least role of each route.
+
+Over the owner's Unix socket the caller is the owner, an admin.  Over TCP it is the token's name and role (tokens.py).
+A route that the table does not name is for admins: what was forgotten is refused, not allowed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from fastapi import Depends, Request
+
+from blockdev.errors import NotAllowed
+
+Role = Literal["viewer", "operator", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)  # each may what those before it may
+
+# Routes by the names of their functions.  A viewer changes nothing and sees no configuration, which may hold secrets.
+# What an operator does can be undone, but for deleting snapshots.  What loses disks, or concerns all VMs, is for admins.
+LEAST: dict[Role, frozenset[str]] = {
+    "viewer": frozenset(
+        {
+            *("list_vms", "show_vm", "show_vm_usage"),
+            *("list_snapshots", "show_snapshot", "diff_snapshot"),
+            *("show_default_schedules", "show_vm_schedules", "preview_schedules", "show_schedule_settings"),
+            *("show_status", "list_attachments", "show_usage"),
+            *("list_jobs", "show_job", "list_events"),
+        }
+    ),
+    "operator": frozenset(
+        {
+            *("create_vm", "change_vm", "get_config", "set_config", "export_vm", "clone_vm", "restore_vm"),
+            *("add_disk", "import_disk", "export_disk"),
+            *("create_snapshot", "change_snapshot", "delete_snapshot"),
+            *("replace_vm_schedules", "use_default_schedules", "put_vm_schedule", "remove_vm_schedule", "run_schedule"),
+            *("check_pool", "scrub_pool", "compact_pool", "cancel_job"),
+        }
+    ),
+    "admin": frozenset(
+        {
+            *("delete_vm", "resize_disk", "remove_disk", "change_pool"),
+            *("replace_default_schedules", "put_default_schedule", "remove_default_schedule", "change_schedule_settings"),
+            *("list_tokens", "add_token", "remove_token"),
+        }
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request: `request.state.caller`."""
+
+    name: str  # "owner", or the token's
+    role: Role
+
+    def may(self, least: Role) -> bool:
+        return ROLES.index(self.role) >= ROLES.index(least)
+
+
+OWNER = Caller("owner", "admin")
+
+
+def least_role(route: str) -> Role:
+    """Of the route whose function is called so."""
+    return next((role for role in ROLES if route in LEAST[role]), "admin")
+
+
+async def authorise(request: Request) -> None:
+    """A dependency of all routes.  Raises NotAllowed when the caller's role is too low."""
+    caller, least = await caller_of(request), least_role(request.scope["route"].name)
+    if not caller.may(least):
+        raise NotAllowed(f"{request.method} {request.url.path} needs the role {least}: token {caller.name} has {caller.role}")
+
+
+async def caller_of(request: Request) -> Caller:
+    caller = request.state.caller
+    assert isinstance(caller, Caller)
+    return caller
+
+
+Asking = Annotated[Caller, Depends(caller_of)]  # a parameter of routes that look at who asks

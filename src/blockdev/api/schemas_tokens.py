@@ -1,0 +1,34 @@
+"""The bodies of /tokens."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from blockdev.api.access import Role
+from blockdev.api.schemas import Body, Name
+
+VALID_SECONDS_MAX = 100 * 366 * 86400
+
+
+class NewToken(Body):
+    name: Name
+    role: Role
+    valid_seconds: int | None = Field(None, ge=1, le=VALID_SECONDS_MAX, description="it expires so long from now; absent: never")
+
+
+class TokenView(BaseModel):
+    """A token, without itself."""
+
+    name: str
+    role: Role
+    created: str
+    expires: str | None = Field(description="null: never")
+
+
+class MadeToken(TokenView):
+    token: str = Field(description="for `Authorization: Bearer`; told this once")
+
+
+class TokenList(BaseModel):
+    tokens: list[TokenView]
+    next: str | None = Field(description="`after` of the next page; null: this is the last one")

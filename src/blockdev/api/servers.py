@@ -1,0 +1,92 @@
+"""The HTTP servers of one control plane, over one application and in one event loop: the Unix socket's and TCP's.
+
+Two, because TLS is a matter of a whole uvicorn server.  SIGTERM and SIGINT end both: no new requests, those under way have
+DRAIN_SECONDS; a second SIGINT does not wait for them.  The handlers stay when `run` returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+DRAIN_SECONDS = 5
+
+
+class Servers:
+    """Call `add` for each socket, then `run`."""
+
+    def __init__(self, app: FastAPI, serving: Callable[[], None], stopping: Callable[[], None]) -> None:
+        """serving: called when all of them do; stopping: when they are told to stop, perhaps more than once."""
+        self._app = app
+        self._serving = serving
+        self._stopping = stopping
+        self._servers: list[tuple[_Server, socket.socket]] = []
+        self._started_count = 0
+
+    def add(self, listener: socket.socket, context: ssl.SSLContext | None = None) -> None:
+        """Serve what comes to `listener`, with TLS if there is a context."""
+        config = uvicorn.Config(
+            self._app,
+            log_config=None,
+            access_log=False,
+            http="h11",
+            lifespan="off",
+            proxy_headers=False,  # nobody is believed to be somebody else
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+            ssl_context_factory=None if context is None else lambda _config, _default: context,
+        )
+        self._servers.append((_Server(config, self._started), listener))
+
+    def run(self) -> None:
+        """Serve until a signal came."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for server, listener in self._servers:
+                group.create_task(server.serve([listener]))
+
+    def _started(self) -> None:
+        self._started_count += 1
+        if self._started_count == len(self._servers):
+            self._serving()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stopping()
+        for server, _ in self._servers:
+            server.handle_exit(number, frame)
+
+
+class _Server(uvicorn.Server):
+    """Says when it serves, and leaves the signals to Servers."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._tell_started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._tell_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """TLS is closed from both ends, and a client that waits for nothing answers that only when it is used again."""
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, H11Protocol)
+            if self.config.is_ssl and (connection.cycle is None or connection.cycle.response_complete):
+                connection.transport.abort()
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
