@@ -55,6 +55,21 @@ SEEDS: dict[str, tuple[str, str, Any]] = {
     "export-vm": ("POST", "/vms/web/export", {"directory": "@DIR@/out", "format": "raw", "snapshot": "s1"}),
     "clones": ("POST", "/vms/web/clones", {"snapshot": "s1", "count": 2, "prefix": "copy"}),
     "clone": ("POST", "/vms/web/clones", {"name": "copy"}),
+    "customized": (
+        "POST",
+        "/vms/web/clones",
+        {
+            "snapshot": "s1",
+            "count": 2,
+            "prefix": "copy",
+            "customize": {
+                "hostname": "web-@number@.@name@",
+                "user_data": "#cloud-config\nhostname: '@hostname@ @uuid@ @mac0@'\n",
+                "network_config": "{network: {version: 2, ethernets: {}}}",
+            },
+        },
+    ),
+    "restore-beside": ("POST", "/vms/web/restore", {"snapshot": "s1", "disk": "root", "beside": "older"}),
     "restore": ("POST", "/vms/web/restore", {"snapshot": "s1", "disk": "root", "force": False}),
     "add-disk": ("POST", "/vms/web/disks", {"name": "more", "size_bytes": 4096}),
     "resize": ("PATCH", "/vms/web/disks/data", {"size_bytes": 4096, "force_shrink": True}),

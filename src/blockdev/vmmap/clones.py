@@ -172,7 +172,7 @@ class CloneOperations(Operations):
         replaced = {one.name: one for one in self._catalog.disks(row.id) if one.name in sources}
         in_the_way = object_ids(list(replaced.values()))
         if not force:
-            self._lookup.refuse_attached(in_the_way)
+            self._lookup.refuse_attached(in_the_way, "detach first, or force it (--force): they are cut off then and get errors")
         cut_off = self._lookup.attached(in_the_way)
         safety = self._take_safety_snapshot(row, snapshot)
         now = self._journal.now()

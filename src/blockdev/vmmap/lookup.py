@@ -92,11 +92,11 @@ class Lookup:
         wanted = set(object_ids)
         return [f"{name} by {client}" for id, name, client in self._engine.attachments() if id in wanted]
 
-    def refuse_attached(self, object_ids: Sequence[int]) -> None:
+    def refuse_attached(self, object_ids: Sequence[int], advice: str = "detach first") -> None:
         """Busy, naming the clients, when one of the objects has any."""
         busy = self.attached(object_ids)
         if busy:
-            raise Busy(f"attached: {', '.join(busy)}; detach first, or use force")
+            raise Busy(f"attached: {', '.join(busy)}; {advice}")
 
 
 def refuse_importing(vm: VMRow, imports: Sequence[ImportRow]) -> None:
