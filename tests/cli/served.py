@@ -64,14 +64,17 @@ class Home:
         """No snapshots come by themselves in between."""
         self("init", "--capacity", capacity, "--no-schedules")
 
-    def run(self, *arguments: str | Path, stdin: str | None = None) -> Result:
-        """One command, however it ends; without `stdin` it has none."""
+    def run(
+        self, *arguments: str | Path, stdin: str | None = None, environment: dict[str, str] | None = None
+    ) -> Result:
+        """One command, however it ends; without `stdin` it has none.  environment: what is other than ours."""
         done = subprocess.run(
             [BLOCKDEVCTL, "--home", str(self.path), *map(str, arguments)],
             input=stdin,
             stdin=None if stdin is not None else subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            env={**os.environ, **(environment or {})},
             timeout=SECONDS_MAX,
         )
         return Result(done.returncode, done.stdout, done.stderr)

@@ -7,7 +7,20 @@ import sys
 
 import click
 
-from blockdev.cli import attach, clone, disk, events, initialise, pool, schedule, serve, snapshot, token, vm
+from blockdev.cli import (
+    attach,
+    clone,
+    disk,
+    events,
+    initialise,
+    mount,
+    pool,
+    schedule,
+    serve,
+    snapshot,
+    token,
+    vm,
+)
 from blockdev.cli.session import Noun, Session
 from blockdev.errors import BlockdevError, InvalidArgument
 
@@ -35,6 +48,8 @@ for _command in (
     token.token,
 ):
     blockdevctl.add_command(_command)
+for _command in (mount.mount, mount.unmount):
+    snapshot.snapshot.add_command(_command)
 
 
 def main() -> None:
