@@ -114,6 +114,7 @@ def test_files_are_read_while_the_vm_is_written_to(
     with pytest.raises(OSError):
         (directory / "mine").write_text("no")
     assert len(helpers(home)) == 1
+    assert "nbdfuse" in home.run("snapshot", "delete", f"{name}@s", "--yes").error
     assert home("snapshot", "unmount", directory) == f"unmounted {directory}\n"
     assert not os.path.ismount(directory) and helpers(home) == []
     assert [entry.name for entry in (home.path / "run/mounts").iterdir()] == ["lock"]
