@@ -12,10 +12,12 @@ from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.service import VMs
 from tests.vmmap.world import OPERATIONS, build, check_agreed
 
-SMALL = {"import", "intent", "setting"}  # tables of what is under way
+SMALL = {"import", "intent", "setting", "json_each"}  # tables of what is under way, and the ids that a query is given
 READS = {
     "show a VM": lambda vms: vms.show_vm("web"),
     "show a snapshot": lambda vms: vms.show_snapshot("web", "s1"),
+    "list a page of VMs": lambda vms: vms.page_of_vms("a", "w*", 10),
+    "list a page of snapshots": lambda vms: vms.page_of_snapshots("web", (0, 0), "manual", None, 10),
     "list snapshots": lambda vms: vms.list_snapshots("web"),
     "diff": lambda vms: vms.diff("web", "s1", "s2"),
     "read a configuration": lambda vms: vms.get_config("web"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import gc
 import logging
 import os
 import sys
@@ -96,6 +97,7 @@ def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None) -> No
             servers.add(local)
             if over_tcp is not None:
                 servers.add(*over_tcp)
+            _let_the_collector_skip_what_stays()
             servers.run()
         finally:
             services.scheduler.stop()
@@ -104,6 +106,12 @@ def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None) -> No
             catalog.close()
             with suppress(FileNotFoundError):
                 home.api_socket.unlink()
+
+
+def _let_the_collector_skip_what_stays() -> None:
+    """Libraries and routes are 100,000 objects that live as long as we: looking through them made requests wait 100 ms (measured)."""
+    gc.collect()
+    gc.freeze()
 
 
 def _wire(home: Home, catalog: Catalog) -> Services:

@@ -50,7 +50,7 @@ def create_vm(services: Services, body: NewVM) -> Job:
     """Start making a VM of which at least one disk comes from an image."""
     check_name("VM", body.name)
     check_description(body.description)
-    if body.name in {vm.name for vm in services.vms.list_vms()}:
+    if services.catalog.vm(body.name) is not None:
         raise AlreadyExists(f"VM {body.name} exists already")
     images: dict[str, tuple[Image, int]] = {}
     empty: list[tuple[str, int]] = []

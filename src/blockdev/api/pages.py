@@ -30,9 +30,16 @@ Glob = Annotated[
     str | None,
     Query(
         max_length=2 * NAME_CHARACTERS_MAX,
-        pattern=r"^[][A-Za-z0-9._*?^-]+$",
+        pattern=r"^[A-Za-z0-9._*?\[\]^-]+$",
         description="only those whose name matches: `*` any characters, `?` one, `[a-c]` one of these",
         examples=["web-*"],
+    ),
+]
+AfterSnapshot = Annotated[
+    str,
+    Query(
+        pattern=r"^[0-9]{1,18}-[0-9]{1,18}$",
+        description="`next` of the answer before; absent: from the beginning",
     ),
 ]
 Row = TypeVar("Row")
@@ -45,6 +52,6 @@ def page(found: Sequence[Row], count: int, cursor: Callable[[Row], str]) -> tupl
     return found[:count], cursor(found[count - 1])
 
 
-def written(body: BaseModel) -> Response:
+def written(body: BaseModel, status: int = 200) -> Response:
     """`body` as an answer, without being validated: for routes whose `response_model` is its class."""
-    return Response(body.__pydantic_serializer__.to_json(body), media_type="application/json")
+    return Response(body.__pydantic_serializer__.to_json(body), status, media_type="application/json")

@@ -333,8 +333,13 @@ class VMList(BaseModel):
     vms: list[model.VM]
 
 
-class SnapshotList(BaseModel):
+class VMPage(VMList):
+    next: str | None = Field(description="`after` of the next page; null: this is the last one")
+
+
+class SnapshotPage(BaseModel):
     snapshots: list[model.Snapshot]
+    next: str | None = Field(description="`after` of the next page; null: this is the last one")
 
 
 class ExtentView(BaseModel):

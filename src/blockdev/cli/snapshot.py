@@ -17,6 +17,7 @@ from blockdev.vmmap.clock import to_text
 # not from vmmap.model: that takes 70 ms to load
 CONSISTENCIES = ("crash", "vm")
 IF_NOT_FROZEN = ("crash", "fail")
+ORIGINS = ("manual", "clone", "restore", "schedule", "import", "replication")
 
 consistency_option = click.option(
     "--consistency",
@@ -84,10 +85,12 @@ def show_terms(made: dict[str, Any]) -> str:
 
 @snapshot.command(name="list")
 @click.argument("vm", type=values.VM)
+@click.option("--origin", type=click.Choice(ORIGINS), help="Only those of this origin.")
+@click.option("--schedule", metavar="NAME", help="Only those that this schedule took.")
 @pass_session
-def list_(session: Session, vm: str) -> None:
+def list_(session: Session, vm: str, origin: str | None, schedule: str | None) -> None:
     """List the snapshots of a VM, oldest first."""
-    found = session.client.get(f"/vms/{vm}/snapshots")
+    found = session.client.get_all(f"/vms/{vm}/snapshots", "snapshots", origin=origin, schedule=schedule)
 
     def tell() -> None:
         rows = [
@@ -105,7 +108,8 @@ def list_(session: Session, vm: str) -> None:
         headers = ["SNAPSHOT", "SIZE", "CREATED", "CONSISTENCY", "TAKEN BY", "EXPIRES", "LOCKED UNTIL"]
         print_columns(headers, rows, right=(1,))
         if not rows:
-            click.echo(f"VM {vm} has no snapshots: take one with blockdevctl snapshot create {vm}")
+            none_yet = f"VM {vm} has no snapshots: take one with blockdevctl snapshot create {vm}"
+            click.echo(f"VM {vm} has no such snapshots" if origin or schedule else none_yet)
 
     session.show(found, tell)
 

@@ -89,10 +89,11 @@ def _new_disks(
 
 
 @vm.command(name="list")
+@click.option("--name", "glob", metavar="GLOB", help="Only those whose name matches, such as 'web-*'.")
 @pass_session
-def list_(session: Session) -> None:
-    """List the VMs."""
-    found = session.client.get("/vms")
+def list_(session: Session, glob: str | None) -> None:
+    """List the VMs, by name."""
+    found = session.client.get_all("/vms", "vms", name=glob)
 
     def tell() -> None:
         rows = [
@@ -101,7 +102,8 @@ def list_(session: Session) -> None:
         ]
         print_columns(["VM", "DISKS", "SIZE", "SNAPSHOTS", "CREATED"], rows, right=(1, 2, 3))
         if not rows:
-            click.echo("no VMs yet: make one with blockdevctl vm create NAME --disk root=20G")
+            none_yet = "no VMs yet: make one with blockdevctl vm create NAME --disk root=20G"
+            click.echo(f"no VM's name matches {glob}" if glob else none_yet)
 
     session.show(found, tell)
 

@@ -223,6 +223,14 @@ class Catalog(TokenRecords):
     def vms(self) -> list[VMRow]:
         return self._rows(VMRow, "SELECT * FROM vm ORDER BY name")
 
+    def vms_page(self, after: str, glob: str | None, count: int) -> list[VMRow]:
+        """By name, those after the name `after` whose name matches `glob`."""
+        return self._rows(
+            VMRow,
+            "SELECT * FROM vm WHERE name > ?1 AND (?2 IS NULL OR name GLOB ?2) ORDER BY name LIMIT ?3",
+            *(after, glob, count),
+        )
+
     def vm_count(self) -> int:
         return self._number("SELECT count(*) FROM vm")
 
@@ -281,6 +289,11 @@ class Catalog(TokenRecords):
             return self._rows(DiskRow, "SELECT * FROM disk ORDER BY id")
         return self._rows(DiskRow, "SELECT * FROM disk WHERE vm_id = ? ORDER BY id", vm_id)
 
+    def disks_of(self, vm_ids: Iterable[int]) -> list[DiskRow]:
+        """The disks of some VMs, in the order they were added."""
+        query = "SELECT * FROM disk WHERE vm_id IN (SELECT value FROM json_each(?)) ORDER BY id"
+        return self._rows(DiskRow, query, json.dumps(list(vm_ids)))
+
     def disk_count(self) -> int:
         return self._number("SELECT count(*) FROM disk")
 
@@ -322,13 +335,25 @@ class Catalog(TokenRecords):
             return self._number("SELECT count(*) FROM snapshot")
         return self._number("SELECT count(*) FROM snapshot WHERE vm_id = ?", vm_id)
 
-    def snapshot_counts(self) -> dict[int, int]:
-        """VM id -> how many snapshots; VMs without any are not in it."""
-        return dict(
-            self._rows(
-                lambda vm_id, count: (vm_id, count), "SELECT vm_id, count(*) FROM snapshot GROUP BY vm_id"
-            )
+    def snapshot_counts(self, vm_ids: Iterable[int]) -> dict[int, int]:
+        """VM id -> how many snapshots, of some VMs; those without any are not in it."""
+        query = "SELECT vm_id, count(*) FROM snapshot WHERE vm_id IN (SELECT value FROM json_each(?)) GROUP BY vm_id"
+        return dict(self._rows(lambda vm_id, count: (vm_id, count), query, json.dumps(list(vm_ids))))
+
+    def snapshots_page(
+        self, vm_id: int, after: tuple[int, int], origin: str | None, schedule: str | None, count: int
+    ) -> list[SnapshotRow]:
+        """Of one VM, oldest first, those after (LSN, id); of an origin or a schedule only, if it is named."""
+        return self._rows(
+            SnapshotRow,
+            "SELECT * FROM snapshot WHERE vm_id = ?1 AND (lsn, id) > (?2, ?3) AND (?4 IS NULL OR origin = ?4)"
+            " AND (?5 IS NULL OR schedule = ?5) ORDER BY lsn, id LIMIT ?6",
+            *(vm_id, *after, origin, schedule, count),
         )
+
+    def snapshot_disks_of(self, snapshot_ids: Iterable[int]) -> list[SnapshotDiskRow]:
+        query = "SELECT * FROM snapshot_disk WHERE snapshot_id IN (SELECT value FROM json_each(?)) ORDER BY id"
+        return self._rows(SnapshotDiskRow, query, json.dumps(list(snapshot_ids)))
 
     def insert_snapshot(
         self,

@@ -40,10 +40,10 @@ from blockdev.vmmap.snapshots import SnapshotOperations
 from blockdev.vmmap.space import space_of_vms
 from blockdev.vmmap.tags import Tag, encode_tag
 from blockdev.vmmap.views import (
-    view_all_vms,
     view_disk,
     view_import,
     view_vm,
+    view_vms,
 )
 
 SOCKET_PATH_BYTES_MAX = 107
@@ -139,7 +139,13 @@ class VMs(SnapshotOperations, CloneOperations, ImportOperations):
 
     def list_vms(self) -> list[VM]:
         """All VMs by name; `clients` of their disks are not asked for."""
-        return view_all_vms(self._catalog)
+        with self._catalog.transaction():
+            return view_vms(self._catalog, self._catalog.vms())
+
+    def page_of_vms(self, after: str, glob: str | None, count: int) -> list[VM]:
+        """As list_vms, those after the name `after` whose name matches `glob` (`*`, `?`, `[a-c]`)."""
+        with self._catalog.transaction():
+            return view_vms(self._catalog, self._catalog.vms_page(after, glob, count))
 
     def show_vm(self, name: str) -> VM:
         """One VM, with the clients attached to its disks when the engine answers.  NotFound."""

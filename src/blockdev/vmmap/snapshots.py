@@ -24,11 +24,13 @@ from blockdev.vmmap.names import (
 )
 from blockdev.vmmap.operation import Operations, change
 from blockdev.vmmap.views import (
-    view_snapshots_of,
+    view_snapshots,
 )
 
 SCHEDULED_SNAPSHOTS_MAX = 256  # of one VM, unless the catalog says another cap
 SCHEDULED_CAP = "scheduled_snapshots_max"
+
+Place = tuple[int, int]  # among the snapshots of a VM: LSN, id
 
 
 class SnapshotOperations(Operations):
@@ -114,7 +116,20 @@ class SnapshotOperations(Operations):
 
     def list_snapshots(self, vm: str) -> list[Snapshot]:
         """Oldest first; without configuration texts and clients."""
-        return view_snapshots_of(self._catalog, self._lookup.vm(vm))
+        with self._catalog.transaction():
+            row = self._lookup.vm(vm)
+            return view_snapshots(self._catalog, row, self._catalog.snapshots(row.id))
+
+    def page_of_snapshots(
+        self, vm: str, after: Place, origin: str | None, schedule: str | None, count: int
+    ) -> tuple[list[Snapshot], Place | None]:
+        """As list_snapshots, those after a place, of an origin or a schedule only if it is named; then the next one's place."""
+        with self._catalog.transaction():
+            row = self._lookup.vm(vm)
+            found = self._catalog.snapshots_page(row.id, after, origin, schedule, count + 1)
+            last = found[count - 1] if len(found) > count else None
+            shown = view_snapshots(self._catalog, row, found[:count])
+        return shown, None if last is None else (last.lsn, last.id)
 
     def show_snapshot(self, vm: str, snapshot: str) -> Snapshot:
         """One snapshot with its configuration text and clients."""

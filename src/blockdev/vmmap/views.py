@@ -41,13 +41,13 @@ def view_finding(finding: EngineFinding) -> Finding:
     )
 
 
-def view_all_vms(catalog: Catalog) -> list[VM]:
-    """All VMs by name, in three queries."""
-    with catalog.transaction():
-        vms, counts = catalog.vms(), catalog.snapshot_counts()
-        disks: dict[int, list[DiskRow]] = defaultdict(list)
-        for disk in catalog.disks():
-            disks[disk.vm_id].append(disk)
+def view_vms(catalog: Catalog, vms: list[VMRow]) -> list[VM]:
+    """Some VMs, in two queries; called inside the transaction that found them."""
+    ids = [vm.id for vm in vms]
+    counts = catalog.snapshot_counts(ids)
+    disks: dict[int, list[DiskRow]] = defaultdict(list)
+    for disk in catalog.disks_of(ids):
+        disks[disk.vm_id].append(disk)
     return [_vm(vm, disks[vm.id], counts.get(vm.id, 0), None) for vm in vms]
 
 
@@ -107,13 +107,11 @@ def _snapshot_disk(
     )
 
 
-def view_snapshots_of(catalog: Catalog, vm: VMRow) -> list[Snapshot]:
-    """All snapshots of a VM, oldest first, in two queries."""
-    with catalog.transaction():
-        snapshots = catalog.snapshots(vm.id)
-        disks: dict[int, list[SnapshotDiskRow]] = defaultdict(list)
-        for disk in catalog.snapshot_disks_of_vm(vm.id):
-            disks[disk.snapshot_id].append(disk)
+def view_snapshots(catalog: Catalog, vm: VMRow, snapshots: list[SnapshotRow]) -> list[Snapshot]:
+    """Some snapshots of a VM, in one query; called inside the transaction that found them."""
+    disks: dict[int, list[SnapshotDiskRow]] = defaultdict(list)
+    for disk in catalog.snapshot_disks_of(snapshot.id for snapshot in snapshots):
+        disks[disk.snapshot_id].append(disk)
     return [view_snapshot(vm, snapshot, disks[snapshot.id]) for snapshot in snapshots]
 
 

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query, Response
 
 from blockdev.api.access import Asking, least_role
-from blockdev.api.schemas import DiffView, NewSnapshot, SnapshotChange, SnapshotList
+from blockdev.api.pages import COUNT_MAX, AfterSnapshot, Count, written
+from blockdev.api.schemas import DiffView, NewSnapshot, SnapshotChange, SnapshotPage
 from blockdev.api.services import Wired
 from blockdev.api.unfinished import check_description, is_marked
 from blockdev.clock import now_seconds
 from blockdev.errors import Busy, InvalidArgument
 from blockdev.quiesce.snapshots import take_snapshot
 from blockdev.vmmap.clock import to_text
-from blockdev.vmmap.model import Snapshot, Terms
+from blockdev.vmmap.model import Origin, Snapshot, Terms
+from blockdev.vmmap.names import NAME_CHARACTERS_MAX
 
 router = APIRouter(prefix="/vms/{vm}/snapshots", tags=["snapshots"])
 
 
-@router.get("")
-def list_snapshots(vm: str, services: Wired) -> SnapshotList:
+@router.get("", response_model=SnapshotPage)
+def list_snapshots(
+    vm: str,
+    services: Wired,
+    count: Count = COUNT_MAX,
+    after: AfterSnapshot = "0-0",
+    origin: Annotated[Origin | None, Query(description="only those of this origin")] = None,
+    schedule: Annotated[str | None, Query(max_length=NAME_CHARACTERS_MAX, description="only those that it took")] = None,
+) -> Response:
     """Oldest first, without configuration texts."""
-    return SnapshotList(snapshots=services.vms.list_snapshots(vm))
+    lsn, number = map(int, after.split("-"))
+    found, place = services.vms.page_of_snapshots(vm, (lsn, number), origin, schedule, count)
+    cursor = None if place is None else "-".join(map(str, place))
+    return written(SnapshotPage.model_construct(snapshots=found, next=cursor))
 
 
 @router.post("", status_code=201)

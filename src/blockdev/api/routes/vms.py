@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from blockdev.api import customize, exports, imports
 from blockdev.api.guard import files_allowed
+from blockdev.api.pages import COUNT_MAX, AfterName, Count, Glob, page, written
 from blockdev.api.routes.jobs import view
 from blockdev.api.schemas import (
     ClonesMade,
@@ -16,7 +17,7 @@ from blockdev.api.schemas import (
     NewVM,
     VMChange,
     VMExport,
-    VMList,
+    VMPage,
 )
 from blockdev.api.services import Wired
 from blockdev.api.unfinished import check_description
@@ -28,10 +29,11 @@ from blockdev.vmmap.model import VM, Restored, VMSpace
 router = APIRouter(prefix="/vms", tags=["VMs"])
 
 
-@router.get("")
-def list_vms(services: Wired) -> VMList:
-    """All VMs by name, without attached clients."""
-    return VMList(vms=services.vms.list_vms())
+@router.get("", response_model=VMPage)
+def list_vms(services: Wired, count: Count = COUNT_MAX, after: AfterName = "", name: Glob = None) -> Response:
+    """By name, without attached clients."""
+    vms, cursor = page(services.vms.page_of_vms(after, name, count + 1), count, lambda vm: vm.name)
+    return written(VMPage.model_construct(vms=vms, next=cursor))
 
 
 @router.post("", status_code=201, responses={202: {"model": JobView, "description": "images are being imported"}})
@@ -100,19 +102,21 @@ def export_vm(vm: str, body: VMExport, services: Wired) -> JobView:
     return view(exports.export_vm(services, vm, body))
 
 
-@router.post("/{vm}/clones", status_code=201)
-def clone_vm(vm: str, body: NewClones, services: Wired) -> ClonesMade:
+@router.post("/{vm}/clones", status_code=201, response_model=ClonesMade)
+def clone_vm(vm: str, body: NewClones, services: Wired) -> Response:
     """New VMs from a snapshot of this one, all or none; customized ones have a disk `seed` each."""
     many = body.count is not None and body.prefix is not None
     if (body.name is not None) == many or (body.count is None) != (body.prefix is None):
         raise InvalidArgument("give either name, or count and prefix")
     if body.customize is not None:
         names = [body.name] if body.name is not None else clone_names(body.prefix or "", body.count or 0)
-        return customize.clone_customized(services, vm, body.snapshot, names, body.customize)
+        return written(customize.clone_customized(services, vm, body.snapshot, names, body.customize), 201)
     if body.name is not None:
-        return ClonesMade(vms=[services.vms.clone(vm, body.snapshot, body.name)], hostnames={})
-    assert body.count is not None and body.prefix is not None
-    return ClonesMade(vms=services.vms.clone_many(vm, body.snapshot, body.count, body.prefix), hostnames={})
+        made = [services.vms.clone(vm, body.snapshot, body.name)]
+    else:
+        assert body.count is not None and body.prefix is not None
+        made = services.vms.clone_many(vm, body.snapshot, body.count, body.prefix)
+    return written(ClonesMade.model_construct(vms=made, hostnames={}), 201)
 
 
 @router.post("/{vm}/restore")
