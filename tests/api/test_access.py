@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import socket
@@ -263,6 +264,28 @@ def test_idle_tls_connections_do_not_hold_up_the_end(fresh: Home) -> None:
         assert stream.recv(100).startswith(b"HTTP/1.1 401")
         said = fresh.stop()  # and this end neither reads nor closes
     assert "graceful shutdown exceeded" not in said
+
+
+def test_answers_over_tcp_do_not_wait_for_acknowledgements() -> None:
+    """Nagle's algorithm holds a body back until its head was acknowledged, which takes 40 ms."""
+
+    async def accepted() -> int:
+        seen: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        class Protocol(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                seen.set_result(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+        address = Address.parse(free_address())
+        server = await asyncio.get_running_loop().create_server(Protocol, sock=address.listen())
+        async with server:
+            _, writer = await asyncio.open_connection(address.host, address.port)
+            try:
+                return await seen
+            finally:
+                writer.close()
+
+    assert asyncio.run(accepted())
 
 
 def paths(fresh: Home) -> Paths:

@@ -195,6 +195,9 @@ def test_usage_adds_up_and_is_told_for_each_vm(home: Home, rest: httpx.Client, t
         ("PATCH", "/schedules/new", {"at": "daily " + "02:30," * 100, "keep_seconds": 3600}, 422, "invalid_argument"),
         ("PATCH", "/schedules/new", {"consistency": "perfect"}, 422, "invalid_argument"),
         ("PATCH", "/schedules/new", {"surprise": 1}, 422, "invalid_argument"),
+        ("PATCH", "/schedules/new", {"replicate": 0}, 422, "invalid_argument"),
+        ("PATCH", "/schedules/new", {"keep_seconds": "3600"}, 422, "invalid_argument"),
+        ("PATCH", "/schedules/new", {"keep_seconds": 3600.5}, 422, "invalid_argument"),
         ("DELETE", "/schedules/none", None, 404, "not_found"),
         ("GET", "/vms/none/schedules/preview?seconds=60", None, 404, "not_found"),
         ("GET", "/vms/none/schedules/preview", None, 422, "invalid_argument"),
@@ -229,6 +232,17 @@ def test_failures_have_one_shape(
     error = answer.json()["error"]
     assert set(answer.json()) == {"error"} and error["code"] == code
     assert error["message"] and "\n" not in error["message"]
+
+
+def test_whole_numbers_may_be_written_as_json_writes_them(rest: httpx.Client) -> None:
+    changed = rest.patch("/schedule-settings", content=b'{"scheduled_snapshots_max": 256.0}', headers={"Content-Type": "application/json"})
+    assert changed.json() == {"scheduled_snapshots_max": 256}
+
+
+def test_a_wrong_method_is_told_all_right_ones(rest: httpx.Client) -> None:
+    assert rest.put("/vms/web").headers["Allow"] == "DELETE, GET, PATCH"
+    assert rest.delete("/vms").headers["Allow"] == "GET, POST"
+    assert rest.put("/openapi.json").headers["Allow"] == "GET"
 
 
 def test_body_that_is_too_large_or_of_unknown_length_is_refused(rest: httpx.Client) -> None:

@@ -38,7 +38,8 @@ class Address:
 
     def listen(self) -> socket.socket:
         """A listening socket there.  Raises Busy."""
-        listener = socket.socket(self.family, socket.SOCK_STREAM)
+        # the protocol by name: asyncio sets TCP_NODELAY for no other, and an answer's body then waits 40 ms for its head
+        listener = socket.socket(self.family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((self.host, self.port))

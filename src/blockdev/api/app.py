@@ -12,6 +12,7 @@ from blockdev.api import failures
 from blockdev.api.access import authorise, least_role
 from blockdev.api.guard import Guard
 from blockdev.api.routes import disks, events, jobs, pool, schedules, snapshots, tokens, vms
+from blockdev.api.schemas import NAME_FORM
 from blockdev.api.services import Services
 
 PREFIX = "/api/v1"
@@ -50,12 +51,15 @@ def _operation_id(route: APIRoute) -> str:
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, with the token and the least role of each operation."""
+    """The OpenAPI document, with the token, the least role of each operation, and what can be in a path: names."""
     if app.openapi_schema is None:
         made = FastAPI.openapi(app)
         made["components"]["securitySchemes"] = {"bearer": BEARER}
         for item in made["paths"].values():
             for operation in item.values():
                 operation["security"] = [{"bearer": [least_role(operation["operationId"])]}]
+                for parameter in operation.get("parameters", ()):
+                    if parameter["in"] == "path":
+                        parameter["schema"].update(NAME_FORM)
     assert app.openapi_schema is not None
     return app.openapi_schema

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from blockdev import errors
 from blockdev.api.schemas import ErrorBody
@@ -90,7 +91,18 @@ def _protocol(request: Request, error: Exception) -> JSONResponse:
     code = errors.NotFound.code if error.status_code == 404 else errors.InvalidArgument.code
     answered = answer(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
     answered.headers.update(error.headers or {})
+    if error.status_code == 405:
+        answered.headers["Allow"] = ", ".join(sorted(_methods(request)))
     return answered
+
+
+def _methods(request: Request) -> set[str]:
+    """All that this address takes; starlette names those of the first route that has it only."""
+    app, path = request.app, request.url.path
+    if not hasattr(app.state, "methods"):
+        paths = app.openapi()["paths"].items()
+        app.state.methods = [(compile_path(form)[0], {method.upper() for method in item}) for form, item in paths]
+    return next((methods for form, methods in app.state.methods if form.match(path)), {"GET"})  # of openapi.json itself
 
 
 def _bug(request: Request, error: Exception) -> JSONResponse:

@@ -8,25 +8,50 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from blockdev.cloudinit.files import TEXT_BYTES_MAX
+from blockdev.constants import SECTOR_BYTES, VDISK_BYTES_MAX
 from blockdev.policies import LEVELS, Compression, Dedup
 from blockdev.schedule.rules import KEEP_SECONDS_MAX, KEEP_SECONDS_MIN, Schedule
 from blockdev.schedule.times import local_zone
 from blockdev.types import ExtentState
 from blockdev.vmmap import model
 from blockdev.vmmap.clock import text_of
+from blockdev.vmmap.names import NAME_CHARACTERS_MAX
 
 CLONES_MAX = 500
 WAIT_SECONDS_MAX = 30
+RATE_BYTES_MAX = CAPACITY_BYTES_MAX = 1 << 52  # what JSON's numbers hold exactly, whoever reads them
 EVENTS_COUNT_MAX = 1000
 YEARS = range(1970, 9999)  # so that another time zone's offset never leads out of what can be written
 
-Name = Annotated[str, Field(description="1 to 63 letters, digits, '.', '_' and '-', the first a letter or digit")]
-SizeBytes = Annotated[int, Field(gt=0, description="bytes, a multiple of 512", examples=[20 << 30])]
+# What only `json_schema_extra` says is checked further down, where the message knows what it is about.
+NAME_FORM = {"pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$", "minLength": 1, "maxLength": NAME_CHARACTERS_MAX}
+Name = Annotated[
+    str,
+    Field(
+        description="1 to 63 letters, digits, '.', '_' and '-', the first a letter or digit", json_schema_extra={**NAME_FORM}
+    ),
+]
+CapacityBytes = Annotated[int, Field(gt=0, le=CAPACITY_BYTES_MAX, description="bytes")]
+SizeBytes = Annotated[
+    int,
+    Field(
+        gt=0,
+        description="bytes, a multiple of 512",
+        examples=[20 << 30],
+        json_schema_extra={"multipleOf": SECTOR_BYTES, "maximum": VDISK_BYTES_MAX},
+    ),
+]
 FilePath = Annotated[
-    str, Field(max_length=4096, pattern=r"^[^\x00]*$", description="absolute, on the machine that serves")
+    str,
+    Field(
+        max_length=4096,
+        pattern=r"^[^\x00]*$",
+        description="absolute, on the machine that serves",
+        json_schema_extra={"pattern": r"^/[^\x00]*$"},
+    ),
 ]
 KeepSeconds = Annotated[int, Field(ge=KEEP_SECONDS_MIN, le=KEEP_SECONDS_MAX, description="a minute to a hundred years")]
 
@@ -46,9 +71,24 @@ ImageFormat = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx"]
 
 
 class Body(BaseModel):
-    """A request body: a field we do not know is a mistake, not something to ignore."""
+    """A request body: a field we do not know is a mistake, not something to ignore, and 0 or "no" is not false."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, given: Any) -> Any:
+        """JSON does not tell 1.0 from 1."""
+        if not isinstance(given, dict):
+            return given
+        return {name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in given.items()}
+
+
+SOME = ConfigDict(json_schema_extra={"minProperties": 1})
+
+
+def _examples(*bodies: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": list(bodies)})
 
 
 class ErrorDetail(BaseModel):
@@ -90,6 +130,8 @@ class VMPolicy(Body):
 
 
 class NewVM(VMPolicy):
+    model_config = _examples({"name": "web", "disks": [{"name": "root", "size_bytes": 20 << 30}]})
+
     name: Name
     disks: list[NewDisk] = Field(default_factory=list, max_length=256)
     config: str = Field("", description="opaque text kept with the VM, such as libvirt XML")
@@ -97,6 +139,8 @@ class NewVM(VMPolicy):
 
 
 class VMChange(VMPolicy):
+    model_config = SOME
+
     agent: str | None = Field(None, description="the Unix socket of its guest agent on the machine that serves; null: none")
     name: Name | None = Field(None, description="the new name")
     description: str | None = None
@@ -110,12 +154,14 @@ class Config(Body):
 class PoolChange(Body):
     """What is absent stays as it is."""
 
-    capacity_bytes: SizeBytes | None = None
+    model_config = SOME
+
+    capacity_bytes: CapacityBytes | None = None
     compression: Compression | None = Field(None, description="of disks whose VM says nothing else, as the next two")
     compression_level: int | None = Field(None, ge=LEVELS[0], le=LEVELS[-1], description="of zstd")
     dedup: Dedup | None = None
     compaction_rate_bytes: int | None = Field(
-        None, ge=0, lt=1 << 62, description="that the pool's own rounds read in a second; 0: the pool chooses"
+        None, ge=0, le=RATE_BYTES_MAX, description="that the pool's own rounds read in a second; 0: the pool chooses"
     )
 
     def given_policy(self) -> dict[str, Any]:
@@ -148,6 +194,8 @@ class VMExport(Body):
 
 
 class NewSnapshot(Body):
+    model_config = _examples({"name": "before-upgrade", "keep_seconds": 259200}, {"consistency": "vm", "locked_until": "2999-01-01T00:00:00Z"})
+
     name: Name | None = Field(None, description="absent: named by the time")
     description: str = ""
     keep_seconds: KeepSeconds | None = Field(None, description="it is deleted so long from now; absent: when somebody does it")
@@ -160,6 +208,8 @@ class NewSnapshot(Body):
 
 class SnapshotChange(Body):
     """What is absent stays as it is."""
+
+    model_config = SOME
 
     description: str | None = None
     expires: Time | None = Field(None, description="it is deleted then; null: never")
@@ -200,11 +250,15 @@ class NewSchedule(ScheduleChange):
 class NewSchedules(Body):
     """A whole set; an empty one takes no snapshots."""
 
+    model_config = _examples({"schedules": [{"name": "daily", "at": "daily 02:30", "keep_seconds": 172800, "zone": "Europe/Zurich"}]})
+
     schedules: list[NewSchedule] = Field(max_length=100)
 
 
 class ScheduleSettings(Body):
-    scheduled_snapshots_max: int = Field(description="how many snapshots of schedules a VM may have, 1 to 10000")
+    scheduled_snapshots_max: int = Field(
+        description="how many snapshots of schedules a VM may have", json_schema_extra={"minimum": 1, "maximum": 10_000}
+    )
 
 
 EventLevel = Literal["info", "warning", "error"]  # the worst last
@@ -238,6 +292,8 @@ class Customize(Body):
 class NewClones(Body):
     """One clone called `name`, or `count` of them called PREFIX-1, PREFIX-2, ..."""
 
+    model_config = _examples({"snapshot": "s1", "name": "web-test"}, {"count": 2, "prefix": "web"})
+
     snapshot: Name | None = Field(None, description="absent: a snapshot is taken first")
     name: Name | None = None
     count: int | None = Field(None, ge=1, le=CLONES_MAX)
@@ -251,6 +307,8 @@ class ClonesMade(BaseModel):
 
 
 class NewRestore(Body):
+    model_config = _examples({"snapshot": "s1"})
+
     snapshot: Name
     disk: Name | None = Field(None, description="absent: all disks and the configuration")
     beside: Name | None = Field(None, description="replace nothing: a new VM of this name, or with `disk` a new disk of this VM")
@@ -260,7 +318,7 @@ class NewRestore(Body):
 class Pace(Body):
     """How fast a check, a scrub or a compaction goes."""
 
-    rate_bytes: int | None = Field(None, gt=0, description="to read in a second, at the most; absent: no limit")
+    rate_bytes: int | None = Field(None, gt=0, le=RATE_BYTES_MAX, description="to read in a second, at the most; absent: no limit")
 
 
 class Inspected(BaseModel):
@@ -329,11 +387,8 @@ class JobList(BaseModel):
     jobs: list[JobView]
 
 
-class VMList(BaseModel):
+class VMPage(BaseModel):
     vms: list[model.VM]
-
-
-class VMPage(VMList):
     next: str | None = Field(description="`after` of the next page; null: this is the last one")
 
 

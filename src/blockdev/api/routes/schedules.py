@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 
 from blockdev.api.schemas import NewSchedules, ScheduleChange, ScheduleSettings
 from blockdev.api.services import Services, Wired
 from blockdev.schedule.rules import Schedule
-from blockdev.schedule.service import Preview, ScheduleSet
+from blockdev.schedule.service import PREVIEW_SECONDS_MAX, Preview, ScheduleSet
 from blockdev.vmmap.model import Snapshot
 
 router = APIRouter(tags=["schedules"])
+PreviewSeconds = Annotated[float, Query(json_schema_extra={"exclusiveMinimum": 0, "maximum": PREVIEW_SECONDS_MAX})]
 
 
 @router.get("/schedules")
@@ -55,7 +58,7 @@ def use_default_schedules(vm: str, services: Wired) -> ScheduleSet:
 
 
 @router.get("/vms/{vm}/schedules/preview")
-def preview_schedules(vm: str, seconds: float, services: Wired) -> Preview:
+def preview_schedules(vm: str, seconds: PreviewSeconds, services: Wired) -> Preview:
     """The snapshots that will be taken within so many seconds from now, oldest first."""
     return services.schedules.preview(vm, seconds)
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 
 from blockdev.api.access import Asking, least_role
 from blockdev.api.pages import COUNT_MAX, AfterSnapshot, Count, written
-from blockdev.api.schemas import DiffView, NewSnapshot, SnapshotChange, SnapshotPage
+from blockdev.api.schemas import DiffView, Name, NewSnapshot, SnapshotChange, SnapshotPage
 from blockdev.api.services import Wired
 from blockdev.api.unfinished import check_description, is_marked
 from blockdev.clock import now_seconds
@@ -82,7 +82,7 @@ def delete_snapshot(vm: str, snapshot: str, services: Wired, force: bool = False
 
 @router.get("/{snapshot}/diff", response_model=DiffView)
 def diff_snapshot(
-    vm: str, snapshot: str, services: Wired, older: str | None = None, disk: str | None = None
+    vm: str, snapshot: str, services: Wired, older: Name | None = None, disk: Name | None = None
 ) -> object:
     """The extents that changed from `older` to this snapshot; without `older`, all that is allocated."""
     return services.vms.diff(vm, older, snapshot, disk).to_json()
