@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import yaml
 
 import nbd
+from blockdev.engine.client import EngineClient
+from blockdev.errors import Unavailable
 from blockdev.vmmap.machine import mac_address
-from tests.cli.served import Home
+from tests.cli.served import SECONDS_MAX, Home, until
 from tests.cli.test_vm import reads, write
 from tests.cloudinit.image import read_image
 
@@ -148,3 +152,37 @@ def test_a_forced_restore_cuts_clients_off_and_says_whom(home: Home, origin: str
         with pytest.raises(nbd.Error):
             access()
     assert reads(home, f"{origin}/root", 1)
+
+
+@pytest.mark.parametrize("victim", ["the engine", "the control plane"])
+def test_a_kill_while_seeds_are_written_leaves_all_clones_or_none(fresh: Home, victim: str) -> None:
+    fresh.serve()
+    fresh("vm", "create", "web", "--disk", "root=1M")
+    fresh("snapshot", "create", "web", "--name", "s")
+    words = ["clone", "web@s", "--count", "300", "--prefix", "c", "--customize"]
+    pid = fresh.engine_pid() if victim == "the engine" else fresh.control_pid()
+    cloning = fresh.start_command(*words)
+    # the engine's own figures do not wait for the operation: 300 seeds more than the one disk, the clones not yet
+    until(lambda: vdisk_count(fresh) > 1, "the seeds")
+    os.kill(pid, signal.SIGKILL)
+    acknowledged = cloning.wait(SECONDS_MAX) == 0
+    assert cloning.communicate()[1] or acknowledged
+    until(lambda: fresh.run("vm", "create", "next", "--disk", "root=1M").status == 0, "both planes")  # a change: it agrees first
+    names = {vm["name"] for vm in fresh.json("vm", "list")["vms"]} - {"web", "next"}
+    print(f"{len(names)} clones, acknowledged: {acknowledged}")
+    assert len(names) == (300 if acknowledged or names else 0)
+    assert vdisk_count(fresh) == 2 + 2 * len(names), "something temporary is left"
+    if not names:
+        fresh(*words)
+    assert "local-hostname: c-300\n" in seed_of(fresh, "c-300")["meta-data"]
+
+
+def vdisk_count(home: Home) -> int:
+    """Of the pool; 0 while the engine is away."""
+    client = EngineClient(home.path / "run/engine.sock")
+    try:
+        return int(client.status()["stats"]["vdisk_count"])
+    except Unavailable:
+        return 0
+    finally:
+        client.close()
