@@ -295,7 +295,10 @@ cdef struct DiffSide:
 
 cdef struct DiffWalk:
     NodeStore* store
+    uint64_t next_block             # blocks before it are done with, or not asked for
     uint64_t block_count            # blocks from here on are outside the newer disk
+    uint64_t nodes_left             # that may be looked at before the walk stops; what it looks at stays in memory
+    bint stopped
     run_callback callback
     void* opaque
 
@@ -305,6 +308,7 @@ cdef int open_side(DiffWalk* walk, DiffSide* side, uint32_t level, MapNode** nod
     node[0] = NULL
     if side.id == 0 or side.height <= level:
         return 0
+    walk.nodes_left -= walk.nodes_left != 0
     count_u64(&walk.store.nodes_visited, 1)
     return node_get(walk.store, side.id, level, node)
 
@@ -332,13 +336,19 @@ cdef int diff_subtree(
     cdef int failure
     if older.id == newer.id and (older.id == 0 or older.height == newer.height):
         return 0
+    if level == 0 and walk.nodes_left == 0:  # never before the first leaf: each walk comes a step further
+        walk.stopped = True
+        walk.next_block = base
+        return 0
     failure = open_side(walk, older, level, &a)
     if not failure:
         failure = open_side(walk, newer, level, &b)
     for i in range(NODE_FANOUT):
         block = base + i * child_blocks
-        if failure or block >= walk.block_count:
+        if failure or walk.stopped or block >= walk.block_count:
             break
+        if block + child_blocks <= walk.next_block:
+            continue
         child_a = side_child(older, a, level, i)
         child_b = side_child(newer, b, level, i)
         if level:
@@ -349,15 +359,23 @@ cdef int diff_subtree(
 
 
 cdef int map_diff(
-    NodeStore* store, Map* older, Map* newer, uint64_t block_count, run_callback callback, void* opaque
+    NodeStore* store, Map* older, Map* newer, uint64_t* next_block, uint64_t block_count,
+    run_callback callback, void* opaque
 ) noexcept nogil:
-    """Call back for each block whose address differs (one at a time, in order); `older` may be NULL: all holes."""
+    """Call back for each block from `next_block` on whose address differs (one at a time, in order).
+
+    `older` may be NULL: all holes.  After DIFF_NODES_MAX nodes it stops, so that not all of two maps must be in memory;
+    next_block then says where to go on, else it is block_count.
+    """
     cdef uint32_t token = nodes_enter(store)
     cdef DiffWalk walk
     cdef DiffSide a, b
     cdef int failure
     walk.store = store
+    walk.next_block = next_block[0]
     walk.block_count = block_count
+    walk.nodes_left = DIFF_NODES_MAX
+    walk.stopped = False
     walk.callback = callback
     walk.opaque = opaque
     a.id = 0 if older == NULL else load_u64(&older.root)
@@ -366,4 +384,5 @@ cdef int map_diff(
     b.height = newer.height
     failure = diff_subtree(&walk, &a, &b, max(a.height, b.height) - 1, 0)
     nodes_leave(store, token)
+    next_block[0] = walk.next_block if walk.stopped else block_count
     return failure

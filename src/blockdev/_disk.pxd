@@ -80,7 +80,8 @@ cdef int disk_zero(Disk* disk, uint64_t count, uint64_t offset, bint fua) noexce
 cdef int disk_clear_tail(Disk* disk) noexcept nogil
 cdef int disk_extents(
     Disk* disk, uint64_t count, uint64_t offset, extent_callback callback, void* opaque) noexcept nogil
-cdef int disk_diff(Disk* older, Disk* newer, run_callback callback, void* opaque) noexcept nogil
+cdef int disk_diff(
+    Disk* older, Disk* newer, uint64_t* next_block, run_callback callback, void* opaque) noexcept nogil
 cdef int disk_cache(Disk* disk, uint32_t count, uint64_t offset) noexcept nogil
 cdef uint64_t disk_size_bytes(Disk* disk) noexcept nogil
 cdef bint disk_is_snapshot(Disk* disk) noexcept nogil

@@ -556,14 +556,19 @@ cdef void lock_two(Disk* a, Disk* b) noexcept nogil:
         pthread_rwlock_rdlock(&a.lock)
 
 
-cdef int disk_diff(Disk* older, Disk* newer, run_callback callback, void* opaque) noexcept nogil:
-    """Call back for each block of `newer` whose address differs from that in `older` (NULL: all holes), in order."""
+cdef int disk_diff(
+    Disk* older, Disk* newer, uint64_t* next_block, run_callback callback, void* opaque
+) noexcept nogil:
+    """Call back for each block of `newer` whose address differs from that in `older` (NULL: all holes), in order.
+
+    It begins at next_block, and may stop before the end: then next_block says where to go on, else it is behind all.
+    """
     cdef int failure = 0
     lock_two(older, newer)
     if newer.deleted or (older != NULL and older.deleted):
         failure = ESHUTDOWN
     else:
-        failure = map_diff(newer.pool.nodes, NULL if older == NULL else &older.map, &newer.map,
+        failure = map_diff(newer.pool.nodes, NULL if older == NULL else &older.map, &newer.map, next_block,
                            (newer.size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES, callback, opaque)
     if older != NULL and older != newer:
         pthread_rwlock_unlock(&older.lock)

@@ -12,6 +12,18 @@ cdef class Core:                    # owns the C state of one open pool
     cdef check_slot(self, uint64_t id)
     cdef raise_for(self, int failure, str what)
 
+cdef struct DiffCollect:            # what a comparison has found
+    void* found                     # a list of Extent, borrowed; NULL: none is made
+    uint64_t extents_left           # that are still taken
+    bint full                       # it met one more than that, at rest_begins
+    uint64_t rest_begins            # bytes
+    uint64_t end_bytes              # of the newer disk
+    uint64_t offset                 # of the run being joined
+    uint64_t length                 # bytes, 0: there is none
+    bint hole
+    uint64_t all_bytes
+    uint64_t all_extents
+
 cdef class DiskObject:
     cdef Disk* disk
     cdef readonly Core core         # keeps the pool's memory alive
@@ -20,6 +32,7 @@ cdef class DiskObject:
     cdef readonly uint32_t origin_id
     cdef fail(self, int failure, str verb, uint64_t offset, uint64_t length)
     cdef _read(self, char* out, uint64_t offset, uint64_t length)
+    cdef int compare(self, DiskObject older, uint64_t first_block, DiffCollect* collect) except -1
 
 cdef class VDisk(DiskObject):
     cdef _zero(self, offset, length, str verb)

@@ -7,7 +7,7 @@ import threading
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EIO, ENOENT, ENOMEM, ENOSPC, EPERM
+from libc.errno cimport EAGAIN, EIO, ENOENT, ENOMEM, ENOSPC, EPERM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strncpy
@@ -539,22 +539,50 @@ cdef class DiskObject:
             failure = disk_flush(self.disk)
         self.fail(failure, "flushing", 0, 0)
 
-    def changed_since(self, DiskObject older):
-        """Extents of this disk whose blocks differ from `older`'s (None: from nothing)."""
+    def changed_since(self, DiskObject older, offset=0, extents_max=None):
+        """Extents of this disk whose blocks differ from `older`'s (None: from nothing), and where the rest begins.
+
+        offset: a multiple of 4096, what is before it is left out.  extents_max: at least 1; the rest begins behind so many
+        of them, else it is None.
+        """
         cdef DiffCollect collect
+        cdef uint64_t first_byte = offset
+        found = []
+        memset(&collect, 0, sizeof(collect))
+        collect.found = <void*>found
+        collect.extents_left = <uint64_t>-1 if extents_max is None else extents_max
+        self.compare(older, first_byte // BLOCK_BYTES, &collect)
+        pass_difference(&collect)
+        return found, (collect.rest_begins if collect.full else None)
+
+    def count_changed(self, DiskObject older):
+        """Bytes and extents of what changed_since finds, without making a list of it."""
+        cdef DiffCollect collect
+        memset(&collect, 0, sizeof(collect))
+        collect.extents_left = <uint64_t>-1
+        self.compare(older, 0, &collect)
+        pass_difference(&collect)
+        return collect.all_bytes, collect.all_extents
+
+    cdef int compare(self, DiskObject older, uint64_t first_block, DiffCollect* collect) except -1:
+        """Pass what differs to `collect`, in walks between which nothing is held."""
         cdef Disk* base = NULL if older is None else older.disk
+        cdef uint64_t next_block = first_block
+        cdef uint64_t end_bytes = self.size_bytes
+        cdef uint64_t end_block = (end_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
         cdef int failure
         if older is not None and older.core is not self.core:
             raise errors.InvalidArgument(f"{older.name or older.id} and {self.name or self.id} are in different pools")
-        found = []
-        collect.found = <void*>found
-        collect.length = 0
-        collect.end_bytes = self.size_bytes
-        with nogil:
-            failure = disk_diff(base, self.disk, collect_difference, &collect)
-        self.fail(failure, "comparing", 0, self.size_bytes)
-        pass_difference(&collect)
-        return found
+        collect.end_bytes = end_bytes
+        while True:
+            with nogil:
+                failure = disk_diff(base, self.disk, &next_block, collect_difference, collect)
+            if collect.full:
+                break
+            self.fail(failure, "comparing", 0, end_bytes)
+            if next_block >= end_block:
+                break
+        return 0
 
 
 cdef int collect_extent(void* opaque, uint64_t offset, uint64_t length, bint hole) noexcept nogil:
@@ -563,21 +591,18 @@ cdef int collect_extent(void* opaque, uint64_t offset, uint64_t length, bint hol
     return 0
 
 
-cdef struct DiffCollect:
-    void* found                     # a list of Extent, borrowed
-    uint64_t end_bytes              # of the newer disk
-    uint64_t offset                 # of the run being joined
-    uint64_t length
-    bint hole
-
-
 cdef void pass_difference(DiffCollect* collect) noexcept nogil:
-    if collect.length:
-        if collect.offset + collect.length > collect.end_bytes:
-            collect.length = collect.end_bytes - collect.offset
+    """The run that was being joined is complete."""
+    cdef uint64_t end = min(collect.offset + collect.length, collect.end_bytes)
+    if collect.offset >= end:
+        return
+    collect.all_bytes += end - collect.offset
+    collect.all_extents += 1
+    collect.extents_left -= 1
+    if collect.found != NULL:
         with gil:
             (<list>collect.found).append(
-                Extent(collect.offset, collect.length, "hole" if collect.hole else "data"))
+                Extent(collect.offset, end - collect.offset, "hole" if collect.hole else "data"))
 
 
 cdef int collect_difference(void* opaque, uint64_t block, uint64_t count, bint hole) noexcept nogil:
@@ -587,6 +612,11 @@ cdef int collect_difference(void* opaque, uint64_t block, uint64_t count, bint h
         return 0
     pass_difference(collect)
     collect.offset = block * BLOCK_BYTES
+    collect.length = 0
+    if collect.extents_left == 0:
+        collect.full = True
+        collect.rest_begins = collect.offset
+        return EAGAIN  # any errno ends the walk
     collect.length = count * BLOCK_BYTES
     collect.hole = hole
     return 0

@@ -335,8 +335,18 @@ class Pool:
 
     def diff(self, older: Thing | None, newer: Thing) -> list[Extent]:
         """Extents of `newer` that differ from `older` (None: from nothing).  Cost in proportion to what changed."""
-        found: list[Extent] = newer.changed_since(older)
-        return found
+        return newer.changed_since(older)[0]
+
+    def changes(self, older: Thing | None, newer: Thing, offset: int, count: int) -> tuple[list[Extent], int | None]:
+        """The first `count` extents of diff from `offset` on, and the offset of the rest; None: there is none.
+
+        offset: bytes, a multiple of 4096; an extent that begins before it is told of from there.
+        """
+        return newer.changed_since(older, offset, count)
+
+    def count_changes(self, older: Thing | None, newer: Thing) -> tuple[int, int]:
+        """How many bytes and extents diff finds.  It takes 2 us for a map node that differs, and no memory."""
+        return newer.count_changed(older)
 
     def _add(
         self,

@@ -155,6 +155,9 @@ class Home:
             vms = rest.get("/vms").json()["vms"]
             snapshots = {vm["name"]: rest.get(f"/vms/{vm['name']}/snapshots").json() for vm in vms}
             status = rest.get("/status").json()
+        for listed in snapshots.values():
+            for one in listed["snapshots"]:
+                del one["changed_bytes"]  # it comes by itself, some time later
         return vms, snapshots, status["foreign"], status["missing"], status["imports"]
 
 

@@ -34,7 +34,7 @@ SNAPSHOT_FIELDS = {
     "size_bytes",
     "disks",
     "config",
-    *("asked", "frozen_ms", "expires", "locked_until", "schedule"),
+    *("asked", "frozen_ms", "expires", "locked_until", "schedule", "uuid", "changed_bytes"),
 }
 
 

@@ -7,6 +7,8 @@ import statistics
 import time
 from typing import Any
 
+from blockdev import Pool
+from blockdev.types import Extent
 from tests.engine.content import distinct_blocks
 from tests.engine.model import BLOCK
 
@@ -152,3 +154,36 @@ def test_reads_at_200_snapshots_deep_run_at_the_speed_of_none(pool: Any, seed: i
         f"random 4 KiB reads: {5000 / statistics.median(times[plain.id]):.0f}/s without snapshots, x {ratio:.2f} below 200"
     )
     assert ratio > 0.8
+
+
+def test_what_changed_is_told_in_steps_whatever_the_size_of_the_maps(pool: Pool) -> None:
+    """More map nodes than one walk looks at."""
+    vdisk = pool.create_vdisk(64 << 30, "wide")
+    for number in range(17_000):
+        vdisk.write(number << 21, number.to_bytes(4, "little") * 1024 if number % 3 else b"x" * 4096)
+    [older] = pool.snapshot([vdisk])
+    vdisk.discard(0, 1 << 34)
+    [newer] = pool.snapshot([vdisk])
+    found = pool.diff(None, older)
+    assert [extent.offset >> 21 for extent in found] == list(range(17_000))
+    assert pool.count_changes(None, older) == (17_000 * 4096, 17_000)
+    gone = pool.diff(older, newer)
+    assert [tuple(extent) for extent in gone] == [(offset << 21, 4096, "hole") for offset in range(1 << 13)]
+    assert pool.count_changes(newer, older) == ((1 << 13) * 4096, 1 << 13)
+
+
+def test_neighbouring_extents_are_one_wherever_a_page_ends(pool: Pool) -> None:
+    vdisk = pool.create_vdisk((1 << 20) + 512, "disk")
+    for block in (0, 1, 2, 5, 6, 9, 256):
+        vdisk.write(block * 4096, bytes([block % 255 + 1]) * (512 if block == 256 else 4096))
+    [newer] = pool.snapshot([vdisk])
+    whole = [(0, 12288), (20480, 8192), (36864, 4096), (1 << 20, 512)]
+    for count in range(1, 6):
+        found, rest = [], 0
+        while rest is not None:
+            extents, rest = pool.changes(None, newer, rest, count)
+            assert 0 < len(extents) <= count
+            found += [(extent.offset, extent.length) for extent in extents]
+        assert found == whole
+    assert pool.changes(None, newer, 4096, 1)[0] == [Extent(4096, 8192, "data")]
+    assert pool.count_changes(None, newer) == (12288 + 8192 + 4096 + 512, 4)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from blockdev.accounting import Group, GroupUsage, PoolUsage, SnapshotUsage, Usage
 from blockdev.compaction import CompactionReport
-from blockdev.constants import NAME_BYTES_MAX, TAG_BYTES_MAX, VDISK_BYTES_MAX
+from blockdev.constants import CHUNK_EXTENTS_MAX, NAME_BYTES_MAX, TAG_BYTES_MAX, VDISK_BYTES_MAX
 from blockdev.engine import protocol
 from blockdev.engine.protocol import HEADER, MAGIC, VERSION, Header, Kind, ProtocolError, Request
 from blockdev.errors import Busy, Corrupt, InvalidArgument
@@ -50,6 +50,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "set_disk_policies": {"policies": [[1, "inline", None], [2, None, "off"]]},
     "account": {"groups": [[[1, 2], [[[5, None]], [[7, 5], [8, None]]]], [[], []]]},
     "diff": {"older": None, "newer": 2},
+    "changes": {"older": None, "newer": 2, "offset": 4096, "count": 1},
+    "count_changes": {"older": 1, "newer": 2},
     "extents": {"id": 1, "offset": 0, "length": 4096},
     "more": {"cursor": 1},
     "flush": {},
@@ -154,6 +156,9 @@ def test_a_request_with_a_missing_or_an_unknown_argument_is_refused(operation: s
         ("delete", "force", 1),
         ("extents", "offset", 511),
         ("diff", "newer", None),
+        ("changes", "offset", 512),
+        ("changes", "count", 0),
+        ("changes", "count", CHUNK_EXTENTS_MAX + 1),
         ("hello", "session", b"short"),
         ("hello", "client", ""),
         ("inspect", "kind", "compact"),

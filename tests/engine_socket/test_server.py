@@ -51,8 +51,10 @@ def test_operations_mirror_the_pool(client: EngineClient, pool: Pool) -> None:
     [after] = client.snapshot([root.id], ["web/root@b"], [b""])
     assert before.lsn is not None and after.lsn is not None and before.lsn < after.lsn
     assert (before.vdisk_id, before.tag) == (root.id, b"of a")
-    assert client.diff(before.id, after.id) == [Extent(8192, 4096, "data")]
-    assert client.diff(None, after.id) == [Extent(4096, 8192, "data")]
+    assert list(client.diff(before.id, after.id)) == [Extent(8192, 4096, "data")]
+    assert list(client.diff(None, after.id)) == [Extent(4096, 8192, "data")]
+    assert client.count_changes(before.id, after.id) == (4096, 1)
+    assert client.count_changes(None, after.id) == (8192, 1)
     assert client.extents(root.id, 0, 16384) == pool.find("web/root").extents(0, 16384)
     client.restore([(root.id, before.id)])
     assert pool.find("web/root").read(8192, 4096) == bytes(4096)
@@ -218,9 +220,14 @@ def test_long_answers_come_in_pages(
         vdisk.write(number * 16384, b"x" * 4096)
     assert client.extents(made[0].id, 0, 1 << 20) == vdisk.extents()
     client.snapshot([made[0].id], ["vm0/d@a"], [b""])
-    assert client.diff(None, client.find("vm0/d@a").id) == [
-        Extent(number * 16384, 4096, "data") for number in range(9)
-    ]
+    newer = client.find("vm0/d@a").id
+    found = [Extent(number * 16384, 4096, "data") for number in range(9)]
+    monkeypatch.setattr(client_module, "CHUNK_EXTENTS_MAX", 2)
+    assert list(client.diff(None, newer)) == found
+    assert client.changes(None, newer, 4096, 3) == (found[1:4], found[4].offset)
+    assert client.changes(None, newer, found[6].offset, 3) == (found[6:], None)
+    first = client._ask("diff", older=None, newer=newer)  # as a control plane asks that does not know `changes`
+    assert [row[0] for row in first["extents"]] == [0, 16384] and first["cursor"] is not None
 
 
 def test_a_long_operation_does_not_hold_up_others(

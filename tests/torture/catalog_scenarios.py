@@ -308,7 +308,7 @@ def build_pool(path: str) -> None:
 
 # version -> what makes a catalog of the next version one of it
 DOWNGRADES = {
-    3: "DROP TABLE domain; DROP TABLE hypervisor; DROP TABLE job; DROP TABLE token; DROP INDEX snapshot_uuid;"
+    3: "DROP TABLE domain; DROP TABLE hypervisor; DROP TABLE job; DROP TABLE token; DROP INDEX snapshot_uuid; DROP INDEX snapshot_uncounted;"
     "ALTER TABLE snapshot DROP COLUMN changed_bytes; ALTER TABLE snapshot DROP COLUMN uuid;",
     2: "DROP TABLE event; DROP TABLE schedule_run; DROP TABLE schedule;"
     "DROP INDEX snapshot_schedule; DROP INDEX snapshot_expires;"

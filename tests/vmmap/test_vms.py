@@ -100,7 +100,8 @@ def test_values_have_stable_field_names(web: VMs) -> None:
     ]
     assert list(snapshot["disks"][0]) == ["name", "size_bytes", "export", "object_id", "state", "clients"]
     diff = web.diff("web", None, "s1").to_json()
-    assert list(diff) == ["vm", "older", "newer", "changed_bytes", "disks"]
+    assert list(diff) == ["vm", "older", "newer", "changed_bytes", "disks", "next"]
+    assert list(diff["disks"][0]) == ["disk", "changed_bytes", "extent_count", "extents"]
     assert diff["disks"][0]["extents"] == [{"offset": 0, "length": 4096, "state": "data"}]
 
 
@@ -306,11 +307,35 @@ def test_a_diff_says_what_changed_on_each_disk(web: VMs, pool: Pool) -> None:
     data = [Extent(0, 4096, "data"), Extent(MEBIBYTE, 8192, "data")]
     assert web.diff("web", "s1", "s2") == Diff(
         *("web", "s1", "s2", 16384),
-        [DiskDiff("root", 4096, [Extent(0, 4096, "data")]), DiskDiff("data", 12288, data)],
+        [DiskDiff("root", 4096, 1, [Extent(0, 4096, "data")]), DiskDiff("data", 12288, 2, data)],
+        None,
     )
-    assert web.diff("web", "s1", "s2", disk="data").disks == [DiskDiff("data", 12288, data)]
+    assert web.diff("web", "s1", "s2", disk="data").disks == [DiskDiff("data", 12288, 2, data)]
     assert web.diff("web", "s1", "s1").changed_bytes == 0
     assert web.diff("web", None, "s2", disk="data").disks[0].extents == data
+
+
+def test_a_diff_comes_in_pages(web: VMs, pool: Pool) -> None:
+    for block in range(3, 62, 2):
+        pool.find("web/data").write(block * 4096, bytes([block]) * 4096)
+    web.create_snapshot("web", "s2")
+    whole = web.diff("web", "s1", "s2")
+    for count in (1, 7, 30, 31, 32):
+        pages, after = [], None
+        while not pages or after is not None:
+            pages.append(web.diff("web", "s1", "s2", count=count, after=after))
+            assert sum(len(disk.extents) for disk in pages[-1].disks) <= count
+            after = pages[-1].next
+        for name in ("root", "data"):
+            extents = [extent for page in pages for disk in page.disks if disk.disk == name for extent in disk.extents]
+            assert extents == next(disk.extents for disk in whole.disks if disk.disk == name)
+        assert [(disk.changed_bytes, disk.extent_count) for disk in pages[0].disks] == [(4096, 1), (31 * 4096, 31)]
+        assert all(page.changed_bytes is None for page in pages[1:])
+    alone = web.diff("web", "s1", "s2", count=0)
+    assert alone.changed_bytes == whole.changed_bytes and not any(disk.extents for disk in alone.disks)
+    for after in ("", "root", "root:", "root:x", "root:512", "no:0", "root:-4096", "root:" + "9" * 30, "root:٤٠٩٦"):
+        with pytest.raises(InvalidArgument, match="no place in this diff"):
+            web.diff("web", "s1", "s2", after=after)
 
 
 def test_a_diff_of_a_disk_that_is_new_is_all_of_it(web: VMs, pool: Pool) -> None:

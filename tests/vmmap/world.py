@@ -13,6 +13,7 @@ from blockdev.errors import BlockdevError
 from blockdev.policies import DiskPolicy
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.clones import CustomClone
+from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
 from blockdev.vmmap.model import Agreement, Terms
 from blockdev.vmmap.service import VMs
 
@@ -78,6 +79,42 @@ def _import(vms: VMs, disk: str, create: bool, finish: bool) -> None:
         vms.abort_import(begun.id)
 
 
+def copy_of(vms: VMs, based_on: str | None) -> SnapshotCopy:
+    """One that comes from elsewhere, of a VM that nobody here has, or on top of a snapshot of web."""
+    base = None if based_on is None else vms.show_snapshot("web", based_on)
+    based = base is not None
+    return SnapshotCopy(
+        uuid="11111111-2222-4333-8444-555555555555",
+        name="far",
+        description="taken elsewhere",
+        created="2026-11-20T12:00:00.000Z",
+        lsn=77,
+        terms=Terms("import", "vm", "vm", 12),
+        config="<far/>",
+        disks=[
+            CopiedDisk("root", 2 * MEBIBYTE, based),
+            CopiedDisk("data", 4096 if based else MEBIBYTE, based),
+            CopiedDisk("extra", 8192, False),
+        ],
+        vm_uuid="99999999-2222-4333-8444-555555555555",
+        vm_name="far-away",
+        base_uuid=base.uuid if base else None,
+        base_name=base.name if base else "",
+    )
+
+
+def _copy(vms: VMs, based_on: str | None, finish: bool) -> None:
+    begun = vms.begin_copy(copy_of(vms, based_on), expires=LATER)
+    try:
+        if finish:
+            vms.finish_copy(begun)
+    except BlockdevError:
+        vms.abort_copy(begun)
+        raise
+    if not finish:
+        vms.abort_copy(begun)
+
+
 OPERATIONS: dict[str, Callable[[VMs], Any]] = {
     "create a VM": lambda vms: vms.create_vm(
         "new", [("a", 4096), ("b", MEBIBYTE)], config="<new/>", description="just made"
@@ -117,6 +154,9 @@ OPERATIONS: dict[str, Callable[[VMs], Any]] = {
     "restore a disk beside": lambda vms: vms.restore_beside("web", "s1", "older", disk="old"),
     "import a new disk": lambda vms: _import(vms, "more", create=True, finish=True),
     "import over a disk": lambda vms: _import(vms, "root", create=False, finish=True),
+    "import a snapshot": lambda vms: _copy(vms, "s2", finish=True),
+    "import a VM with a snapshot": lambda vms: _copy(vms, None, finish=True),
+    "give up an import of a snapshot": lambda vms: _copy(vms, "s2", finish=False),
     "give up an import": lambda vms: _import(vms, "more", create=True, finish=False),
 }
 

@@ -33,6 +33,7 @@ LEAST: dict[Role, frozenset[str]] = {
             *("create_vm", "change_vm", "get_config", "set_config", "export_vm", "clone_vm", "restore_vm"),
             *("add_disk", "import_disk", "export_disk"),
             *("create_snapshot", "change_snapshot", "delete_snapshot"),
+            *("export_snapshot", "import_snapshot", "inspect_stream"),
             *("replace_vm_schedules", "use_default_schedules", "put_vm_schedule", "remove_vm_schedule", "run_schedule"),
             *("check_pool", "scrub_pool", "compact_pool", "cancel_job"),
         }

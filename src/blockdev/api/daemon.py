@@ -29,16 +29,18 @@ from blockdev.api.tokens import Tokens
 from blockdev.api.unfinished import Unfinished
 from blockdev.clock import now_seconds
 from blockdev.engine.client import EngineClient
-from blockdev.errors import BlockdevError, Busy, Unavailable
+from blockdev.errors import BlockdevError, Busy, PoolFull, Unavailable
 from blockdev.home import Home
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
 from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.changed_bytes import ChangeCounter
 from blockdev.vmmap.reserve import DEFAULT_RESERVE
 from blockdev.vmmap.service import VMs
 
 logger = logging.getLogger(__name__)
 RECONCILE_SECONDS = 1.0  # between attempts while the engine is away
+COUNT_SECONDS = 1.0  # between looks for snapshots to count
 
 
 def main() -> None:
@@ -84,6 +86,7 @@ def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None) -> No
         catalog = Catalog(home.catalog, DEFAULT_RESERVE)
         services = _wire(home, catalog)
         stopped = threading.Event()
+        counting = threading.Thread(target=_count_changes, args=(services, stopped), name="count", daemon=True)
 
         def serving() -> None:
             report_ready(ready_fd)
@@ -92,6 +95,7 @@ def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None) -> No
         try:
             services.schedules.ship()
             threading.Thread(target=_tidy, args=(services, stopped), name="tidy", daemon=True).start()
+            counting.start()
             # jobs are cancelled at the signal, so that whoever waits for one hears of it
             servers = Servers(create_app(services), serving, services.jobs.cancel_all)
             servers.add(local)
@@ -103,6 +107,8 @@ def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None) -> No
             services.scheduler.stop()
             services.jobs.close()
             stopped.set()
+            if counting.is_alive():
+                counting.join()  # it is in the middle of one snapshot at the most
             catalog.close()
             with suppress(FileNotFoundError):
                 home.api_socket.unlink()
@@ -138,6 +144,24 @@ def _tidy(services: Services, stopped: threading.Event) -> None:
             if stopped.is_set():
                 return
             logger.exception("catalog and engine could not be brought into agreement; the next change tries again")
+
+
+def _count_changes(services: Services, stopped: threading.Event) -> None:
+    """Count what changed at each snapshot, when a look finds none that was taken since the look before."""
+    counter = ChangeCounter(services.catalog, services.engine)
+    last = None
+    while not stopped.wait(COUNT_SECONDS):
+        try:
+            newest = counter.newest_uncounted()
+            if newest is None or newest != last:  # a round of schedules may be under way: it has the machine for itself
+                last = newest
+                continue
+            while counter.count_some(stopped.is_set):
+                pass
+        except (Unavailable, PoolFull):
+            pass
+        except Exception:
+            logger.exception("what changed at snapshots could not be counted; it is tried again")
 
 
 if __name__ == "__main__":

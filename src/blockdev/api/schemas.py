@@ -405,16 +405,18 @@ class ExtentView(BaseModel):
 
 class DiskDiffView(BaseModel):
     disk: str
-    changed_bytes: int
-    extents: list[ExtentView]
+    changed_bytes: int | None = Field(description="in all; null on later pages")
+    extent_count: int | None = Field(description="likewise")
+    extents: list[ExtentView] = Field(description="those on this page")
 
 
 class DiffView(BaseModel):
     vm: str
     older: str | None
     newer: str
-    changed_bytes: int
-    disks: list[DiskDiffView]
+    changed_bytes: int | None = Field(description="in all; null on later pages")
+    disks: list[DiskDiffView] = Field(description="all on the first page, then those with extents on it")
+    next: str | None = Field(description="`after` for the next page; null: there is none")
 
 
 class Attachment(BaseModel):

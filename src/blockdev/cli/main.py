@@ -18,6 +18,7 @@ from blockdev.cli import (
     schedule,
     serve,
     snapshot,
+    stream,
     token,
     vm,
 )
@@ -48,7 +49,7 @@ for _command in (
     token.token,
 ):
     blockdevctl.add_command(_command)
-for _command in (mount.mount, mount.unmount):
+for _command in (mount.mount, mount.unmount, stream.export, stream.import_, stream.inspect):
     snapshot.snapshot.add_command(_command)
 
 

@@ -18,6 +18,7 @@ from blockdev.vmmap.clock import to_text
 CONSISTENCIES = ("crash", "vm")
 IF_NOT_FROZEN = ("crash", "fail")
 ORIGINS = ("manual", "clone", "restore", "schedule", "import", "replication")
+EXTENTS_AT_ONCE = 1 << 16
 
 consistency_option = click.option(
     "--consistency",
@@ -97,6 +98,7 @@ def list_(session: Session, vm: str, origin: str | None, schedule: str | None) -
             [
                 f"{vm}@{s['name']}",
                 show_size(s["size_bytes"]),
+                _changed(s),
                 s["created"],
                 s["consistency"],
                 _taken_by(s),
@@ -105,8 +107,8 @@ def list_(session: Session, vm: str, origin: str | None, schedule: str | None) -
             ]
             for s in found["snapshots"]
         ]
-        headers = ["SNAPSHOT", "SIZE", "CREATED", "CONSISTENCY", "TAKEN BY", "EXPIRES", "LOCKED UNTIL"]
-        print_columns(headers, rows, right=(1,))
+        headers = ["SNAPSHOT", "SIZE", "CHANGED", "CREATED", "CONSISTENCY", "TAKEN BY", "EXPIRES", "LOCKED UNTIL"]
+        print_columns(headers, rows, right=(1, 2))
         if not rows:
             none_yet = f"VM {vm} has no snapshots: take one with blockdevctl snapshot create {vm}"
             click.echo(f"VM {vm} has no such snapshots" if origin or schedule else none_yet)
@@ -128,6 +130,8 @@ def _tell_snapshot(found: dict[str, Any]) -> None:
         ("snapshot", f"{found['vm']}@{found['name']}"),
         ("created", found["created"]),
         ("LSN", str(found["lsn"])),
+        ("changed", _changed(found)),
+        ("uuid", found["uuid"]),
         ("consistency", _consistency(found)),
         ("taken by", _taken_by(found)),
         ("expires", found["expires"] or "never"),
@@ -198,12 +202,26 @@ def diff(session: Session, older: values.Ref, newer: values.Ref | None, disk: st
     since, until = (older, newer) if newer else (None, older)
     if since is not None and since.vm != until.vm:
         raise InvalidArgument(f"{since} and {until} are of different VMs: name two snapshots of one")
-    found = session.client.get(f"{_path(until)}/diff", older=since.snapshot if since else None, disk=disk)
+    asked = {"older": since.snapshot if since else None, "disk": disk}
+    found = _all_of_diff(session, f"{_path(until)}/diff", asked, extents or session.json)
     session.show(found, lambda: _tell_diff(found, extents))
 
 
+def _all_of_diff(session: Session, path: str, asked: dict[str, str | None], extents: bool) -> dict[str, Any]:
+    """The pages of a diff as one, or without its extents."""
+    found: dict[str, Any] = session.client.get(path, **asked, count=EXTENTS_AT_ONCE if extents else 0)
+    disks = {disk["disk"]: disk["extents"] for disk in found["disks"]}
+    after = found["next"]
+    while extents and after is not None:
+        page = session.client.get(path, **asked, count=EXTENTS_AT_ONCE, after=after)
+        for disk in page["disks"]:
+            disks[disk["disk"]] += disk["extents"]
+        after = page["next"]
+    return {**found, "next": None}
+
+
 def _tell_diff(found: dict[str, Any], extents: bool) -> None:
-    rows = [[disk["disk"], show_size(disk["changed_bytes"]), str(len(disk["extents"]))] for disk in found["disks"]]
+    rows = [[disk["disk"], show_size(disk["changed_bytes"]), str(disk["extent_count"])] for disk in found["disks"]]
     print_columns(["DISK", "CHANGED", "EXTENTS"], rows, right=(1, 2))
     if extents:
         click.echo()
@@ -218,6 +236,11 @@ def _tell_diff(found: dict[str, Any], extents: bool) -> None:
 def _taken_by(found: dict[str, Any]) -> str:
     """manual, schedule hourly, clone, restore."""
     return f"schedule {found['schedule']}" if found["schedule"] else str(found["origin"])
+
+
+def _changed(found: dict[str, Any]) -> str:
+    """Since the snapshot before it; it is counted soon after it was taken."""
+    return "-" if found["changed_bytes"] is None else show_size(found["changed_bytes"])
 
 
 def _consistency(found: dict[str, Any]) -> str:

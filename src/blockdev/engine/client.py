@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from blockdev.accounting import Group, Usage
 from blockdev.compaction import CompactionReport
+from blockdev.constants import CHUNK_EXTENTS_MAX
 from blockdev.engine import protocol
 from blockdev.engine.protocol import HEADER_BYTES, EngineInspection, EngineObject, Header, Kind, ProtocolError
 from blockdev.errors import BlockdevError, InvalidArgument, Unavailable
@@ -28,7 +29,7 @@ from blockdev.types import Extent
 CONNECT_SECONDS_MAX = 5.0
 HELLO_SECONDS_MAX = 10.0
 IDLE_MAX = 8
-UNTIMED = frozenset({"flush", "checkpoint"})
+UNTIMED = frozenset({"flush", "checkpoint", "changes", "count_changes"})
 READ_SECONDS_MAX = 10.0  # for answers that need no long work
 
 T = TypeVar("T")
@@ -167,10 +168,23 @@ class EngineClient:
         """NotFound."""
         return protocol.check_object(self._ask("find", name=name).get("object"))
 
-    def diff(self, older: int | None, newer: int) -> list[Extent]:
-        """What changed from one snapshot (None: from nothing) to another; time goes with the change."""
-        rows = self._ask_pages("diff", "extents", older=older, newer=newer)
-        return [protocol.check_extent(row) for row in rows]
+    def diff(self, older: int | None, newer: int) -> Iterator[Extent]:
+        """What changed from one snapshot (None: from nothing) to another, a page at a time; time goes with the change."""
+        rest: int | None = 0
+        while rest is not None:
+            extents, rest = self.changes(older, newer, rest, CHUNK_EXTENTS_MAX)
+            yield from extents
+
+    def changes(self, older: int | None, newer: int, offset: int, count: int) -> tuple[list[Extent], int | None]:
+        """The first `count` extents of diff from `offset` on, and the offset of the rest; None: there is none."""
+        answer = self._ask("changes", older=older, newer=newer, offset=offset, count=count)
+        rows = protocol.check_field(answer, "extents", list)
+        return [protocol.check_extent(row) for row in rows], protocol.check_rest(answer.get("rest"), offset)
+
+    def count_changes(self, older: int | None, newer: int) -> tuple[int, int]:
+        """How many bytes and extents diff tells of; time goes with the change."""
+        answer = self._ask("count_changes", older=older, newer=newer)
+        return protocol.check_field(answer, "bytes", int), protocol.check_field(answer, "extents", int)
 
     def extents(self, id: int, offset: int, length: int) -> list[Extent]:
         """What is data and what a hole in a range of bytes."""

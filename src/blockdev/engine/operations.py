@@ -90,6 +90,8 @@ class Operations:
             "attachments": self._list_attachments,
             "get": self._get,
             "find": self._find,
+            "changes": self._changes,
+            "count_changes": self._count_changes,
             "flush": self._flush,
             "checkpoint": self._checkpoint,
             "inspect": self._inspect,
@@ -191,9 +193,20 @@ class Operations:
         return {"object": _row(self._pool.find(name))}
 
     def _diff(self, session: Session, older: int | None, newer: int) -> Answer:
-        before = None if older is None else self._pool.get(older)
-        extents = self._pool.diff(before, self._pool.get(newer))
+        """For control planes that do not know `changes`: it holds all extents at once."""
+        extents = self._pool.diff(*self._two(older, newer))
         return session.page("extents", _extent_rows(extents), CHUNK_EXTENTS_MAX)
+
+    def _changes(self, older: int | None, newer: int, offset: int, count: int) -> Answer:
+        extents, rest = self._pool.changes(*self._two(older, newer), offset, count)
+        return {"extents": _extent_rows(extents), "rest": rest}
+
+    def _count_changes(self, older: int | None, newer: int) -> Answer:
+        byte_count, extent_count = self._pool.count_changes(*self._two(older, newer))
+        return {"bytes": byte_count, "extents": extent_count}
+
+    def _two(self, older: int | None, newer: int) -> tuple[Any, Any]:
+        return None if older is None else self._pool.get(older), self._pool.get(newer)
 
     def _extents(self, session: Session, id: int, offset: int, length: int) -> Answer:
         extents = self._pool.get(id).extents(offset, length)

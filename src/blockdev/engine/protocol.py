@@ -15,7 +15,14 @@ import msgpack
 
 from blockdev.accounting import Group, GroupUsage, PoolUsage, SnapshotUsage, Usage
 from blockdev.compaction import COMPACT, RECLAIM, CompactionReport
-from blockdev.constants import NAME_BYTES_MAX, SECTOR_BYTES, TAG_BYTES_MAX, VDISK_BYTES_MAX
+from blockdev.constants import (
+    BLOCK_BYTES,
+    CHUNK_EXTENTS_MAX,
+    NAME_BYTES_MAX,
+    SECTOR_BYTES,
+    TAG_BYTES_MAX,
+    VDISK_BYTES_MAX,
+)
 from blockdev.errors import BlockdevError, InvalidArgument, from_code
 from blockdev.findings import InspectionKind
 from blockdev.policies import COMPRESSIONS, DEDUPS, LEVELS, Compression, Dedup, DiskPolicy, PoolPolicy
@@ -227,6 +234,14 @@ def _is_offset(value: Any) -> bool:
     return is_size(value) and value % SECTOR_BYTES == 0
 
 
+def _is_block_offset(value: Any) -> bool:
+    return is_size(value) and value % BLOCK_BYTES == 0
+
+
+def _is_extent_count(value: Any) -> bool:
+    return _is_integer(value, 1, CHUNK_EXTENTS_MAX)
+
+
 def _is_inspection_kind(value: Any) -> bool:
     return type(value) is str and value in INSPECTION_KINDS
 
@@ -307,6 +322,8 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "set_disk_policies": {"policies": _list_of(_row_of(is_id, _IS_COMPRESSION_OR_NONE, _IS_DEDUP_OR_NONE))},
     "account": {"groups": _is_groups},
     "diff": {"older": _is_id_or_none, "newer": is_id},
+    "changes": {"older": _is_id_or_none, "newer": is_id, "offset": _is_block_offset, "count": _is_extent_count},
+    "count_changes": {"older": _is_id_or_none, "newer": is_id},
     "extents": {"id": is_id, "offset": _is_offset, "length": _is_offset},
     "more": {"cursor": is_id},
     "flush": {},
@@ -374,6 +391,13 @@ def check_field(body: Mapping[str, Any], field: str, kind: type) -> Any:
     if type(value) is not kind:
         raise ProtocolError(f"an answer of the engine without a good {field!r}")
     return value
+
+
+def check_rest(value: Any, offset: int) -> int | None:
+    """Where the rest of an answer begins that began at `offset`; None: there is none."""
+    if value is not None and not (_is_block_offset(value) and value > offset):
+        raise ProtocolError("the engine told of a rest that begins nowhere")
+    return None if value is None else int(value)
 
 
 def check_policy(body: Mapping[str, Any]) -> PoolPolicy:

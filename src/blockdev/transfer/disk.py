@@ -37,6 +37,11 @@ def check_destination(path: str, format: str, overwrite: bool) -> None:
     """Raises what export_image would, before a job is made of it."""
     if format not in FORMATS:
         raise InvalidArgument(f"unknown image format {format!r}: use one of {', '.join(FORMATS)}")
+    check_file(path, overwrite)
+
+
+def check_file(path: str, overwrite: bool) -> None:
+    """InvalidArgument, AlreadyExists: unless a file of that name can be made, or replaced when `overwrite` says so."""
     try:
         _check_target(Path(path), path, overwrite)
     except OSError as error:  # a name that is too long, a directory above that cannot be searched

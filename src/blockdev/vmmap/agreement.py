@@ -51,12 +51,14 @@ def agree(
     catalog: Catalog,
     engine: EngineClient,
     live_imports: Mapping[int, bytes],
+    live_temporaries: Mapping[int, bytes],
     now: str,
     at_step: Callable[[str], None],
 ) -> tuple[Agreement, bytes]:
     """What was changed, and which engine process was agreed with.
 
-    Imports under way end here, but for `live_imports` (import id -> engine process) of this very engine process.
+    Imports under way end here, but for `live_imports` (import id -> engine process) of this very engine process; so do
+    copies under way, but for those whose objects are `live_temporaries` (object id -> engine process).
     """
     result = Agreement()
     led = engine.lead()
@@ -69,7 +71,8 @@ def agree(
     _settle(catalog, view, result)
     at_step("agree:settled")
     spared = {import_id for import_id, instance in live_imports.items() if instance == led.instance}
-    _drop_temporary(catalog, engine, view, spared, result)
+    copied = {id for id, instance in live_temporaries.items() if instance == led.instance}
+    _drop_temporary(catalog, engine, view, spared, copied, result)
     at_step("agree:dropped")
     groups = _group(catalog, view, result)
     _label(engine, view, groups, now, result)
@@ -108,14 +111,19 @@ def _settle(catalog: Catalog, view: PoolView, result: Agreement) -> None:
 
 
 def _drop_temporary(
-    catalog: Catalog, engine: EngineClient, view: PoolView, live_imports: Collection[int], result: Agreement
+    catalog: Catalog,
+    engine: EngineClient,
+    view: PoolView,
+    live_imports: Collection[int],
+    live_temporaries: Collection[int],
+    result: Agreement,
 ) -> None:
-    """Delete the objects that are marked as temporary, but for those of imports that go on."""
+    """Delete the objects that are marked as temporary, but for those of imports and copies that go on."""
     imports = catalog.imports()
     kept = {
         row.id: row.object_id for row in imports if row.id in live_imports and row.object_id in view.by_id
     }
-    spared = set(kept.values())
+    spared = {*kept.values(), *live_temporaries}
     temporary = {
         id for id, tag in view.tags.items() if tag is not None and tag.temporary and id not in spared
     }

@@ -217,6 +217,9 @@ class Catalog(TokenRecords):
     def vm_by_id(self, vm_id: int) -> VMRow | None:
         return self._row(VMRow, "SELECT * FROM vm WHERE id = ?", vm_id)
 
+    def vm_of_uuid(self, uuid: str) -> VMRow | None:
+        return self._row(VMRow, "SELECT * FROM vm WHERE uuid = ?", uuid)
+
     def vm_name(self, vm_id: int) -> str:
         return self._rows(str, "SELECT name FROM vm WHERE id = ?", vm_id)[0]
 
@@ -365,15 +368,32 @@ class Catalog(TokenRecords):
         description: str = "",
         terms: Terms = MANUAL,
         uuid: str | None = None,
+        config: str | None = None,
     ) -> int:
-        """With the configuration that its VM has now.  uuid: of the snapshot that this is a copy of."""
+        """uuid: of the snapshot that this is a copy of.  config: None: that which its VM has now."""
         return self._do(
             "INSERT INTO snapshot (vm_id, name, description, created, lsn, origin, consistency, asked, frozen_ms,"
             " expires, locked_until, schedule, due, uuid, config_id)"
             " SELECT id, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12,"
-            " coalesce(?13, snapshot_uuid(uuid, ?1, ?3)), config_id FROM vm WHERE id = ?14",
-            *(name, description, created, lsn, *terms, uuid, vm_id),
+            " coalesce(?13, snapshot_uuid(uuid, ?1, ?3)), coalesce(?14, config_id) FROM vm WHERE id = ?15",
+            *(name, description, created, lsn, *terms, uuid, None if config is None else self._config_id(config), vm_id),
         )
+
+    def snapshots_of_uuid(self, uuid: str) -> list[SnapshotRow]:
+        """The copies of one snapshot: each VM has one at the most."""
+        return self._rows(SnapshotRow, "SELECT * FROM snapshot WHERE uuid = ? ORDER BY id", uuid)
+
+    def uncounted_snapshots(self) -> list[int]:
+        """Ids of those whose changed_bytes are not known, the newest first."""
+        return self._rows(int, "SELECT id FROM snapshot WHERE changed_bytes IS NULL ORDER BY lsn DESC, id DESC")
+
+    def snapshot_before(self, vm_id: int, lsn: int) -> SnapshotRow | None:
+        """The newest one of a VM that is older."""
+        query = "SELECT * FROM snapshot WHERE vm_id = ? AND lsn < ? ORDER BY lsn DESC LIMIT 1"
+        return self._row(SnapshotRow, query, vm_id, lsn)
+
+    def set_changed_bytes(self, snapshot_id: int, changed_bytes: int) -> None:
+        self._do("UPDATE snapshot SET changed_bytes = ? WHERE id = ?", changed_bytes, snapshot_id)
 
     def set_snapshot_terms(
         self, snapshot_id: int, description: str, expires: str | None, locked_until: str | None

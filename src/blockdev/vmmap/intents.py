@@ -463,6 +463,67 @@ class AbortImport(Intent):
 
 
 @dataclass(frozen=True)
+class BeginCopy(Intent):
+    kind = "begin_copy"
+    vm_id: int | None  # None: it makes a VM
+    vm: str
+    name: str
+
+    def policy(self, catalog: Catalog) -> DiskPolicy:
+        return AS_POOL if self.vm_id is None else _policy_of(catalog, self.vm_id)
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        return None  # whoever asked was not told: the vdisks go, being marked as temporary
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        pass  # the catalog knows nothing of it before it is whole
+
+    def __str__(self) -> str:
+        return f"begin import of snapshot {self.vm}@{self.name}"
+
+
+@dataclass(frozen=True)
+class FinishCopy(Intent):
+    kind = "finish_copy"
+    vm_id: int | None  # None: it makes a VM
+    uuid: str  # of the VM
+    vm: str
+    name: str
+    snapshot_uuid: str
+    description: str
+    created: str
+    terms: list[Any]  # model.Terms
+    config: str
+    disks: list[str]
+    imported: str  # when
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        names = [object_name(self.vm, disk, self.name) for disk in self.disks]
+        if self.vm_id is None:
+            names += [object_name(self.vm, disk) for disk in self.disks]
+        return view.named(names, self.uuid)
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        vm_id = self.vm_id
+        if vm_id is None:
+            vm_id = catalog.insert_vm(self.uuid, self.vm, self.imported, config=self.config)
+            for disk, thing in zip(self.disks, made[len(self.disks) :], strict=True):
+                catalog.put_disk(vm_id, disk, thing.id, thing.size_bytes, self.imported)
+        snapshot_id = catalog.insert_snapshot(
+            *(vm_id, self.name, self.created, made[0].lsn or 0),
+            description=self.description,
+            terms=Terms(*self.terms),
+            uuid=self.snapshot_uuid,
+            config=self.config,
+        )
+        for disk, thing in zip(self.disks, made[: len(self.disks)], strict=True):
+            catalog.put_snapshot_disk(snapshot_id, disk, thing.id, thing.size_bytes)
+
+    def __str__(self) -> str:
+        return f"finish import of snapshot {self.vm}@{self.name}"
+
+
+@dataclass(frozen=True)
 class SetPolicy(Intent):
     kind = "set_policy"
     vm_id: int

@@ -54,6 +54,7 @@ class Journal:
         self._clock = clock
         self._instance = b""  # the engine process that was agreed with
         self._live_imports: dict[int, bytes] = {}  # import id -> engine process that it began in
+        self._live_temporaries: dict[int, bytes] = {}  # object id, of a copy under way, likewise
 
     def now(self) -> str:
         return to_text(self._clock())
@@ -63,10 +64,16 @@ class Journal:
         with self.lock:
             self.agreed = False
             agreement, self._instance = agree(
-                self._catalog, self._engine, self._live_imports, self.now(), self.at_step
+                self._catalog,
+                self._engine,
+                self._live_imports,
+                self._live_temporaries,
+                self.now(),
+                self.at_step,
             )
             going_on = {row.id for row in self._catalog.imports()}
             self._live_imports = {id: at for id, at in self._live_imports.items() if id in going_on}
+            self._live_temporaries = {id: at for id, at in self._live_temporaries.items() if at == self._instance}
             self.foreign = agreement.foreign
             self.agreed = True
             return agreement
@@ -138,6 +145,19 @@ class Journal:
     def forget_import(self, import_id: int) -> None:
         """It has ended, or is to be dropped by the next agreement if it has not."""
         self._live_imports.pop(import_id, None)
+
+
+    def keep_temporaries(self, object_ids: Sequence[int]) -> None:
+        """They stay for as long as this control plane and this engine process do, or until they are forgotten."""
+        self._live_temporaries.update(dict.fromkeys(object_ids, self._instance))
+
+    def has_temporaries(self, object_ids: Sequence[int]) -> bool:
+        return all(id in self._live_temporaries for id in object_ids)
+
+    def forget_temporaries(self, object_ids: Sequence[int]) -> None:
+        """They have become something, or are to be dropped by the next agreement if they have not been."""
+        for id in object_ids:
+            self._live_temporaries.pop(id, None)
 
 
 class EngineRefused(Exception):

@@ -117,32 +117,28 @@ class DiskDiff(_Value):
     """What changed on one disk between two snapshots."""
 
     disk: str
-    changed_bytes: int
-    extents: list[Extent]  # state: what the newer snapshot has there
+    changed_bytes: int | None  # in all; None: said with the first page
+    extent_count: int | None  # likewise
+    extents: list[Extent]  # of this page; state: what the newer snapshot has there
 
     def to_json(self) -> dict[str, Any]:
         extents = [{"offset": e.offset, "length": e.length, "state": e.state} for e in self.extents]
-        return {"disk": self.disk, "changed_bytes": self.changed_bytes, "extents": extents}
+        return {**vars(self), "extents": extents}
 
 
 @dataclass(frozen=True)
 class Diff(_Value):
-    """What changed on a VM between two snapshots, or from nothing to one."""
+    """What changed on a VM between two snapshots, or from nothing to one: one page of it."""
 
     vm: str
     older: str | None
     newer: str
-    changed_bytes: int
-    disks: list[DiskDiff]
+    changed_bytes: int | None  # in all; None: said with the first page
+    disks: list[DiskDiff]  # on the first page all, then those that have extents on it
+    next: str | None  # where the next page begins; None: there is none
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "vm": self.vm,
-            "older": self.older,
-            "newer": self.newer,
-            "changed_bytes": self.changed_bytes,
-            "disks": [disk.to_json() for disk in self.disks],
-        }
+        return {**vars(self), "disks": [disk.to_json() for disk in self.disks]}
 
 
 @dataclass(frozen=True)

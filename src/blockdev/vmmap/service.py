@@ -17,6 +17,8 @@ from blockdev.policies import AS_POOL, DiskPolicy, check_disk_policy, check_pool
 from blockdev.vmmap import intents
 from blockdev.vmmap.catalog import VMRow
 from blockdev.vmmap.clones import CloneOperations
+from blockdev.vmmap.copies import CopyOperations
+from blockdev.vmmap.diffs import DiffOperations
 from blockdev.vmmap.imports import ImportOperations
 from blockdev.vmmap.lookup import object_ids, present, refuse_importing
 from blockdev.vmmap.model import (
@@ -49,7 +51,7 @@ from blockdev.vmmap.views import (
 SOCKET_PATH_BYTES_MAX = 107
 
 
-class VMs(SnapshotOperations, CloneOperations, ImportOperations):
+class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, ImportOperations):
     """The VMs of one home: a catalog and an engine."""
 
     def reconcile(self) -> Agreement:

@@ -1,4 +1,4 @@
-"""Snapshots of VMs: taking, keeping, comparing and deleting them."""
+"""Snapshots of VMs: taking, keeping and deleting them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from blockdev.errors import Busy
 from blockdev.vmmap import intents
 from blockdev.vmmap.catalog import SnapshotRow, VMRow
 from blockdev.vmmap.clock import to_text
-from blockdev.vmmap.lookup import object_ids, present
+from blockdev.vmmap.lookup import object_ids
 from blockdev.vmmap.model import (
     MANUAL,
-    Diff,
-    DiskDiff,
     Snapshot,
     Terms,
 )
 from blockdev.vmmap.names import (
     DESCRIPTION_BYTES_MAX,
     check_text,
-    object_name,
 )
 from blockdev.vmmap.operation import Operations, change
 from blockdev.vmmap.views import (
@@ -150,23 +147,3 @@ class SnapshotOperations(Operations):
         intent = intents.DeleteSnapshot(vm, snapshot, found.id, object_ids(disks))
         self._delete(intent, intent.object_ids, force)
         return was
-
-    def diff(self, vm: str, older: str | None, newer: str, disk: str | None = None) -> Diff:
-        """What changed from `older` (None: from nothing) to `newer`, on all disks of `newer` or on one."""
-        with self._catalog.transaction():
-            row = self._lookup.vm(vm)
-            after = self._lookup.snapshot_disks(row, newer, disk)
-            before = (
-                {} if older is None else {one.name: one for one in self._lookup.snapshot_disks(row, older)}
-            )
-        pairs: list[tuple[str, int | None, int]] = []
-        for one in after:
-            old = before.get(one.name)
-            old_id = None if old is None else present(old, object_name(vm, one.name, older))
-            pairs.append((one.name, old_id, present(one, object_name(vm, one.name, newer))))
-        disks = []
-        for name, old_id, new_id in pairs:
-            extents = self._engine.diff(old_id, new_id)
-            disks.append(DiskDiff(name, sum(extent.length for extent in extents), extents))
-        return Diff(vm, older, newer, sum(one.changed_bytes for one in disks), disks)
-

@@ -13,6 +13,7 @@ from blockdev.api.schemas import DiffView, Name, NewSnapshot, SnapshotChange, Sn
 from blockdev.api.services import Wired
 from blockdev.api.unfinished import check_description, is_marked
 from blockdev.clock import now_seconds
+from blockdev.constants import CHUNK_EXTENTS_MAX
 from blockdev.errors import Busy, InvalidArgument
 from blockdev.quiesce.snapshots import take_snapshot
 from blockdev.vmmap.clock import to_text
@@ -82,10 +83,18 @@ def delete_snapshot(vm: str, snapshot: str, services: Wired, force: bool = False
 
 @router.get("/{snapshot}/diff", response_model=DiffView)
 def diff_snapshot(
-    vm: str, snapshot: str, services: Wired, older: Name | None = None, disk: Name | None = None
+    vm: str,
+    snapshot: str,
+    services: Wired,
+    older: Name | None = None,
+    disk: Name | None = None,
+    count: Annotated[int, Query(ge=0, le=CHUNK_EXTENTS_MAX, description="of extents; 0: how much there is, alone")] = 10_000,
+    after: Annotated[
+        str | None, Query(pattern=r"^[A-Za-z0-9._-]{1,63}:[0-9]{1,15}$", description="`next` of the page before")
+    ] = None,
 ) -> object:
-    """The extents that changed from `older` to this snapshot; without `older`, all that is allocated."""
-    return services.vms.diff(vm, older, snapshot, disk).to_json()
+    """The extents that changed from `older` to this snapshot; without `older`, all that is allocated.  In pages."""
+    return services.vms.diff(vm, older, snapshot, disk, count, after).to_json()
 
 
 def _check_later(what: str, time: str | None) -> None:
