@@ -54,7 +54,7 @@ def _older(name: values.Ref, since: str) -> str:
 def import_(session: Session, file: str, vm: str | None, name: str | None, keep: int | None) -> None:
     """Take in a snapshot from a stream file: as a new VM, or into the VM that has the snapshot it builds on."""
     body = {"path": file, "vm": vm, "name": name, "keep_seconds": keep}
-    found = session.follow(session.client.post("/snapshot-imports", body), f"importing {Path(file).name}")
+    found = session.follow(session.client.post("/streams/import", body), f"importing {Path(file).name}")
     made = found["made"]
     what = f"VM {made['vm']} with snapshot" if found["made_vm"] else "snapshot"
     session.say(found, f"imported {file} as {what} {made['vm']}@{made['name']} ({show_size(found['data_bytes'])})")
@@ -65,7 +65,7 @@ def import_(session: Session, file: str, vm: str | None, name: str | None, keep:
 @pass_session
 def inspect(session: Session, file: str) -> None:
     """Tell what a stream file holds, and verify all of it."""
-    found = session.follow(session.client.post("/snapshot-inspections", {"path": file}), f"reading {Path(file).name}")
+    found = session.follow(session.client.post("/streams/inspect", {"path": file}), f"reading {Path(file).name}")
     session.show(found, lambda: _tell(found))
 
 

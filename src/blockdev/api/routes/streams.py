@@ -20,13 +20,13 @@ def export_snapshot(vm: str, snapshot: str, body: SnapshotExport, services: Wire
     return view(streams.export_snapshot(services, vm, snapshot, body))
 
 
-@router.post("/snapshot-imports", status_code=202)
+@router.post("/streams/import", status_code=202)
 def import_snapshot(body: SnapshotImport, services: Wired) -> JobView:
     """Take a snapshot in from a stream file: a new VM, or one more snapshot of the VM that has its base."""
     return view(streams.import_snapshot(services, body))
 
 
-@router.post("/snapshot-inspections", status_code=202)
+@router.post("/streams/inspect", status_code=202)
 def inspect_stream(body: StreamFile, services: Wired) -> JobView:
     """Read a stream file to its end: what it holds, and whether it is sound."""
     return view(streams.inspect_stream(services, body))
