@@ -35,6 +35,7 @@ from blockdev.vmmap.service import VMs
 from tests.fuzz import messages
 from tests.fuzz.harness import Harness
 from tests.fuzz.homes import ServedHome
+from tests.fuzz.session import CORPUS
 from tests.vmmap.world import Clock
 
 API = b"/api/v1"
@@ -77,6 +78,10 @@ SEEDS: dict[str, tuple[str, str, Any]] = {
     "import": ("POST", "/vms/web/disks/x/import", {"image": {**IMAGE, "format": "qcow2"}, "size_bytes": 8 << 20}),
     "import-raw": ("POST", "/vms/web/disks/root/import", {"image": {"path": "@DIR@/image.raw"}, "replace": True}),
     "export": ("POST", "/vms/web/disks/root/export", {"path": "@DIR@/disk", "format": "vmdk", "overwrite": True}),
+    "export-snapshot": ("POST", "/vms/web/snapshots/s2/export", {"path": "@DIR@/s2.bds", "since": "s1", "level": 1, "overwrite": False}),
+    "import-snapshot": ("POST", "/streams/import", {"path": "@DIR@/stream.bds", "vm": "far", "name": "s9", "keep_seconds": 3600}),
+    "inspect-stream": ("POST", "/streams/inspect", {"path": "@DIR@/stream.bds"}),
+    "diff-page": ("GET", "/vms/web/snapshots/s2/diff?count=1&after=root:0", None),
     "snapshots": ("GET", "/vms/web/snapshots", None),
     "snapshot": ("POST", "/vms/web/snapshots", {"name": "s9", "description": "of now"}),
     "snapshot-terms": (
@@ -261,6 +266,7 @@ def make_images(directory: Path) -> None:
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", cached, "1M"], check=True)
     shutil.copy(cached, directory)
     (directory / "text").write_text("no image\n")
+    (directory / "stream.bds").write_bytes((CORPUS / "stream" / "seed-whole").read_bytes())
 
 
 def request(method: str, target: str, body: Any) -> bytes:

@@ -24,6 +24,7 @@ TARGETS = {
     "tag": Target(VALUES, bytes_max=512),
     "name": Target(VALUES, bytes_max=512),
     "findings": Target("tests.fuzz.findings"),
+    "stream": Target("tests.fuzz.streams"),
     "frame": Target("tests.fuzz.frames"),
     "engine": Target("tests.fuzz.engine"),
     "engine-client": Target("tests.fuzz.engine_client"),

@@ -19,9 +19,10 @@ from blockdev.engine.server import EngineServer
 from blockdev.policies import COMPRESSIONS
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_schema import SCHEMA_VERSION
+from blockdev.vmmap.copies import SnapshotCopy
 from blockdev.vmmap.reserve import ReserveSize
 from blockdev.vmmap.service import VMs
-from tests.vmmap.world import CUSTOM_CLONES, MEBIBYTE, OPERATIONS, Clock, Observation, build, observe
+from tests.vmmap.world import CUSTOM_CLONES, MEBIBYTE, OPERATIONS, Clock, Observation, build, copy_of, observe
 
 BLOCK_BYTES = 4096
 SMALL_RESERVE = ReserveSize(64 << 10, 12)  # so that states are written in no time, and it is used up at times
@@ -153,6 +154,23 @@ def _clone_customized(machine: Machine) -> None:
     machine.vms.clone_customized("web", "s1", CUSTOM_CLONES, write_seeds)
 
 
+def _copy_from_elsewhere(machine: Machine) -> None:
+    """As blockdev.api.streams does it, with a guest's writes in the place of NBD's: a VM, and one more snapshot for it."""
+    whole = copy_of(machine.vms, None)
+    _fill_copy(machine, whole)
+    second = "22222222-2222-4333-8444-555555555555"
+    _fill_copy(machine, whole._replace(uuid=second, name="farther", base_uuid=whole.uuid, base_name=whole.name))
+
+
+def _fill_copy(machine: Machine, copy: SnapshotCopy) -> None:
+    begun = machine.vms.begin_copy(copy)
+    for number, export in enumerate(begun.exports, 1):
+        target = machine.pool.find(export)
+        target.write(BLOCK_BYTES, bytes([number + len(copy.name)]) * BLOCK_BYTES)
+        target.flush()
+    machine.vms.finish_copy(begun)
+
+
 def _export_running(machine: Machine) -> None:
     """As blockdev.api.exports does it: a snapshot for as long as it is read."""
     with machine.unfinished.snapshot("web", "for-export"):
@@ -263,6 +281,7 @@ STORIES: dict[str, Sequence[Step]] = {
     ],
     "a_VM_from_images": [_create_from_images, call("create_snapshot", "imported", "s1")],
     "an_import_over_a_disk": [_import_over, call("rename_vm", "web", "www")],
+    "snapshots_from_elsewhere": [_copy_from_elsewhere, call("rename_vm", "far-away", "near")],
     "an_export_of_what_runs": [_export_running, call("set_description", "web", "exported")],
     "checkpoints_in_between": [
         operation("create a VM"),

@@ -140,7 +140,7 @@ CREATE INDEX event_vm ON event (vm, id);
 
 # who may ask, what was asked, and where VMs run
 OPERATION_TABLES = """
-CREATE UNIQUE INDEX snapshot_uuid ON snapshot (vm_id, uuid);
+CREATE UNIQUE INDEX snapshot_uuid ON snapshot (uuid, vm_id);
 CREATE INDEX snapshot_uncounted ON snapshot (lsn) WHERE changed_bytes IS NULL;
 
 CREATE TABLE token (

@@ -147,7 +147,7 @@ class CopyOperations(Operations):
     def _find_base(self, copy: SnapshotCopy, vm: str | None) -> tuple[VMRow, SnapshotRow]:
         """The VM that has the base, and the base in it."""
         of_vm = {row.vm_id: row for row in self._catalog.snapshots_of_uuid(copy.base_uuid or "")}
-        rows = [row for row in self._catalog.vms() if row.id in of_vm]
+        rows = [row for row in map(self._catalog.vm_by_id, of_vm) if row is not None]
         if vm is not None:
             wanted = self._lookup.vm(vm)
             rows = [row for row in rows if row.id == wanted.id]
@@ -158,7 +158,7 @@ class CopyOperations(Operations):
                 f"which {where}: import that one first"
             )
         if len(rows) > 1:
-            names = ", ".join(row.name for row in rows)
+            names = ", ".join(sorted(row.name for row in rows))
             raise InvalidArgument(f"VMs {names} all have the base {copy.base_name}: say with --vm which of them is meant")
         base = of_vm[rows[0].id]
         there = {one.name for one in self._catalog.snapshot_disks(base.id)}
