@@ -35,6 +35,8 @@ ADDRESSES = {
     ("patch", "/vms/{vm}/snapshots/{snapshot}"),
     ("delete", "/vms/{vm}/snapshots/{snapshot}"),
     ("get", "/vms/{vm}/snapshots/{snapshot}/diff"),
+    ("post", "/vms/{vm}/snapshots/{snapshot}/export"),
+    *(("post", f"/streams/{verb}") for verb in ("import", "inspect")),
     *((method, "/schedules") for method in ("get", "put")),
     *((method, "/schedules/{name}") for method in ("patch", "delete")),
     *((method, "/vms/{vm}/schedules") for method in ("get", "put", "delete")),
