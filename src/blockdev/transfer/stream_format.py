@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
@@ -144,11 +145,26 @@ def check_place(head: Head, end: int, disk: CopiedDisk) -> None:
 # --- data ---
 
 
+class _Compressors(threading.local):
+    """One for each level and thread: a new one takes 9 us to compress 4 KiB with, and 0.5 ms of a MiB of text, more."""
+
+    def __init__(self) -> None:
+        self._of_level: dict[int, zstandard.ZstdCompressor] = {}
+
+    def of(self, level: int) -> zstandard.ZstdCompressor:
+        if level not in self._of_level:
+            self._of_level[level] = zstandard.ZstdCompressor(level=level)
+        return self._of_level[level]
+
+
+_compressors = _Compressors()
+
+
 def pack(data: bytes, level: int) -> Packed:
     """The bytes of a data record, compressed where that makes them fewer."""
     digest = digest_of(data)
     if level:
-        stored = zstandard.ZstdCompressor(level=level).compress(data)
+        stored = _compressors.of(level).compress(data)
         if len(stored) < len(data):
             return Packed(ZSTD, stored, len(data), digest)
     return Packed(RAW, data, len(data), digest)
