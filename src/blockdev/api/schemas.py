@@ -22,7 +22,7 @@ from blockdev.vmmap.names import NAME_CHARACTERS_MAX
 
 CLONES_MAX = 500
 WAIT_SECONDS_MAX = 30
-RATE_BYTES_MAX = CAPACITY_BYTES_MAX = 1 << 52  # what JSON's numbers hold exactly, whoever reads them
+RATE_BYTES_MAX = CAPACITY_BYTES_MAX = 4 * 10**18  # below 2**62, and the same number in a document that has it as 4e+18
 EVENTS_COUNT_MAX = 1000
 YEARS = range(1970, 9999)  # so that another time zone's offset never leads out of what can be written
 
