@@ -10,6 +10,7 @@ import ssl
 import stat
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from blockdev.api import certificate
 from blockdev.api.access import LEAST, OWNER, ROLES, Caller, least_role
 from blockdev.api.addresses import Address
 from blockdev.api.listening import prepare_tcp
+from blockdev.api.servers import CONNECTIONS_MAX
 from blockdev.api.tokens import Tokens
 from blockdev.errors import AlreadyExists, InvalidArgument, NotFound, PoolFull
 from blockdev.home import Home as Paths
 from blockdev.vmmap.catalog import Catalog
-from tests.cli.served import Home, read_until
+from tests.cli.served import SECONDS_MAX, Home, read_until
 from tests.cli.test_supervision import free_address
 from tests.vmmap.world import Clock
 
@@ -254,14 +256,36 @@ def test_plain_http_on_loopback_needs_a_token_too(fresh: Home) -> None:
     assert httpx.get(f"{base}/vms", headers={"Authorization": f"bearer {token}"}).status_code == 200
 
 
+def test_those_without_a_token_keep_nobody_out_for_long(fresh: Home) -> None:
+    address = Address.parse(free_address())
+    fresh.serve("--api", str(address), "--api-plain")
+    with ExitStack() as held:
+
+        def connect() -> socket.socket:
+            return held.enter_context(socket.create_connection((address.host, address.port), timeout=SECONDS_MAX))
+
+        idle = [connect() for _ in range(CONNECTIONS_MAX)]
+        one_more = connect()
+        assert one_more.recv(1) == b""
+        assert fresh.json("vm", "list") == {"vms": []}, "the owner is served meanwhile"
+        assert idle[0].recv(1) == b""
+        refused = connect()
+        refused.sendall(b"GET /api/v1/vms HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b""
+        while part := refused.recv(4096):
+            answer += part
+        assert answer.startswith(b"HTTP/1.1 401") and b"connection: close" in answer.lower()
+
+
 def test_idle_tls_connections_do_not_hold_up_the_end(fresh: Home) -> None:
     address = free_address()
     fresh.serve("--api", address)
     context = ssl.create_default_context(cafile=str(fresh.path / "keys/api/cert.pem"))
+    token = fresh("token", "add", "t", "--role", "viewer").strip()
     stream = context.wrap_socket(socket.create_connection(("127.0.0.1", int(address.split(":")[1]))), server_hostname="localhost")
     with stream:
-        stream.sendall(b"GET /api/v1/vms HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert stream.recv(100).startswith(b"HTTP/1.1 401")
+        stream.sendall(f"GET /api/v1/vms HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+        assert stream.recv(100).startswith(b"HTTP/1.1 200")
         said = fresh.stop()  # and this end neither reads nor closes
     assert "graceful shutdown exceeded" not in said
 

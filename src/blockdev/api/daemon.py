@@ -12,6 +12,7 @@ import fcntl
 import gc
 import logging
 import os
+import resource
 import sys
 import threading
 import time
@@ -49,6 +50,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="blockdevd: %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     os.umask(0o077)  # exported images hold guests' data
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # connections that have not finished their TLS handshake count, too
     try:
         home = Home.at(arguments.home)
         home.require_initialised()

@@ -52,6 +52,7 @@ def _unknown(headers: Headers) -> JSONResponse:
     given = "authorization" in headers
     words = "this token lets nobody in: it is unknown, expired or removed" if given else "over TCP a token is needed"
     refusal = answer(401, NotAllowed.code, f"{words}; blockdevctl token add makes one, for Authorization: Bearer TOKEN")
+    refusal.headers["Connection"] = "close"
     refusal.headers["WWW-Authenticate"] = 'Bearer realm="blockdev"' + (', error="invalid_token"' if given else "")
     return refusal
 

@@ -19,6 +19,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 DRAIN_SECONDS = 5
+CONNECTIONS_MAX = 256  # over TCP
+IDLE_SECONDS = 5  # before the first request; uvicorn has as much between two
 
 
 class Servers:
@@ -33,12 +35,12 @@ class Servers:
         self._started_count = 0
 
     def add(self, listener: socket.socket, context: ssl.SSLContext | None = None) -> None:
-        """Serve what comes to `listener`, with TLS if there is a context."""
+        """Serve who comes to `listener`, with TLS if there is a context."""
         config = uvicorn.Config(
             self._app,
             log_config=None,
             access_log=False,
-            http="h11",
+            http=H11Protocol if listener.family == socket.AF_UNIX else _Stranger,
             lifespan="off",
             proxy_headers=False,  # nobody is believed to be somebody else
             timeout_graceful_shutdown=DRAIN_SECONDS,
@@ -66,6 +68,26 @@ class Servers:
         self._stopping()
         for server, _ in self._servers:
             server.handle_exit(number, frame)
+
+
+class _Stranger(H11Protocol):
+    """A connection of whoever reaches the port, with a token or without.
+
+    CONNECTIONS_MAX of them are served at a time, and one that sends no request in IDLE_SECONDS goes: else those who have no
+    token could keep those out who have one, and use up the files of the process, which the owner's socket needs, too.
+    Who is refused for want of a token is disconnected (guard.py).
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS_MAX:
+            transport.abort()
+        else:
+            self.loop.call_later(IDLE_SECONDS, self._leave_if_idle)
+
+    def _leave_if_idle(self) -> None:
+        if self.cycle is None:  # no request has begun
+            self.transport.abort()
 
 
 class _Server(uvicorn.Server):
