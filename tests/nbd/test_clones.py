@@ -89,6 +89,23 @@ def test_500_clones_of_a_running_vm_take_no_time_and_no_room(home: Home, seed: i
     assert connect(home, "web/root").pread(BLOCK, 2 * MEBIBYTE) == marks["root"]
 
 
+def test_500_customized_clones_take_seconds(home: Home) -> None:
+    home("vm", "create", "web", "--disk", "root=10G", "--disk", "data=20G")
+    with home.rest() as rest:
+        before, at = log_bytes(home), time.monotonic()
+        answer = rest.post("/vms/web/clones", json={"count": CLONES, "prefix": "c", "customize": {}})
+        taken = time.monotonic() - at
+    assert answer.status_code == 201 and len(set(answer.json()["hostnames"].values())) == CLONES
+    each = (log_bytes(home) - before) / CLONES  # without the blocks that no other seed has: one or two
+    print(f"{CLONES} customized clones: {taken:.2f} s, {each:.0f} bytes of the log each besides")
+    assert each < 2 * BLOCK
+    assert taken < 30, "two or three seconds where nothing else runs"
+    handles = [connect(home, f"c-{number}/seed") for number in (1, CLONES // 2, CLONES)]
+    seeds = [handle.pread(handle.get_size(), 0) for handle in handles]
+    for number, seed in zip((1, CLONES // 2, CLONES), seeds, strict=True):
+        assert f"local-hostname: c-{number}\n".encode() in seed
+
+
 def verify_together(home: Home, exports: list[str], seed: int) -> None:
     """fio fills the beginning of each by random writes, all at the same time, and reads back what it wrote."""
     words = ["--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=8", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1"]
