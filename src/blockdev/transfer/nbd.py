@@ -1,8 +1,8 @@
 """Reading and writing an export over NBD, by libnbd: its one room.
 
 One connection, for one thread at a time.  Offsets and lengths are multiples of 512 bytes within the export; requests are
-cut into parts of at most REQUEST_BYTES_MAX, so a range may be as long as it.  Durable: what any connection wrote, after `flush` returned.  A call waits for as long as the
-engine takes; one that dies ends it.
+cut into parts of at most REQUEST_BYTES_MAX, so a range may be as long as it.  Durable: what any connection wrote, after
+`flush` returned.  A call waits for as long as the engine takes; one that dies ends it.
 """
 
 from __future__ import annotations
