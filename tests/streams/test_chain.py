@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,29 +133,38 @@ def make_large(api: Api, vm: str, size_bytes: int, file: Path) -> None:
     api.export(vm, "all", file, level=0)
 
 
-def running(api: Api, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """A job that has done a part of its work."""
+@contextmanager
+def in_the_middle(api: Api, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A job that has done a part of its work, and does no more of it meanwhile: its engine stands still."""
+    engine = api.home.engine_pid()
     job = api("POST", path, json=body)
 
     def is_begun() -> bool:
         nonlocal job
         job = api("GET", f"/jobs/{job['id']}")
-        return job["state"] == "running" and job["fraction"] > 0
+        assert job["state"] in ("queued", "running"), job
+        return job["fraction"] > 0
 
     until(is_begun, "a job that runs")
-    return job
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        yield job
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(engine, signal.SIGCONT)
 
 
 def test_a_cancelled_job_leaves_nothing(source: Api, target: Api, files: Path) -> None:
     large = files / "large.bds"
     make_large(source, "large", 256 * MEBIBYTE, large)
     before = target.home.state(), target.objects()
-    job = running(target, "/streams/import", {"path": str(large)})
-    assert target.objects() == (before[1][0] + 1, before[1][1])
-    target("DELETE", f"/jobs/{job['id']}")
+    with in_the_middle(target, "/streams/import", {"path": str(large)}) as job:
+        target("DELETE", f"/jobs/{job['id']}")
     assert target.wait(job)["state"] == "cancelled"
     assert (target.home.state(), target.objects()) == before
-    job = running(source, "/vms/large/snapshots/all/export", {"path": str(files / "cancelled")})
+    slowly = {"path": str(files / "cancelled"), "level": 12}
+    with in_the_middle(source, "/vms/large/snapshots/all/export", slowly) as job:
+        pass
     refused = source.home.run("snapshot", "delete", "large@all", "--yes")
     assert refused.status == 5 and "attached" in refused.error  # what is being read is not deleted
     source("DELETE", f"/jobs/{job['id']}")
@@ -165,9 +176,10 @@ def test_an_import_outlives_a_rename(source: Api, target: Api, chain: Chain, fil
     """The snapshot comes to the VM, whatever it is called by then."""
     make_large(source, "busy", 1 * MEBIBYTE, files / "busy-all.bds")
     target.load(files / "busy-all.bds")
-    change_and_take(source, "busy", 256 * MEBIBYTE)
+    change_and_take(source, "busy", 64 * MEBIBYTE)
     source.export("busy", "more", files / "busy-more.bds", "all", level=0)
-    job = running(target, "/streams/import", {"path": str(files / "busy-more.bds")})
+    job = target("POST", "/streams/import", json={"path": str(files / "busy-more.bds")})
+    until(lambda: target("GET", f"/jobs/{job['id']}")["fraction"] > 0, "a job that runs")
     target("PATCH", "/vms/busy", json={"name": "renamed"})
     assert target.wait(job)["state"] == "done"
     assert digests(target, "renamed", "more") == digests(source, "busy", "more")
@@ -182,9 +194,9 @@ def change_and_take(api: Api, vm: str, size_bytes: int) -> None:
 
 def test_a_killed_control_plane_leaves_nothing(target: Api, files: Path) -> None:
     before = target.home.state(), target.objects()
-    running(target, "/streams/import", {"path": str(files / "large.bds")})
     pid = target.home.control_pid()
-    os.kill(pid, signal.SIGKILL)
+    with in_the_middle(target, "/streams/import", {"path": str(files / "large.bds")}):
+        os.kill(pid, signal.SIGKILL)
     until(lambda: target.home.control_pid() not in (0, pid), "another control plane")
     until(lambda: target.home.run("pool", "status").status == 0, "its answer")
     until(lambda: target.objects() == before[1], "what was left to go")
@@ -193,8 +205,9 @@ def test_a_killed_control_plane_leaves_nothing(target: Api, files: Path) -> None
 
 def test_a_killed_engine_leaves_nothing(target: Api, files: Path) -> None:
     before = target.home.state(), target.objects()
-    job = running(target, "/streams/import", {"path": str(files / "large.bds")})
-    os.kill(target.home.engine_pid(), signal.SIGKILL)
+    engine = target.home.engine_pid()
+    with in_the_middle(target, "/streams/import", {"path": str(files / "large.bds")}) as job:
+        os.kill(engine, signal.SIGKILL)
     ended = target.wait(job)
     assert ended["state"] == "failed" and ended["error"]["code"] in ("unavailable", "tool_failed", "not_found"), ended
     until(lambda: target("GET", "/status")["engine_running"], "another engine")
