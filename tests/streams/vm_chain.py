@@ -28,6 +28,13 @@ class Api:
         assert answer.status_code < 300, answer.text
         return answer.json()
 
+    def refusal(self, method: str, path: str) -> dict[str, str]:
+        """Why it is refused."""
+        answer = self._client.request(method, path)
+        assert answer.status_code >= 400, answer.text
+        error: dict[str, str] = answer.json()["error"]
+        return error
+
     def try_job(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """How the job ended, or the error of a request that no job was made of."""
         answer = self._client.post(path, json=body)
