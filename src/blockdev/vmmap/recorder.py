@@ -63,7 +63,10 @@ class Recorder:
             thread.join()
 
     def put(self, write: Write, grows: bool = True, at_once: bool = False) -> None:
-        """Have `write` called in a transaction.  at_once: without lingering for more."""
+        """Have `write` called in a transaction, that of the write which it comes from.  at_once: without lingering for more."""
+        if self._thread is threading.current_thread():
+            write(self._catalog)
+            return
         if self._thread is None:
             self._write([Pending(write, grows)])
             return
