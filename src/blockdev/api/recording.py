@@ -1,8 +1,8 @@
 """Notes what was asked of the control plane, whatever the route: every request but those that read, as a job of the history.
 
 A route says nothing for it: the job's kind comes from the route's name (`create_snapshot`: snapshot.create), its subject from the
-path, its result from a few fields of the answer.  Not noted: a body or query of the wrong shape (422), an address that nobody
-knows, and what the route started as a long job (202), which is in the history by itself.
+path, its result from a few fields of the answer.  Not noted: a body or query of the wrong shape (422), an address or method that
+nobody knows, and what the route started as a long job (202), which is in the history by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from blockdev.vmmap.events import Events
 
 READING = ("GET", "HEAD", "OPTIONS")
 UNNOTED_ROUTES = ("cancel_job",)  # the job says it
-UNNOTED_STATUSES = (202, 422)
+UNNOTED_STATUSES = (202, 405, 422)
 BODY_BYTES_MAX = 1 << 20  # of an answer, to take a result from; 500 clones have a third of it
 REQUEST_BYTES_MAX = 1 << 16  # to take a name from
 NAMES_MAX = 20
@@ -108,7 +108,9 @@ class _Exchange:
 
     def _done(self, route: str, caller: str, ended: float, events: Events) -> Operation:
         answer, asked = _document(self._answer), _document(self._asked)
-        error = answer.get("error") if self._status >= 400 else None
+        error = None
+        if self._status >= 400:
+            error = answer.get("error") or {"code": BlockdevError.code, "message": f"answered with status {self._status}"}
         path: dict[str, str] = self._scope.get("path_params", {})
         kind = kind_of(route)
         subject = subject_of(kind, path, answer if error is None else asked)

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
 SETTLE_SECONDS = 600.0
+STOP_SECONDS_MAX = 1.0
 SETTING = "watched"
 LEVELS: dict[str, Level] = {"ok": "info", "warning": "warning", "critical": "error"}  # the fullest last
 WORDS = {"ok": "has room again", "warning": "is filling up", "critical": "is critically full"}
@@ -67,9 +68,10 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
+        """An engine that hangs is not waited for."""
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(STOP_SECONDS_MAX)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -86,6 +88,8 @@ class Watch:
             reason = ""
         except BlockdevError as error:
             status, reason = None, error.message
+        if self._stopping.is_set():  # it may have taken long, and nobody waited
+            return
         known, told = compare(self._known, status, reason, self._clock())
         self._known = known
         if not told:
