@@ -114,7 +114,8 @@ class _Exchange:
         path: dict[str, str] = self._scope.get("path_params", {})
         kind = kind_of(route)
         subject = subject_of(kind, path, answer if error is None else asked)
-        done = Operation(kind, subject, caller, self._began, ended, None if error else kept(answer), error)
+        result = None if error else kept(answer) | kept_of_question(asked)
+        done = Operation(kind, subject, caller, self._began, ended, result, error)
         _tell(done, path.get("vm"), events)
         return done
 
@@ -123,7 +124,7 @@ def _tell(done: Operation, vm: str | None, events: Events) -> None:
     """The event that an operation is, if it is one."""
     if done.error is None:
         events.end("snapshot", vm, of=done.subject)
-        if done.kind in TOLD:
+        if done.kind in TOLD and "beside" not in done.result:
             kept_as = f" to {done.result['snapshot']}" if "snapshot" in done.result else ""
             safety = done.result.get("safety_snapshot")
             before = f"; its state before is in {vm}@{safety}" if safety else ""
@@ -164,6 +165,11 @@ def subject_of(kind: str, path: Mapping[str, str], told: Mapping[str, Any]) -> s
     if path:
         return "/".join(path.values())
     return made if isinstance(made, str) else noun
+
+
+def kept_of_question(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A restore beside what is there: the name that it was given."""
+    return {"beside": asked["beside"]} if isinstance(asked.get("beside"), str) else {}
 
 
 def kept(answer: Mapping[str, Any]) -> dict[str, Any]:
