@@ -23,7 +23,7 @@ DISK = {"name": "root", "size_bytes": 1 << 20}
 
 
 @pytest.fixture
-def own(request: pytest.FixtureRequest) -> Iterator[Home]:
+def own() -> Iterator[Home]:
     """A served home of this test alone."""
     made = Home()
     made.init()
@@ -55,7 +55,7 @@ def test_every_operation_is_a_job_with_who_asked_and_how_it_ended(rest: httpx.Cl
     rest.delete("/vms/none")
     assert rest.post("/vms/done/snapshots", json={"surprise": 1}).status_code == 422
     assert rest.post("/nowhere", json={}).status_code == 404
-    found = [one for one in jobs(rest, count=13)]
+    found = jobs(rest, count=13)
     assert [(one["kind"], one["subject"], one["state"]) for one in reversed(found)] == [
         ("vm.create", "done", "done"),
         ("snapshot.create", "done@s1", "done"),
@@ -83,6 +83,40 @@ def test_every_operation_is_a_job_with_who_asked_and_how_it_ended(rest: httpx.Cl
     assert [one["message"].split(" by ")[0] for one in told] == ["disk done/data was removed", "VM done was restored to s1"]
     for name in ("done", "done-1", "done-2"):
         assert rest.delete(f"/vms/{name}", params={"force": True}).status_code == 200
+
+
+def test_who_asked_over_tcp_is_known_by_the_name_of_the_token_and_no_token_gets_in(
+    rest: httpx.Client, callers: dict[str, httpx.Client], tmp_path: Path
+) -> None:
+    assert callers["operator"].post("/vms", json={"name": "asked", "disks": [DISK]}).status_code == 201
+    job = callers["operator"].post("/pool/check").json()
+    assert (job["kind"], job["caller"]) == ("pool.check", "a-operator")
+    assert callers["viewer"].delete("/vms/asked").status_code == 403
+    made = callers["admin"].post("/tokens", json={"name": "by-admin", "role": "viewer"}).json()
+    assert callers["admin"].delete("/tokens/by-admin").status_code == 200
+    assert callers["admin"].delete("/vms/asked").status_code == 200
+    found = jobs(rest, count=6)
+    assert [(one["kind"], one["subject"], one["caller"], one["state"]) for one in found if one["kind"] != "pool.check"] == [
+        ("vm.delete", "asked", "a-admin", "done"),
+        ("token.remove", "by-admin", "a-admin", "done"),
+        ("token.add", "by-admin", "a-admin", "done"),
+        ("vm.delete", "asked", "a-viewer", "failed"),
+        ("vm.create", "asked", "a-operator", "done"),
+    ]
+    assert [one["kind"] for one in jobs(callers["viewer"], caller="a-operator", kind="pool")] == ["pool.check"]
+    assert made["token"] not in json.dumps(found)
+    [told] = rest.get("/events", params={"vm": "asked", "kind": "vm"}).json()["events"]
+    assert told["message"] == "VM asked was deleted by a-admin"
+
+
+def test_a_restore_beside_is_no_event_for_the_vm(rest: httpx.Client) -> None:
+    rest.post("/vms", json={"name": "left", "disks": [DISK]})
+    rest.post("/vms/left/snapshots", json={"name": "s"})
+    assert rest.post("/vms/left/restore", json={"snapshot": "s", "beside": "left-2"}).status_code == 200
+    assert jobs(rest, kind="vm.restore", subject="left")[0]["result"]["beside"] == "left-2"
+    assert rest.get("/events", params={"vm": "left", "kind": "vm"}).json()["events"] == []
+    for name in ("left", "left-2"):
+        rest.delete(f"/vms/{name}")
 
 
 def test_the_history_comes_in_pages_and_by_what_is_asked_for(rest: httpx.Client) -> None:
