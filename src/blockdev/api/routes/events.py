@@ -26,7 +26,7 @@ async def list_events(
     before: Annotated[int | None, Query(ge=0, lt=1 << 63, description="older than the event of this id")] = None,
     after: Annotated[int | None, Query(ge=0, lt=1 << 63, description="newer than the event of this id, the oldest first")] = None,
     count: Annotated[int, Query(ge=1, le=LIST_COUNT_MAX)] = 100,
-    wait_seconds: Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX, description="with `after`: wait for one to come")] = 0,
+    wait_seconds: Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX, description="with `after` and no `before`: wait for one to come")] = 0,
 ) -> EventList:
     """The newest first, with `after` the oldest; the last 10,000 are kept."""
 
@@ -37,7 +37,8 @@ async def list_events(
     await run_in_threadpool(services.recorder.flush)
     seen = services.recorder.done_count
     found = await run_in_threadpool(find)
-    deadline = monotonic_seconds() + (0 if after is None else wait_seconds)
+    waits = after is not None and before is None  # what comes is newer than all that is there
+    deadline = monotonic_seconds() + (wait_seconds if waits else 0)
     while not found and await _something_new(services, seen, deadline):
         seen = services.recorder.done_count
         found = await run_in_threadpool(find)
