@@ -135,4 +135,4 @@ def _cut(value: Any, depth: int) -> Any:
 def _vm_of(subject: str) -> str | None:
     """The VM that a subject is of: web of web/root; none of pool."""
     vm = subject.partition("/")[0].partition("@")[0]
-    return None if vm in WITHOUT_VM else vm
+    return None if vm in ("", *WITHOUT_VM) else vm  # a subject may be the path of a file
