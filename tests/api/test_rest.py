@@ -288,7 +288,7 @@ def test_compaction_is_a_job_that_gives_space_back(home: Home, rest: httpx.Clien
     assert before["compaction"] is None and "compaction" not in before["engine"]
 
     slow = rest.post("/pool/compact", json={"rate_bytes": 1}).json()
-    assert (slow["kind"], slow["subject"]) == ("compact", "pool")
+    assert (slow["kind"], slow["subject"]) == ("pool.compact", "pool")
     running = until(lambda: rest.get("/status").json()["compaction"], "the compaction to be seen")
     assert running["kind"] == "compact" and running["done_bytes"] <= running["total_bytes"]
     rest.delete(f"/jobs/{slow['id']}")

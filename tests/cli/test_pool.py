@@ -127,7 +127,7 @@ def test_a_scrub_outlives_the_control_plane_and_is_joined(served: Home) -> None:
     assert again["started"] == first["started"]
     process = served.start_command("pool", "scrub")
     with served.rest() as rest:
-        [job] = until(lambda: rest.get("/jobs").json()["jobs"], "the job")
+        [job] = until(lambda: rest.get("/jobs", params={"state": "running"}).json()["jobs"], "the job")
         until(lambda: rest.get(f"/jobs/{job['id']}").json()["total_bytes"], "the job's progress")
         assert known(served)["running"]["started"] == first["started"]
         assert rest.delete(f"/jobs/{job['id']}").status_code == 200

@@ -160,7 +160,7 @@ def test_the_cap_is_shown_and_changed(fresh: Home) -> None:
     fresh.stop()
     fresh.serve()
     assert fresh.json("schedule", "cap") == {"scheduled_snapshots_max": 9}
-    assert fresh("events") == "nothing was noted\n" and fresh.json("events") == {"events": []}
+    assert fresh("events") == "nothing was noted\n" and fresh.json("events") == {"events": [], "next": None}
 
 
 def test_a_home_without_schedules_that_cannot_be_made_leaves_nothing(fresh: Home) -> None:

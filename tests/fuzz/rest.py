@@ -22,6 +22,7 @@ from typing import Any
 import uvicorn
 
 from blockdev.api.app import create_app
+from blockdev.api.history import History
 from blockdev.api.jobs import FINISHED, Jobs
 from blockdev.api.services import Services
 from blockdev.api.tokens import Tokens
@@ -31,6 +32,8 @@ from blockdev.errors import BY_CODE
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
 from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.events import Events
+from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs
 from tests.fuzz import messages
 from tests.fuzz.harness import Harness
@@ -103,6 +106,7 @@ SEEDS: dict[str, tuple[str, str, Any]] = {
     "run-schedule": ("POST", "/vms/web/schedules/hourly/run", None),
     "cap": ("PATCH", "/schedule-settings", {"scheduled_snapshots_max": 9}),
     "events": ("GET", "/events?vm=web&level=warning&before=9&count=5", None),
+    "new-events": ("GET", "/events?kind=job&after=1&wait_seconds=0.1", None),
     "show-snapshot": ("GET", "/vms/web/snapshots/s1", None),
     "delete-snapshot": ("DELETE", "/vms/web/snapshots/s1?force=false", None),
     "diff": ("GET", "/vms/web/snapshots/s2/diff?older=s1&disk=root", None),
@@ -116,6 +120,7 @@ SEEDS: dict[str, tuple[str, str, Any]] = {
     "usage-pool": ("GET", "/pool/usage", None),
     "usage": ("GET", "/vms/web/usage", None),
     "jobs": ("GET", "/jobs", None),
+    "past-jobs": ("GET", "/jobs?state=failed&kind=snapshot&subject=web&caller=owner&after=9&count=5", None),
     "job": ("GET", "/jobs/nothing?after=3&wait_seconds=0.5", None),
     "cancel": ("DELETE", "/jobs/nothing", None),
     "tokens": ("GET", "/tokens?count=5&after=a", None),
@@ -170,12 +175,27 @@ class Rest(Harness):
         make_images(self._directory)
         home = self._served.home
         self._catalog, engine = Catalog(str(home.catalog)), EngineClient(home.engine_socket)
-        vms = VMs(self._catalog, engine, clock=Clock())
+        recorder = Recorder(self._catalog)  # not started: it writes at once
+        events = Events(recorder.put, Clock())
+        history = History(recorder, events, Clock())
+        vms = VMs(self._catalog, engine, clock=Clock(), events=events)
         schedules = Schedules(self._catalog, Clock())
         scheduler = Scheduler(vms, self._catalog, schedules, Clock())  # never started: nothing is due but what is asked for
         schedules.ship()
-        tokens = Tokens(self._catalog, Clock())
-        self._services = Services(home, vms, engine, Jobs(), Unfinished(vms), self._catalog, schedules, scheduler, tokens)
+        self._services = Services(
+            home=home,
+            vms=vms,
+            engine=engine,
+            jobs=Jobs(history),
+            unfinished=Unfinished(vms),
+            catalog=self._catalog,
+            schedules=schedules,
+            scheduler=scheduler,
+            tokens=Tokens(self._catalog, Clock()),
+            recorder=recorder,
+            events=events,
+            history=history,
+        )
 
     def one_input(self, data: bytes) -> None:
         changed = False

@@ -6,7 +6,8 @@ import threading
 
 from blockdev.errors import Busy
 from blockdev.schedule.runner import Round
-from blockdev.vmmap.catalog import EVENTS_MAX, Catalog, RunRow
+from blockdev.vmmap.catalog import Catalog, RunRow
+from blockdev.vmmap.catalog_events import EVENTS_MAX
 from tests.schedule.conftest import Home, home
 
 __all__ = ["home"]

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from blockdev.api import failures
 from blockdev.api.access import authorise, least_role
 from blockdev.api.guard import Guard
+from blockdev.api.recording import Recording
 from blockdev.api.routes import disks, events, jobs, pool, schedules, snapshots, streams, tokens, vms
 from blockdev.api.schemas import NAME_FORM
 from blockdev.api.services import Services
@@ -40,7 +41,8 @@ def create_app(services: Services) -> FastAPI:
     for part in (vms, disks, snapshots, streams, schedules, pool, jobs, events, tokens):
         whole.include_router(part.router)
     app.include_router(whole)
-    app.add_middleware(Guard)
+    app.add_middleware(Recording)
+    app.add_middleware(Guard)  # comes first
     failures.install(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from blockdev.api.addresses import Address
 from blockdev.api.app import create_app
+from blockdev.api.history import History
 from blockdev.api.jobs import Jobs
 from blockdev.api.listening import Tcp, listen_local, prepare_tcp
 from blockdev.api.ready import report_error, report_ready
@@ -28,6 +29,7 @@ from blockdev.api.servers import Servers
 from blockdev.api.services import Services
 from blockdev.api.tokens import Tokens
 from blockdev.api.unfinished import Unfinished
+from blockdev.api.watch import Watch
 from blockdev.clock import now_seconds
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError, Busy, PoolFull, Unavailable
@@ -36,6 +38,8 @@ from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.changed_bytes import ChangeCounter
+from blockdev.vmmap.events import Events
+from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.reserve import DEFAULT_RESERVE
 from blockdev.vmmap.service import VMs
 
@@ -88,6 +92,7 @@ def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None) -> No
         local = listen_local(home)
         catalog = Catalog(home.catalog, DEFAULT_RESERVE)
         services = _wire(home, catalog)
+        watch = Watch(catalog, services.engine, services.recorder, services.events, now_seconds)
         stopped = threading.Event()
         counting = threading.Thread(target=_count_changes, args=(services, stopped), name="count", daemon=True)
 
@@ -96,7 +101,10 @@ def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None) -> No
             services.scheduler.start()
 
         try:
+            services.history.note_interrupted(catalog)
+            services.recorder.start()
             services.schedules.ship()
+            watch.start()
             threading.Thread(target=_tidy, args=(services, stopped), name="tidy", daemon=True).start()
             counting.start()
             # jobs are cancelled at the signal, so that whoever waits for one hears of it
@@ -109,6 +117,8 @@ def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None) -> No
         finally:
             services.scheduler.stop()
             services.jobs.close()
+            watch.stop()
+            services.recorder.close()
             stopped.set()
             if counting.is_alive():
                 counting.join()  # it is in the middle of one snapshot at the most
@@ -125,11 +135,26 @@ def _let_the_collector_skip_what_stays() -> None:
 
 def _wire(home: Home, catalog: Catalog) -> Services:
     engine = EngineClient(home.engine_socket, f"blockdevd (pid {os.getpid()})")
-    vms = VMs(catalog, engine)
+    recorder = Recorder(catalog)
+    events = Events(recorder.put, now_seconds)
+    history = History(recorder, events, now_seconds)
+    vms = VMs(catalog, engine, events=events)
     schedules = Schedules(catalog, now_seconds)
-    scheduler = Scheduler(vms, catalog, schedules, now_seconds)
-    tokens = Tokens(catalog, now_seconds)
-    return Services(home, vms, engine, Jobs(), Unfinished(vms), catalog, schedules, scheduler, tokens)
+    scheduler = Scheduler(vms, catalog, schedules, now_seconds, events=events, ended=history.note_round)
+    return Services(
+        home=home,
+        vms=vms,
+        engine=engine,
+        jobs=Jobs(history),
+        unfinished=Unfinished(vms),
+        catalog=catalog,
+        schedules=schedules,
+        scheduler=scheduler,
+        tokens=Tokens(catalog, now_seconds),
+        recorder=recorder,
+        events=events,
+        history=history,
+    )
 
 
 def _tidy(services: Services, stopped: threading.Event) -> None:

@@ -33,7 +33,7 @@ def export_disk(services: Services, vm: str, disk: str, body: DiskExport) -> Job
             used = export_image(services.uri(source.export), body.path, body.format, body.overwrite, job)
         return {"path": body.path, "format": body.format, "size_bytes": source.size_bytes, "used_bytes": used}
 
-    return services.jobs.start("export", f"{vm}/{disk}", work)
+    return services.jobs.start("disk.export", f"{vm}/{disk}", work)
 
 
 def export_vm(services: Services, vm: str, body: VMExport) -> Job:
@@ -48,7 +48,7 @@ def export_vm(services: Services, vm: str, body: VMExport) -> Job:
         with _instant(services, vm, body.snapshot, job) as snapshot:
             return _export_snapshot(services, snapshot, body, job)
 
-    return services.jobs.start("export", vm, work)
+    return services.jobs.start("vm.export", vm, work)
 
 
 def _export_snapshot(services: Services, snapshot: Snapshot, body: VMExport, job: Job) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def import_disk(services: Services, vm: str, disk: str, body: DiskImport) -> Job
         job.expect(image.size_bytes)
         return _fill(services, vm, disk, image, size_bytes, not body.replace, job)
 
-    return services.jobs.start("import", f"{vm}/{disk}", work)
+    return services.jobs.start("disk.import", f"{vm}/{disk}", work)
 
 
 def _fill(
@@ -68,7 +68,7 @@ def create_vm(services: Services, body: NewVM) -> Job:
     def work(job: Job) -> Any:
         return _create(services, body, empty, images, job)
 
-    return services.jobs.start("create", body.name, work)
+    return services.jobs.start("vm.create", body.name, work)
 
 
 def _create(

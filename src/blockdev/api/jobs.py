@@ -1,7 +1,8 @@
 """Long operations: each runs in a thread of its own pool, tells its progress, and can be cancelled.
 
-Jobs live in memory, with the FINISHED_MAX newest finished ones: a restart of the control plane forgets them, and the
-agreement rule of vmmap takes back what an unfinished one had begun.  A lock in each job guards its fields.
+The FINISHED_MAX newest finished ones stay in memory with their whole results; what is kept of all of them is the Keeper's to say
+(history.py).  When the control plane dies, the agreement rule of vmmap takes back what an unfinished one had begun.  A lock in
+each job guards its fields.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from blockdev.clock import now_seconds
-from blockdev.errors import BlockdevError, NotFound
+from blockdev.errors import BlockdevError
 from blockdev.transfer.qemu_img import Cancelled
 
 logger = logging.getLogger(__name__)
 
-JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-FINISHED: tuple[JobState, ...] = ("done", "failed", "cancelled")
+JobState = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]  # the last: its control plane died
+FINISHED: tuple[JobState, ...] = ("done", "failed", "cancelled", "interrupted")
 RUNNING_MAX = 4
-FINISHED_MAX = 1000
+FINISHED_MAX = 100
+OWNER = "owner"  # of the home: who asks over its Unix socket
+CALLER: ContextVar[Callable[[], str]] = ContextVar("caller", default=lambda: OWNER)  # of the request that is being answered
 
 Work = Callable[["Job"], Any]
 
@@ -32,7 +36,7 @@ Work = Callable[["Job"], Any]
 class Job:
     """One long operation.  Its work calls `advance` and looks at `is_cancelled` (transfer.qemu_img.Watcher)."""
 
-    kind: str  # "import", "export", "check", ...
+    kind: str  # noun.verb, as on the command line: "disk.import", "pool.check"
     subject: str  # what it works on, in the person's words: "web/root"
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     state: JobState = "queued"
@@ -44,6 +48,7 @@ class Job:
     created_at: float = field(default_factory=now_seconds)  # seconds since 1970
     finished_at: float | None = None
     version: int = 0  # +1 at each change
+    caller: str = field(default_factory=lambda: CALLER.get()())
     cancelled: threading.Event = field(default_factory=threading.Event)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -106,10 +111,19 @@ class Part:
         return self._job.is_cancelled()
 
 
-class Jobs:
-    """All jobs of one control plane."""
+class Keeper(Protocol):
+    """Who is told of jobs, in their threads."""
 
-    def __init__(self) -> None:
+    def began(self, job: Job) -> None: ...
+
+    def ended(self, job: Job) -> None: ...
+
+
+class Jobs:
+    """All long jobs of one control plane."""
+
+    def __init__(self, keeper: Keeper | None = None) -> None:
+        self._keeper = keeper
         self._jobs: dict[str, Job] = {}
         self._lock = threading.RLock()  # a signal handler cancels, in the thread that may hold it
         self._threads = ThreadPoolExecutor(RUNNING_MAX, thread_name_prefix="job")
@@ -120,26 +134,20 @@ class Jobs:
         with self._lock:
             self._jobs[job.id] = job
             self._forget_oldest()
+        if self._keeper is not None:
+            self._keeper.began(job)
         self._threads.submit(self._run, job, work)
         return job
 
-    def get(self, id: str) -> Job:
+    def find(self, id: str) -> Job | None:
+        """One that runs, or is among the latest that ended."""
         with self._lock:
-            job = self._jobs.get(id)
-        if job is None:
-            raise NotFound(f"there is no job {id}: the control plane forgets jobs when it restarts")
-        return job
+            return self._jobs.get(id)
 
     def all(self) -> list[Job]:
         """Oldest first."""
         with self._lock:
             return list(self._jobs.values())
-
-    def cancel(self, id: str) -> Job:
-        """Ask a job to stop.  It ends as soon as its work notices; one that has ended stays as it is."""
-        job = self.get(id)
-        job.cancel()
-        return job
 
     def cancel_all(self) -> None:
         for job in self.all():
@@ -164,6 +172,9 @@ class Jobs:
             logger.exception("%s of %s failed", job.kind, job.subject)
             message = f"internal error: {type(error).__name__}: {error}; see the log of blockdevd"
             job.finish("failed", error={"code": BlockdevError.code, "message": message})
+        finally:
+            if self._keeper is not None:
+                self._keeper.ended(job)
 
     def _forget_oldest(self) -> None:
         finished = [id for id, job in self._jobs.items() if job.state in FINISHED]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
@@ -17,6 +17,7 @@ from blockdev.findings import InspectionKind
 from blockdev.runner import Outcome
 from blockdev.transfer.qemu_img import Cancelled
 from blockdev.vmmap.clock import to_text
+from blockdev.vmmap.events import Level, enumerate_some
 from blockdev.vmmap.views import view_finding
 
 WAIT_SECONDS = 0.5
@@ -24,12 +25,19 @@ WAIT_SECONDS = 0.5
 R = TypeVar("R")
 
 
+class Told(NamedTuple):
+    """An event of the pool."""
+
+    level: Level
+    message: str
+
+
 def inspect(services: Services, kind: InspectionKind, rate_bytes: int | None) -> Job:
     """A job that follows the inspection it begins, or the one of this kind that runs already.  Busy, Unavailable."""
     engine = services.engine
     run = engine.inspect(kind, rate_bytes)
     follow = _follow(lambda wait_s: engine.inspection(run, wait_s), lambda: engine.cancel_inspection(run), _inspected)
-    return services.jobs.start(kind, "pool", follow)
+    return services.jobs.start(f"pool.{kind}", "pool", _telling(services, follow, _inspection_told))
 
 
 def compact(services: Services, rate_bytes: int | None) -> Job:
@@ -37,7 +45,7 @@ def compact(services: Services, rate_bytes: int | None) -> Job:
     engine = services.engine
     run = engine.compact(rate_bytes)
     follow = _follow(lambda wait_s: engine.compaction(run, wait_s), lambda: engine.cancel_compaction(run), _compacted)
-    return services.jobs.start("compact", "pool", follow)
+    return services.jobs.start("pool.compact", "pool", _telling(services, follow, _compaction_told))
 
 
 def _follow(
@@ -64,6 +72,33 @@ def _follow(
         return view(found.report).model_dump()
 
     return work
+
+
+def _telling(services: Services, work: Work, told: Callable[[Job, dict[str, Any]], Told | None]) -> Work:
+    """Notes as an event what the result of `work` has that somebody should know."""
+
+    def do(job: Job) -> dict[str, Any]:
+        result: dict[str, Any] = work(job)
+        found = told(job, result)
+        if found is not None:
+            services.events.note(found.level, "pool", None, found.message)
+        return result
+
+    return do
+
+
+def _inspection_told(job: Job, result: dict[str, Any]) -> Told | None:
+    found, more = result["findings"], result["more_findings"]
+    if not found:
+        return None
+    first = found[0]["object"] or "the pool itself"
+    count = len(found) + more
+    return Told("error", f"{job.kind} found {count} faults, of {first} first: {found[0]['what']}; see blockdevctl pool status")
+
+
+def _compaction_told(_job: Job, result: dict[str, Any]) -> Told | None:
+    kept = result["kept"]
+    return Told("warning", f"compaction could not rewrite some segments: {enumerate_some(kept)}") if kept else None
 
 
 def _inspected(report: EngineInspection) -> Inspected:

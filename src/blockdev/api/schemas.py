@@ -23,7 +23,6 @@ from blockdev.vmmap.names import NAME_CHARACTERS_MAX
 CLONES_MAX = 500
 WAIT_SECONDS_MAX = 30
 RATE_BYTES_MAX = CAPACITY_BYTES_MAX = 4 * 10**18  # below 2**62, and the same number in a document that has it as 4e+18
-EVENTS_COUNT_MAX = 1000
 YEARS = range(1970, 9999)  # so that another time zone's offset never leads out of what can be written
 
 # What only `json_schema_extra` says is checked further down, where the message knows what it is about.
@@ -277,6 +276,9 @@ class Event(BaseModel):
 
 class EventList(BaseModel):
     events: list[Event]
+    next: str | None = Field(
+        description="with `after` in the question: what to give as `after` next; else as `before`, for older ones, null: there are none"
+    )
 
 
 class Customize(Body):
@@ -367,12 +369,15 @@ class PoolFindings(BaseModel):
 
 
 class JobView(BaseModel):
-    """A long operation.  `result` depends on its kind: a VM, a Disk, an Exported, an Inspected, or a Compacted."""
+    """An operation.  `result` depends on its kind: a VM, a Disk, an Exported, an Inspected, a Compacted; of past ones a part of it."""
 
     id: str
-    kind: Literal["create", "import", "export", "inspect", "check", "scrub", "compact"]
-    subject: str = Field(description="what it works on: web, web/root, pool")
-    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    kind: str = Field(description="noun.verb, as on the command line", examples=["disk.import", "pool.check", "snapshot.create"])
+    subject: str = Field(description="what it works on: web, web/root, web@s1, pool")
+    caller: str = Field(description="who asked: owner, the name of a token, or schedules")
+    state: Literal["queued", "running", "done", "failed", "cancelled", "interrupted"] = Field(
+        description="interrupted: the control plane died meanwhile"
+    )
     total_bytes: int = Field(description="0: not known")
     done_bytes: int
     fraction: float = Field(description="0 to 1")
@@ -385,6 +390,7 @@ class JobView(BaseModel):
 
 class JobList(BaseModel):
     jobs: list[JobView]
+    next: str | None = Field(description="the cursor of the jobs before these; null: there are none")
 
 
 class VMPage(BaseModel):

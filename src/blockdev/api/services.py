@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from blockdev.api.history import History
 from blockdev.api.jobs import Jobs
 from blockdev.api.tokens import Tokens
 from blockdev.api.unfinished import Unfinished
@@ -16,6 +17,8 @@ from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
 from blockdev.targets import attach
 from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.events import Events
+from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs
 
 
@@ -30,6 +33,9 @@ class Services:
     schedules: Schedules
     scheduler: Scheduler
     tokens: Tokens
+    recorder: Recorder
+    events: Events
+    history: History
 
     def uri(self, export: str) -> str:
         """Where qemu-img finds an export."""

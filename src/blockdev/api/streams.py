@@ -33,7 +33,7 @@ def export_snapshot(services: Services, vm: str, snapshot: str, body: SnapshotEx
     def work(job: Job) -> Any:
         return _export(services, wanted, base, body, job)
 
-    return services.jobs.start("export", f"{vm}@{snapshot}", work)
+    return services.jobs.start("snapshot.export", f"{vm}@{snapshot}", work)
 
 
 def _export(services: Services, wanted: Snapshot, base: Snapshot | None, body: SnapshotExport, job: Job) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def import_snapshot(services: Services, body: SnapshotImport) -> Job:
     def work(job: Job) -> Any:
         return _import(services, body, expires, job)
 
-    return services.jobs.start("import", body.path, work)
+    return services.jobs.start("snapshot.import", body.path, work)
 
 
 def _import(services: Services, body: SnapshotImport, expires: str | None, job: Job) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def inspect_stream(services: Services, body: StreamFile) -> Job:
         with open_stream(body.path) as reader:
             return _described(body.path, reader.copy, read_stream(reader, file_bytes, job))
 
-    return services.jobs.start("inspect", body.path, work)
+    return services.jobs.start("stream.inspect", body.path, work)
 
 
 def _described(path: str, copy: SnapshotCopy, counts: Counts) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import click
 
 from blockdev.cli import values
 from blockdev.cli.output import ask, show_size
-from blockdev.cli.session import Noun, Session, force_option, pass_session, yes_option
+from blockdev.cli.session import Noun, Session, detach_option, force_option, pass_session, yes_option
 from blockdev.cli.vm import IMAGE_FORMATS
 from blockdev.errors import InvalidArgument, NotFound
 
@@ -65,16 +65,27 @@ def remove(session: Session, name: values.Ref, force: bool, yes: bool) -> None:
 @click.option("--format", "format", type=click.Choice(IMAGE_FORMATS), help="Of the image (default: recognised).")
 @click.option("--size", type=values.DISK_SIZE, help="Of the disk (default: the image's).")
 @click.option("--replace", is_flag=True, help="Replace what the disk holds; without it the disk must not exist.")
+@detach_option
 @yes_option
 @pass_session
 def import_(
-    session: Session, name: values.Ref, file: str, format: str | None, size: int | None, replace: bool, yes: bool
+    session: Session,
+    name: values.Ref,
+    file: str,
+    format: str | None,
+    size: int | None,
+    replace: bool,
+    detach: bool,
+    yes: bool,
 ) -> None:
     """Fill a new disk from an image: raw, qcow2, vmdk, vdi or vhdx."""
     if replace:
         ask(f"replace what disk {name} ({show_size(_size_of(session, name))}) holds by {file}", yes)
     body = {"image": {"path": file, "format": format}, "size_bytes": size, "replace": replace}
     job = session.client.post(f"/vms/{name.vm}/disks/{name.disk}/import", body)
+    if detach:
+        session.leave(job)
+        return
     filled = session.follow(job, f"importing {Path(file).name}")
     session.say(filled, f"imported {file} as disk {name} of {show_size(filled['size_bytes'])}")
 
@@ -84,9 +95,12 @@ def import_(
 @click.argument("file", type=values.PATH)
 @click.option("--format", "format", type=click.Choice(IMAGE_FORMATS), help="Default: by the file's suffix.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@detach_option
 @yes_option
 @pass_session
-def export(session: Session, name: values.Ref, file: str, format: str | None, overwrite: bool, yes: bool) -> None:
+def export(
+    session: Session, name: values.Ref, file: str, format: str | None, overwrite: bool, detach: bool, yes: bool
+) -> None:
     """Make an image file of a disk, as it is now or in a snapshot."""
     suffix = Path(file).suffix.lower()
     if format is None and suffix not in FORMAT_OF_SUFFIX:
@@ -100,6 +114,9 @@ def export(session: Session, name: values.Ref, file: str, format: str | None, ov
         "overwrite": overwrite,
     }
     job = session.client.post(f"/vms/{name.vm}/disks/{name.disk}/export", body)
+    if detach:
+        session.leave(job)
+        return
     made = session.follow(job, f"exporting {name}")
     session.say(made, f"exported {name} to {file} ({made['format']}, {show_size(made['used_bytes'])} there)")
 

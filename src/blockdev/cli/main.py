@@ -13,6 +13,7 @@ from blockdev.cli import (
     disk,
     events,
     initialise,
+    job,
     mount,
     pool,
     schedule,
@@ -45,6 +46,7 @@ for _command in (
     clone.clone,
     clone.restore,
     attach.attach,
+    job.job,
     events.events,
     token.token,
 ):

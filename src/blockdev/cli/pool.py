@@ -9,7 +9,7 @@ import click
 from blockdev.cli import values
 from blockdev.cli.output import print_fields, show_count, show_size, warn_of_room
 from blockdev.cli.policy import pool_policy
-from blockdev.cli.session import Noun, Session, pass_session
+from blockdev.cli.session import Noun, Session, detach_option, pass_session
 from blockdev.cli.usage import pool_usage
 from blockdev.errors import Corrupt, InvalidArgument, NearlyFull, Poisoned, PoolFull, Unavailable
 from blockdev.findings import InspectionKind
@@ -158,33 +158,37 @@ pool_argument = click.argument("pool_path", metavar="[POOL]", required=False, ty
 @pool.command()
 @rate_option
 @offline_option
+@detach_option
 @pool_argument
 @pass_session
-def check(session: Session, rate: int | None, offline: bool, pool_path: str | None) -> None:
+def check(session: Session, rate: int | None, offline: bool, detach: bool, pool_path: str | None) -> None:
     """Verify what describes data: superblocks, maps, batch headers, indexes.
 
     With --offline no server is needed, POOL may be any pool's directory, and nothing is healed.
     """
-    _inspect(session, "check", rate, offline, pool_path)
+    _inspect(session, "check", rate, offline, detach, pool_path)
 
 
 @pool.command()
 @rate_option
 @offline_option
+@detach_option
 @pool_argument
 @pass_session
-def scrub(session: Session, rate: int | None, offline: bool, pool_path: str | None) -> None:
+def scrub(session: Session, rate: int | None, offline: bool, detach: bool, pool_path: str | None) -> None:
     """Check, and read and verify all data of the pool.
 
     Guests go on meanwhile; Ctrl-C ends it without harm.  What it finds is shown by pool status until it is gone.
     With --offline no server is needed, POOL may be any pool's directory, and nothing is healed or kept.
     """
-    _inspect(session, "scrub", rate, offline, pool_path)
+    _inspect(session, "scrub", rate, offline, detach, pool_path)
 
 
 def _inspect(
-    session: Session, kind: InspectionKind, rate_bytes: int | None, offline: bool, pool_path: str | None
+    session: Session, kind: InspectionKind, rate_bytes: int | None, offline: bool, detach: bool, pool_path: str | None
 ) -> None:
+    if offline and detach:
+        raise InvalidArgument("--offline is done by this command itself, which cannot leave it")
     title = f"{kind} of the pool"
     if offline:
         from blockdev.cli.offline import inspect  # which takes as long to load as all the rest
@@ -194,6 +198,9 @@ def _inspect(
     if pool_path is not None:
         raise InvalidArgument("only --offline looks at another pool than the one that is served")
     job = session.client.post(f"/pool/{kind}", {"rate_bytes": rate_bytes})
+    if detach:
+        session.leave(job)
+        return
     _tell_inspected(session, kind, session.follow(job, title))
 
 
@@ -217,13 +224,17 @@ def _tell_findings(kind: str, found: dict[str, Any]) -> None:
 
 @pool.command()
 @rate_option
+@detach_option
 @pass_session
-def compact(session: Session, rate: int | None) -> None:
+def compact(session: Session, rate: int | None, detach: bool) -> None:
     """Give back the space of what was deleted, overwritten or discarded, and compress what stays.
 
     Guests go on meanwhile; Ctrl-C ends it without harm, and what was given back until then stays so.
     """
     job = session.client.post("/pool/compact", {"rate_bytes": rate})
+    if detach:
+        session.leave(job)
+        return
     found = session.follow(job, "compaction of the pool", if_cancelled="what was given back until then stays so")
     session.show(found, lambda: _tell_compacted(found))
 

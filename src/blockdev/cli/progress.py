@@ -16,7 +16,7 @@ from blockdev.errors import from_code
 
 POLL_SECONDS = 10  # the server answers earlier when something changed
 LINE_SECONDS = 5
-FINISHED = ("done", "failed", "cancelled")
+FINISHED = ("done", "failed", "cancelled", "interrupted")
 
 
 class Display(Protocol):
@@ -66,14 +66,18 @@ def display(title: str, quiet: bool) -> Iterator[Display]:
             yield shown
 
 
-def follow(client: Client, job: dict[str, Any], title: str, if_cancelled: str, quiet: bool) -> Any:
-    """The result of `job` when it is done.  Raises its error; Ctrl-C cancels the job and waits for its end."""
+def follow(
+    client: Client, job: dict[str, Any], title: str, if_cancelled: str, quiet: bool, cancels: bool = True
+) -> Any:
+    """The result of `job` when it is done.  Raises its error; Ctrl-C cancels the job, if it `cancels`, and waits for its end."""
     try:
         with display(title, quiet) as shown:
             while job["state"] not in FINISHED:
                 job = client.get(f"/jobs/{job['id']}", after=job["version"], wait_seconds=POLL_SECONDS)
                 shown.show(job)
     except KeyboardInterrupt:
+        if not cancels:
+            raise
         job = _cancel(client, job)
         if job["state"] == "cancelled":
             raise

@@ -45,9 +45,18 @@ class Session:
     def say(self, document: Any, sentence: str) -> None:
         self.show(document, lambda: click.echo(sentence))
 
-    def follow(self, job: dict[str, Any], title: str, if_cancelled: str = "nothing was changed") -> Any:
-        """The job's result, with its progress shown until then.  if_cancelled: what to say of a cancelled one."""
-        return follow(self.client, job, title, if_cancelled, quiet=self.json)
+    def follow(
+        self, job: dict[str, Any], title: str, if_cancelled: str = "nothing was changed", cancels: bool = True
+    ) -> Any:
+        """The job's result, with its progress shown until then.  if_cancelled: what to say of a cancelled one.
+
+        cancels: Ctrl-C cancels it.
+        """
+        return follow(self.client, job, title, if_cancelled, quiet=self.json, cancels=cancels)
+
+    def leave(self, job: dict[str, Any]) -> None:
+        """Say that a job goes on without this command (--detach)."""
+        self.say(job, f"{job['kind']} of {job['subject']} goes on: blockdevctl job watch {job['id']}")
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)
@@ -95,6 +104,7 @@ class Noun(_Everywhere, click.Group):
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 force_option = click.option("--force", is_flag=True, help="Go on although clients are attached.")
+detach_option = click.option("--detach", is_flag=True, help="Do not wait: print the job, for job watch and job cancel.")
 
 
 def read_text(path: str) -> str:

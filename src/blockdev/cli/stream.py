@@ -9,7 +9,7 @@ import click
 
 from blockdev.cli import values
 from blockdev.cli.output import ask, print_columns, print_fields, show_size
-from blockdev.cli.session import Session, Verb, pass_session, yes_option
+from blockdev.cli.session import Session, Verb, detach_option, pass_session, yes_option
 from blockdev.errors import InvalidArgument
 
 LEVEL_DEFAULT, LEVEL_MAX = 3, 19
@@ -21,10 +21,11 @@ LEVEL_DEFAULT, LEVEL_MAX = 3, 19
 @click.option("--since", metavar="OLDER", help="Only what changed since this older snapshot of the VM.")
 @click.option("--level", type=click.IntRange(0, LEVEL_MAX), default=LEVEL_DEFAULT, help="Of zstd (default: 3); 0: not compressed.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@detach_option
 @yes_option
 @pass_session
 def export(
-    session: Session, name: values.Ref, file: str, since: str | None, level: int, overwrite: bool, yes: bool
+    session: Session, name: values.Ref, file: str, since: str | None, level: int, overwrite: bool, detach: bool, yes: bool
 ) -> None:
     """Write a snapshot into a stream file, all of it or what changed since another one."""
     if overwrite and Path(file).exists():
@@ -32,6 +33,9 @@ def export(
     older = None if since is None else _older(name, since)
     body = {"path": file, "since": older, "level": level, "overwrite": overwrite}
     job = session.client.post(f"/vms/{name.vm}/snapshots/{name.snapshot}/export", body)
+    if detach:
+        session.leave(job)
+        return
     made = session.follow(job, f"exporting {name}")
     what = f"{name}, what changed since {older}," if older else str(name)
     session.say(made, f"exported {what} to {file}: {show_size(made['data_bytes'])} in {show_size(made['file_bytes'])}")
@@ -50,11 +54,16 @@ def _older(name: values.Ref, since: str) -> str:
 @click.option("--vm", type=values.VM, metavar="NAME", help="What to call the new VM, or which VM it belongs to.")
 @click.option("--name", metavar="SNAPSHOT", help="What to call the snapshot.")
 @click.option("--keep", type=values.DURATION, metavar="DURATION", help="Delete it so long from now (default: never).")
+@detach_option
 @pass_session
-def import_(session: Session, file: str, vm: str | None, name: str | None, keep: int | None) -> None:
+def import_(session: Session, file: str, vm: str | None, name: str | None, keep: int | None, detach: bool) -> None:
     """Take in a snapshot from a stream file: as a new VM, or into the VM that has the snapshot it builds on."""
     body = {"path": file, "vm": vm, "name": name, "keep_seconds": keep}
-    found = session.follow(session.client.post("/streams/import", body), f"importing {Path(file).name}")
+    job = session.client.post("/streams/import", body)
+    if detach:
+        session.leave(job)
+        return
+    found = session.follow(job, f"importing {Path(file).name}")
     made = found["made"]
     what = f"VM {made['vm']} with snapshot" if found["made_vm"] else "snapshot"
     session.say(found, f"imported {file} as {what} {made['vm']}@{made['name']} ({show_size(found['data_bytes'])})")

@@ -10,7 +10,15 @@ import click
 from blockdev.cli import values
 from blockdev.cli.output import ask, print_columns, print_fields, show_count, show_size
 from blockdev.cli.policy import compression_option, dedup_option, vm_policy
-from blockdev.cli.session import Noun, Session, force_option, pass_session, read_text, yes_option
+from blockdev.cli.session import (
+    Noun,
+    Session,
+    detach_option,
+    force_option,
+    pass_session,
+    read_text,
+    yes_option,
+)
 from blockdev.cli.usage import vm_usage
 from blockdev.errors import InvalidArgument
 
@@ -44,6 +52,7 @@ vm.add_command(vm_usage)
 @click.option("--description", default="", metavar="TEXT")
 @compression_option
 @dedup_option
+@detach_option
 @pass_session
 def create(
     session: Session,
@@ -55,6 +64,7 @@ def create(
     description: str,
     compression: str | None,
     dedup: str | None,
+    detach: bool,
 ) -> None:
     """Make a VM with empty disks, or disks filled from images."""
     body = {
@@ -65,7 +75,12 @@ def create(
         "compression": compression,
         "dedup": dedup,
     }
+    if detach and not images:
+        raise InvalidArgument("--detach is for --image: empty disks are made at once")
     made = session.client.post("/vms", body)
+    if detach:
+        session.leave(made)
+        return
     if images:
         made = session.follow(made, f"importing {', '.join(Path(path).name for _, path in images)}")
     session.say(made, f"created VM {name} with {show_disks(made['disks'])}")
@@ -213,11 +228,15 @@ def config(session: Session, name: str, file: str | None) -> None:
 @click.argument("source", metavar="VM[@SNAPSHOT]", type=values.VM_MAYBE_SNAPSHOT)
 @click.argument("directory", type=values.PATH)
 @click.option("--format", "format", type=click.Choice(IMAGE_FORMATS), default="qcow2", show_default=True)
+@detach_option
 @pass_session
-def export(session: Session, source: values.Ref, directory: str, format: str) -> None:
+def export(session: Session, source: values.Ref, directory: str, format: str, detach: bool) -> None:
     """Write all disks of one instant and the configuration into a new directory."""
     body = {"directory": directory, "format": format, "snapshot": source.snapshot}
     job = session.client.post(f"/vms/{source.vm}/export", body)
+    if detach:
+        session.leave(job)
+        return
     result = session.follow(job, f"exporting {source}")
     used = sum(disk["used_bytes"] for disk in result["disks"])
     session.say(result, f"exported {show_disks(result['disks'])} of {source} to {directory}, {show_size(used)} there")

@@ -44,9 +44,15 @@ def take_snapshot(
         except _NotFrozen as failure:
             reason = failure.error
     if if_not_frozen == "fail":
-        raise reason
-    logger.warning("VM %s was not frozen for its snapshot: %s", vm, reason.message)
+        raise reason  # whoever asked is told, a schedule by an event of its own
+    if agent is not None:  # without one the label of the snapshot says enough
+        _note_trouble(vms, vm, f"VM {vm} was not frozen for its snapshot: {reason.message}")
     return vms.create_snapshot(vm, name, description, terms, keep_seconds)
+
+
+def _note_trouble(vms: VMs, vm: str, message: str) -> None:
+    logger.warning("%s", message)
+    vms.events.begin("warning", "quiesce", vm, message)
 
 
 class _NotFrozen(Exception):
@@ -77,9 +83,12 @@ def _take_frozen(
             raise _NotFrozen(error) from error
         if taken is None:
             raise
-        logger.warning("VM %s may not have been thawed in time: %s", vm, error.message)
+        message = f"VM {vm} may not have been thawed in time: {error.message}"
+        logger.warning("%s", message)
+        vms.events.note("error", "quiesce", vm, message)  # each time: somebody must look after the guest
         return taken
     if not held.was_whole or held.frozen_ms is None:
-        logger.warning("VM %s did not stay frozen for its snapshot %s: it is crash-consistent", vm, taken.name)
+        _note_trouble(vms, vm, f"VM {vm} did not stay frozen for its snapshot {taken.name}: it is crash-consistent")
         return taken
+    vms.events.end("quiesce", vm, f"VM {vm} is frozen for its snapshots again")
     return vms.note_consistency(vm, taken.name, math.ceil(held.frozen_ms))

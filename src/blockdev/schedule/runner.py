@@ -4,7 +4,8 @@ A run is due once: `handled` says until when a VM's schedule is done with, and i
 transaction.  After a downtime the latest of the missed runs is caught up.  When the
 clock was set back by less than CLOCK_BACK_SECONDS_MAX, runs go on when it has come to where it was; by more, they begin anew.
 
-Threads: one runs rounds; `kick` from any.
+Threads: one runs rounds, and has up to FREEZING_MAX others for runs that freeze their guests, as these wait for guests most of
+their time; a round ends when all of its runs have.  `kick` from any.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from functools import lru_cache
 from typing import NamedTuple
@@ -28,12 +30,15 @@ from blockdev.schedule.service import Schedules
 from blockdev.schedule.times import latest_run, next_run, parse_when, parse_zone
 from blockdev.vmmap.catalog import Catalog, RunRow, SnapshotRow, VMRow
 from blockdev.vmmap.clock import Clock, to_text
+from blockdev.vmmap.events import Events
+from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs
 
 logger = logging.getLogger(__name__)
 
 CLOCK_BACK_SECONDS_MAX = 2 * 3600.0  # as far as a daylight-saving change or two
 PER_SECOND_MAX = 60  # snapshots, when many VMs are due at once
+FREEZING_MAX = 8  # guests at once
 EXPIRED_AT_ONCE = 200
 LOOK_SECONDS_MAX = 20.0  # between two rounds: VMs and schedules come and go
 
@@ -55,6 +60,14 @@ class Round(NamedTuple):
     deleted: int
 
 
+class RoundEnded(NamedTuple):
+    """A round that did something, for the history."""
+
+    done: Round
+    began: float  # seconds since 1970
+    error: BlockdevError | None  # what ended it before all was done
+
+
 class Scheduler:
     """The runs of one home."""
 
@@ -65,8 +78,10 @@ class Scheduler:
         schedules: Schedules,
         clock: Clock,
         wait: Callable[[float], object] | None = None,
+        events: Events | None = None,
+        ended: Callable[[RoundEnded], None] | None = None,
     ) -> None:
-        """wait(seconds): between two snapshots of VMs that are due at once."""
+        """wait(seconds): between two snapshots of VMs that are due at once.  ended: is told of rounds that did something."""
         self._vms = vms
         self._catalog = catalog
         self._schedules = schedules
@@ -74,6 +89,8 @@ class Scheduler:
         self._stopping = threading.Event()
         self._kicked = threading.Event()
         self._wait = wait or self._stopping.wait
+        self._events = events or Events(Recorder(catalog).put, clock)
+        self._ended = ended
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -81,7 +98,7 @@ class Scheduler:
         self._thread.start()
 
     def stop(self) -> None:
-        """Begin no more snapshots, and wait for the one that is being taken."""
+        """Begin no more snapshots, and wait for those that are being taken."""
         self._stopping.set()
         self._kicked.set()
         if self._thread is not None:
@@ -106,26 +123,38 @@ class Scheduler:
 
     def round(self) -> Round:
         """Do all that is due now.  Unavailable: the engine is away; what was not done is due still."""
+        began = self._clock()
+        runs = _Runs(self._take, self._stopping)
+        deleted, error = 0, None
+        try:
+            self._run_due(runs)
+            # last, so that the newest one of a schedule stays when the run that would have replaced it fails
+            for count in self._expire():
+                deleted += count
+        except BlockdevError as failure:
+            error = failure
+            raise
+        finally:
+            done = Round(runs.taken, runs.failed, deleted)
+            if self._ended is not None and any(done):
+                self._ended(RoundEnded(done, began, error))
+        return done
+
+    def _run_due(self, runs: _Runs) -> None:
         dues, rows = self._due()
-        taken = failed = 0
         started = monotonic_seconds()
         try:
-            for number, due in enumerate(dues):
-                if self._stopping.is_set():
-                    break
-                self._wait(max(number / PER_SECOND_MAX - (monotonic_seconds() - started), 0.0))
-                row = self._take(due)
-                if row is None:
-                    taken += 1
-                else:
-                    rows.append(row)
-                    failed += row.failures > 0
+            with runs:
+                for number, due in enumerate(dues):
+                    self._wait(max(number / PER_SECOND_MAX - (monotonic_seconds() - started), 0.0))
+                    if runs.are_over():
+                        break
+                    runs.do(due)
         finally:
+            rows += runs.rows
             if rows:
                 with self._catalog.transaction():
                     self._catalog.put_schedule_runs(rows)
-        # last, so that the newest one of a schedule stays when the run that would have replaced it fails
-        return Round(taken, failed, self._expire())
 
     def run_now(self, vm: str, schedule: str) -> str:
         """Take the snapshot of a VM's schedule as if it were due; returns its name.  NotFound, and what a snapshot raises."""
@@ -150,7 +179,7 @@ class Scheduler:
                 row = known.get(key) or RunRow(*key, to_text(now), 0, None)
                 handled = _seconds(row.handled)
                 if handled > now + CLOCK_BACK_SECONDS_MAX:
-                    self._note("warning", vm.name, f"the clock was set back: schedule {schedule.name} begins anew")
+                    self._events.note("warning", "schedule", vm.name, f"the clock was set back: schedule {schedule.name} begins anew")
                     handled = now
                     row = row._replace(handled=to_text(now))
                     rows.append(row)
@@ -177,10 +206,10 @@ class Scheduler:
             return done  # the VM is gone
         except BlockdevError as error:
             if due.failures == 0:
-                self._note("error", vm.name, f"schedule {schedule.name} failed: {error.message}")
+                self._events.note("error", "schedule", vm.name, f"schedule {schedule.name} failed: {error.message}")
             return done._replace(failures=due.failures + 1, error=error.message)
         if due.failures:
-            self._note("info", vm.name, f"schedule {schedule.name} works again after {due.failures} failed runs")
+            self._events.note("info", "schedule", vm.name, f"schedule {schedule.name} works again after {due.failures} failed runs")
         return None
 
     def _name(self, vm: str, schedule: Schedule, due: float) -> str:
@@ -193,8 +222,8 @@ class Scheduler:
             name, number = f"{first}-{number}", number + 1
         return name
 
-    def _expire(self) -> int:
-        """Delete what retention lets go."""
+    def _expire(self) -> Iterator[int]:
+        """Delete what retention lets go, and say each time how many went."""
         now = self._clock()
         candidates: dict[int, list[SnapshotRow]] = defaultdict(list)
         failing: dict[int, set[str]] = defaultdict(set)
@@ -209,16 +238,71 @@ class Scheduler:
                 for vm_id, rows in candidates.items()
                 for row in _going(rows, self._catalog, now, failing[vm_id])
             ]
-        deleted = 0
         for first in range(0, len(going), EXPIRED_AT_ONCE):
             if self._stopping.is_set():
                 break
-            deleted += len(self._vms.expire_snapshots(going[first : first + EXPIRED_AT_ONCE]))
-        return deleted
+            yield len(self._vms.expire_snapshots(going[first : first + EXPIRED_AT_ONCE]))
 
-    def _note(self, level: str, vm: str, message: str) -> None:
-        with self._catalog.transaction():
-            self._catalog.add_event(to_text(self._clock()), level, "schedule", vm, message)
+
+class _Runs:
+    """The runs of one round: each where it is to be done, and what is to be noted of them.
+
+    Runs that freeze are done by threads of their own, those of one VM one after the other, as an agent has one client at a time;
+    leaving the context waits for them.  The first run that an engine cannot do keeps the others from beginning, and is raised then.
+    """
+
+    def __init__(self, take: Callable[[Due], RunRow | None], stopping: threading.Event) -> None:
+        self.taken = self.failed = 0
+        self.rows: list[RunRow] = []
+        self._take = take
+        self._stopping = stopping
+        self._halted = threading.Event()
+        self._freezing: list[Future[None]] = []
+        self._lock = threading.Lock()  # guards the counts and rows; taken alone, or under one of the next
+        self._agents: dict[int, threading.Lock] = defaultdict(threading.Lock)  # by VM id
+        self._threads: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> _Runs:
+        return self
+
+    def __exit__(self, kind: object, *_failure: object) -> None:
+        if kind is not None:
+            self._halted.set()
+        if self._threads is not None:
+            self._threads.shutdown(wait=True)
+        for one in self._freezing if kind is None else ():
+            one.result()
+
+    def are_over(self) -> bool:
+        return self._stopping.is_set() or self._halted.is_set()
+
+    def do(self, due: Due) -> None:
+        """Unavailable, EngineRestarted; of those that freeze when all are over."""
+        if due.schedule.consistency != "vm":
+            self._do(due)
+            return
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(FREEZING_MAX, thread_name_prefix="freeze")
+        self._freezing.append(self._threads.submit(self._do_alone, due, self._agents[due.vm.id]))
+
+    def _do_alone(self, due: Due, agent: threading.Lock) -> None:
+        with agent:
+            self._do(due)
+
+    def _do(self, due: Due) -> None:
+        if self.are_over():
+            return
+        try:
+            row = self._take(due)
+        except BaseException:
+            self._halted.set()
+            raise
+        with self._lock:
+            if row is None:
+                self.taken += 1
+            else:
+                self.rows.append(row)
+                self.failed += row.failures > 0
 
 
 def _going(

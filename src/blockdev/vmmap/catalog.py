@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from blockdev.policies import AS_POOL, DiskPolicy
+from blockdev.vmmap.catalog_events import EventRecords
+from blockdev.vmmap.catalog_jobs import JobRecords
 from blockdev.vmmap.catalog_tokens import TokenRecords
 from blockdev.vmmap.model import MANUAL, Terms
-
-EVENTS_MAX = 10_000  # kept
 
 
 class VMRow(NamedTuple):
@@ -99,24 +99,13 @@ class RunRow(NamedTuple):
     error: str | None  # of the last of these
 
 
-class EventRow(NamedTuple):
-    """Something noteworthy."""
-
-    id: int
-    time: str
-    level: str  # info, warning, error
-    kind: str
-    vm: str | None
-    message: str
-
-
 class IntentRow(NamedTuple):
     id: int
     kind: str
     body: dict[str, Any]
 
 
-class Catalog(TokenRecords):
+class Catalog(EventRecords, JobRecords, TokenRecords):
     """An open catalog."""
 
     # settings
@@ -169,25 +158,6 @@ class Catalog(TokenRecords):
                 "INSERT OR REPLACE INTO schedule_run SELECT id, ?, ?, ?, ? FROM vm WHERE id = ?",
                 *(row.schedule, row.handled, row.failures, row.error, row.vm_id),
             )
-
-    # events
-
-    def add_event(self, time: str, level: str, kind: str, vm: str | None, message: str) -> None:
-        """Note something; the oldest are forgotten."""
-        event_id = self._do(
-            "INSERT INTO event (time, level, kind, vm, message) VALUES (?, ?, ?, ?, ?)", time, level, kind, vm, message
-        )
-        self._do("DELETE FROM event WHERE id <= ?", event_id - EVENTS_MAX)
-
-    def events(self, vm: str | None, levels: Sequence[str], before: int | None, count: int) -> list[EventRow]:
-        """The newest first, older than the event `before`."""
-        marks = ", ".join("?" * len(levels))
-        return self._rows(
-            EventRow,
-            f"SELECT * FROM event WHERE (? IS NULL OR vm = ?) AND level IN ({marks}) AND (? IS NULL OR id < ?)"
-            " ORDER BY id DESC LIMIT ?",
-            *(vm, vm, *levels, before, before, count),
-        )
 
     # configurations: equal texts are kept once, since each snapshot and clone has one
 

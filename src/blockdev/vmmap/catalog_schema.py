@@ -157,7 +157,7 @@ CREATE TABLE job (
     id TEXT NOT NULL UNIQUE,
     kind TEXT NOT NULL,
     subject TEXT NOT NULL,
-    asked_by TEXT NOT NULL,
+    caller TEXT NOT NULL,
     state TEXT NOT NULL,
     created TEXT NOT NULL,
     finished TEXT,

@@ -8,7 +8,7 @@ engine step.  Whatever leaves an operation half done makes the next one agree wi
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from blockdev.engine.client import AnswerLost, EngineClient, EngineRestarted
 from blockdev.engine.protocol import EngineObject
@@ -26,6 +26,7 @@ from blockdev.errors import (
 from blockdev.vmmap.agreement import agree
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.clock import Clock, to_text
+from blockdev.vmmap.events import Events, Level, enumerate_some
 from blockdev.vmmap.intents import Intent
 from blockdev.vmmap.model import Agreement
 
@@ -39,11 +40,31 @@ def was_refused(error: BlockdevError) -> bool:
     return isinstance(error, REFUSALS)
 
 
+def tell(agreement: Agreement, missed: Collection[str]) -> Iterator[tuple[Level, str]]:
+    """What an agreement changed, as events.  missed: what was missing before it."""
+    told: list[tuple[Level, str, Sequence[str]]] = [
+        ("warning", "done when the control plane or the engine ended, and finished now", agreement.finished),
+        ("warning", "not done when the control plane or the engine ended, and forgotten", agreement.undone),
+        ("warning", "found in the pool and taken in", agreement.adopted),
+        ("warning", "put right", agreement.corrected),
+        ("info", "removed, as nobody will finish it", agreement.dropped),
+        ("error", "missing from the pool", sorted(set(agreement.missing).difference(missed))),
+    ]
+    for level, what, names in told:
+        if names:
+            yield level, f"{what}: {enumerate_some(names)}"
+
+
 class Journal:
     """The operations under way on one catalog and one engine."""
 
     def __init__(
-        self, catalog: Catalog, engine: EngineClient, clock: Clock, at_step: Callable[[str], None]
+        self,
+        catalog: Catalog,
+        engine: EngineClient,
+        clock: Clock,
+        at_step: Callable[[str], None],
+        events: Events,
     ) -> None:
         self.lock = threading.RLock()
         self.agreed = False  # changes under lock, as what follows
@@ -52,6 +73,7 @@ class Journal:
         self._catalog = catalog
         self._engine = engine
         self._clock = clock
+        self._events = events
         self._instance = b""  # the engine process that was agreed with
         self._live_imports: dict[int, bytes] = {}  # import id -> engine process that it began in
         self._live_temporaries: dict[int, bytes] = {}  # object id, of a copy under way, likewise
@@ -63,6 +85,7 @@ class Journal:
         """Bring catalog and engine into agreement (agreement.py)."""
         with self.lock:
             self.agreed = False
+            missed = set(self._catalog.missing_exports())
             agreement, self._instance = agree(
                 self._catalog,
                 self._engine,
@@ -76,6 +99,8 @@ class Journal:
             self._live_temporaries = {id: at for id, at in self._live_temporaries.items() if at == self._instance}
             self.foreign = agreement.foreign
             self.agreed = True
+            for level, message in tell(agreement, missed):
+                self._events.note(level, "agreement", None, message)
             return agreement
 
     def ensure_agreed(self) -> None:

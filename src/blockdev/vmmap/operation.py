@@ -17,6 +17,7 @@ from blockdev.errors import InvalidArgument, Locked
 from blockdev.vmmap import intents
 from blockdev.vmmap.catalog import Catalog, SnapshotRow, VMRow
 from blockdev.vmmap.clock import Clock, to_name
+from blockdev.vmmap.events import Events, nowhere
 from blockdev.vmmap.journal import Journal
 from blockdev.vmmap.lookup import Lookup, present
 from blockdev.vmmap.model import Snapshot, Terms
@@ -65,12 +66,17 @@ class Operations:
         *,
         clock: Clock = now_seconds,
         at_step: Callable[[str], None] | None = None,
+        events: Events | None = None,
     ) -> None:
-        """Nothing is asked of the engine yet; `at_step` is called with each named step (crash tests)."""
+        """Nothing is asked of the engine yet; `at_step` is called with each named step (crash tests).
+
+        events: where to note what is noteworthy; nowhere, unless told.
+        """
+        self.events = events or Events(nowhere, clock)
         self._catalog = catalog
         self._engine = engine
         self._clock = clock
-        self._journal = Journal(catalog, engine, clock, at_step or (lambda step: None))
+        self._journal = Journal(catalog, engine, clock, at_step or (lambda step: None), self.events)
         self._lookup = Lookup(catalog, engine)
 
     def _delete(self, intent: intents.Intent, ids: list[int], force: bool) -> None:

@@ -71,7 +71,15 @@ class SnapshotOperations(Operations):
         }
         with self._catalog.transaction(grows=True):
             self._catalog.set_snapshot_terms(found.id, **wanted)
+        self._tell_unlocked(row, found, wanted["locked_until"])
         return self._view_snapshot(row, self._lookup.snapshot(row, snapshot))
+
+    def _tell_unlocked(self, vm: VMRow, was: SnapshotRow, locked_until: str | None) -> None:
+        before, now = was.locked_until or "", locked_until or ""
+        if before > self._journal.now() and now < before:
+            until = f"it is locked until {now}" if now else "it is not locked"
+            message = f"the lock of snapshot {vm.name}@{was.name} until {before} was released: {until} now"
+            self.events.note("warning", "snapshot", vm.name, message)
 
     @change
     def note_consistency(self, vm: str, snapshot: str, frozen_ms: int) -> Snapshot:

@@ -1,4 +1,4 @@
-"""/jobs: long operations, their progress and their end."""
+"""/jobs: what was asked, long operations' progress, and how each ended."""
 
 from __future__ import annotations
 
@@ -6,21 +6,35 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from starlette.concurrency import run_in_threadpool
 
-from blockdev.api.jobs import FINISHED, Job
+from blockdev.api.job_views import find, find_past, page, view
+from blockdev.api.jobs import FINISHED, JobState
+from blockdev.api.pages import Count
 from blockdev.api.schemas import WAIT_SECONDS_MAX, JobList, JobView
 from blockdev.api.services import Wired
 from blockdev.clock import monotonic_seconds
-from blockdev.vmmap.clock import to_text
+from blockdev.vmmap.catalog_jobs import JobFilter
 
+__all__ = ["router", "view"]
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 LOOK_SECONDS = 0.05
+Word = Annotated[str | None, Query(max_length=200)]
 
 
 @router.get("")
-def list_jobs(services: Wired) -> JobList:
-    """Those running and the latest that ended, oldest first."""
-    return JobList(jobs=[view(job) for job in services.jobs.all()])
+def list_jobs(
+    services: Wired,
+    state: JobState | None = None,
+    kind: Annotated[str | None, Query(max_length=200, description="snapshot.create, or snapshot for all that is done with one")] = None,
+    subject: Annotated[str | None, Query(max_length=200, description="web is also for web/root and web@s1")] = None,
+    caller: Word = None,
+    after: Annotated[str | None, Query(max_length=40, description="the answer's `next`, for the jobs before")] = None,
+    count: Count = 100,
+) -> JobList:
+    """The newest first: long ones that run, and all that ended, whoever asked; the 10,000 newest are kept."""
+    found, following = page(services, JobFilter(state, kind, subject, caller), after, count)
+    return JobList(jobs=found, next=following)
 
 
 @router.get("/{id}")
@@ -31,7 +45,9 @@ async def show_job(
     wait_seconds: Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX)] = 0,
 ) -> JobView:
     """One job; with `after` and `wait_seconds` the answer comes when it changed or ended, or when the time is over."""
-    job = services.jobs.get(id)
+    job = services.jobs.find(id)
+    if job is None:
+        return await run_in_threadpool(find_past, services, id)
     deadline = monotonic_seconds() + wait_seconds
     while after is not None and job.version <= after and job.state not in FINISHED:
         if monotonic_seconds() >= deadline:
@@ -43,24 +59,7 @@ async def show_job(
 @router.delete("/{id}")
 def cancel_job(id: str, services: Wired) -> JobView:
     """Ask it to stop and to take back what it did; one that has ended stays as it is."""
-    return view(services.jobs.cancel(id))
-
-
-def view(job: Job) -> JobView:
-    with job.lock:
-        return JobView.model_validate(
-            {
-                "id": job.id,
-                "kind": job.kind,
-                "subject": job.subject,
-                "state": job.state,
-                "total_bytes": job.total_bytes,
-                "done_bytes": job.done_bytes,
-                "fraction": job.fraction,
-                "result": job.result,
-                "error": job.error,
-                "created": to_text(job.created_at),
-                "finished": None if job.finished_at is None else to_text(job.finished_at),
-                "version": job.version,
-            }
-        )
+    job = services.jobs.find(id)
+    if job is not None:
+        job.cancel()
+    return find(services, id)
