@@ -28,6 +28,9 @@ from blockdev.api.tokens import Tokens
 from blockdev.api.unfinished import Unfinished
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BY_CODE
+from blockdev.hypervisor.hypervisors import Hypervisors
+from blockdev.hypervisor.place import Place
+from blockdev.hypervisor.registration import Registrations
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
 from blockdev.vmmap.catalog import Catalog
@@ -121,6 +124,15 @@ SEEDS: dict[str, tuple[str, str, Any]] = {
     "tokens": ("GET", "/tokens?count=5&after=a", None),
     "token": ("POST", "/tokens", {"name": "monitor", "role": "viewer", "valid_seconds": 86400}),
     "remove-token": ("DELETE", "/tokens/monitor", None),
+    "hypervisors": ("GET", "/hypervisors", None),
+    "add-hypervisor": ("POST", "/hypervisors", {"name": "h", "uri": "nothing:///default", "at_once": 2}),
+    "hypervisor": ("GET", "/hypervisors/h", None),
+    "remove-hypervisor": ("DELETE", "/hypervisors/h?force=true", None),
+    "discover": ("POST", "/hypervisors/h/discover", None),
+    "discover-all": ("POST", "/hypervisor-discovery", None),
+    "register": ("POST", "/hypervisors/h/registrations", {"vms": ["web", "db"], "at_once": 1, "start": True}),
+    "domain": ("GET", "/vms/web/domain", None),
+    "unregister": ("DELETE", "/vms/web/domain?force=true", None),
     "openapi": ("GET", "/openapi.json", None),
 }
 PATH_PARTS = (b"web", b"db", b"spare", b"root", b"data", b"s1", b"s2", b"vms", b"disks", b"snapshots", b"%00", b"%2F", b"..",
@@ -175,7 +187,11 @@ class Rest(Harness):
         scheduler = Scheduler(vms, self._catalog, schedules, Clock())  # never started: nothing is due but what is asked for
         schedules.ship()
         tokens = Tokens(self._catalog, Clock())
-        self._services = Services(home, vms, engine, Jobs(), Unfinished(vms), self._catalog, schedules, scheduler, tokens)
+        hypervisors = Hypervisors(vms, self._catalog, Clock(), Place(home.nbd_socket))
+        self._services = Services(
+            *(home, vms, engine, Jobs(), Unfinished(vms), self._catalog, schedules, scheduler, tokens),
+            *(hypervisors, Registrations(hypervisors)),
+        )
 
     def one_input(self, data: bytes) -> None:
         changed = False

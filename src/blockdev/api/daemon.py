@@ -32,6 +32,10 @@ from blockdev.clock import now_seconds
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError, Busy, PoolFull, Unavailable
 from blockdev.home import Home
+from blockdev.hypervisor.hypervisors import Hypervisors
+from blockdev.hypervisor.place import Place
+from blockdev.hypervisor.registration import Registrations
+from blockdev.hypervisor.settling import Settling
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
 from blockdev.vmmap.catalog import Catalog
@@ -55,7 +59,7 @@ def main() -> None:
     try:
         home = Home.at(arguments.home)
         home.require_initialised()
-        serve(home, _tcp(home, arguments), arguments.ready_fd)
+        serve(home, _tcp(home, arguments), arguments.ready_fd, Address.parse(arguments.nbd) if arguments.nbd else None)
     except BlockdevError as error:
         report_error(arguments.ready_fd, error)
         print(f"error: {error.message}", file=sys.stderr)
@@ -68,6 +72,7 @@ def _parse(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--api", metavar="ADDR:PORT", help="serve REST over TCP, too")
     parser.add_argument("--api-tls", metavar="DIR", type=Path, help="with the certificate there, not the home's own")
     parser.add_argument("--api-plain", action="store_true", help="without TLS, on a loopback address")
+    parser.add_argument("--nbd", metavar="ADDR:PORT", help="where the engine serves NBD over TCP")
     parser.add_argument("--ready-fd", type=int, help="write one line there when serving, or when starting failed")
     return parser.parse_args(given)
 
@@ -76,7 +81,7 @@ def _tcp(home: Home, given: argparse.Namespace) -> Tcp | None:
     return prepare_tcp(home, Address.parse(given.api), given.api_tls, given.api_plain) if given.api else None
 
 
-def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None) -> None:
+def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None, nbd: Address | None = None) -> None:
     """Serve until SIGTERM or SIGINT.  Raises Busy, InvalidArgument, UnknownFormat."""
     home.make_directories()
     with open(home.control_lock, "a") as lock:
@@ -87,13 +92,15 @@ def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None) -> No
         over_tcp = None if tcp is None else (tcp.address.listen(), tcp.context())
         local = listen_local(home)
         catalog = Catalog(home.catalog, DEFAULT_RESERVE)
-        services = _wire(home, catalog)
+        services = _wire(home, catalog, nbd)
         stopped = threading.Event()
         counting = threading.Thread(target=_count_changes, args=(services, stopped), name="count", daemon=True)
+        settling = Settling(services.registrations)
 
         def serving() -> None:
             report_ready(ready_fd)
             services.scheduler.start()
+            settling.start()
 
         try:
             services.schedules.ship()
@@ -108,7 +115,9 @@ def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None) -> No
             servers.run()
         finally:
             services.scheduler.stop()
+            settling.stop()
             services.jobs.close()
+            services.hypervisors.close()
             stopped.set()
             if counting.is_alive():
                 counting.join()  # it is in the middle of one snapshot at the most
@@ -123,13 +132,18 @@ def _let_the_collector_skip_what_stays() -> None:
     gc.freeze()
 
 
-def _wire(home: Home, catalog: Catalog) -> Services:
+def _wire(home: Home, catalog: Catalog, nbd: Address | None) -> Services:
     engine = EngineClient(home.engine_socket, f"blockdevd (pid {os.getpid()})")
     vms = VMs(catalog, engine)
     schedules = Schedules(catalog, now_seconds)
     scheduler = Scheduler(vms, catalog, schedules, now_seconds)
     tokens = Tokens(catalog, now_seconds)
-    return Services(home, vms, engine, Jobs(), Unfinished(vms), catalog, schedules, scheduler, tokens)
+    place = Place(home.nbd_socket, nbd.host, nbd.port) if nbd else Place(home.nbd_socket)
+    hypervisors = Hypervisors(vms, catalog, now_seconds, place)
+    registrations = Registrations(hypervisors)
+    return Services(
+        *(home, vms, engine, Jobs(), Unfinished(vms), catalog, schedules, scheduler, tokens, hypervisors, registrations)
+    )
 
 
 def _tidy(services: Services, stopped: threading.Event) -> None:

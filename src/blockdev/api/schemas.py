@@ -367,10 +367,10 @@ class PoolFindings(BaseModel):
 
 
 class JobView(BaseModel):
-    """A long operation.  `result` depends on its kind: a VM, a Disk, an Exported, an Inspected, or a Compacted."""
+    """A long operation.  `result` depends on its kind: a VM, a Disk, an Exported, an Inspected, a Compacted, or a RegistrationResults."""
 
     id: str
-    kind: Literal["create", "import", "export", "inspect", "check", "scrub", "compact"]
+    kind: Literal["create", "import", "export", "inspect", "check", "scrub", "compact", "register"]
     subject: str = Field(description="what it works on: web, web/root, pool")
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     total_bytes: int = Field(description="0: not known")

@@ -12,6 +12,8 @@ from blockdev.api.tokens import Tokens
 from blockdev.api.unfinished import Unfinished
 from blockdev.engine.client import EngineClient
 from blockdev.home import Home
+from blockdev.hypervisor.hypervisors import Hypervisors
+from blockdev.hypervisor.registration import Registrations
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
 from blockdev.targets import attach
@@ -30,6 +32,8 @@ class Services:
     schedules: Schedules
     scheduler: Scheduler
     tokens: Tokens
+    hypervisors: Hypervisors
+    registrations: Registrations
 
     def uri(self, export: str) -> str:
         """Where qemu-img finds an export."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from blockdev.policies import AS_POOL, DiskPolicy
+from blockdev.vmmap.catalog_domains import DomainRecords
 from blockdev.vmmap.catalog_tokens import TokenRecords
 from blockdev.vmmap.model import MANUAL, Terms
 
@@ -116,7 +117,7 @@ class IntentRow(NamedTuple):
     body: dict[str, Any]
 
 
-class Catalog(TokenRecords):
+class Catalog(DomainRecords, TokenRecords):
     """An open catalog."""
 
     # settings
