@@ -97,21 +97,21 @@ def _run_events() -> None:
 
 
 @contextmanager
-def _understood(what: str) -> Iterator[None]:
-    """libvirt's errors as ours."""
+def _understood(what: str, other: type[BlockdevError] = ToolFailed) -> Iterator[None]:
+    """libvirt's errors as ours; `other`: those that can be anything."""
     try:
         yield
     except libvirt.libvirtError as error:
-        raise _meaning(error, what) from error
+        raise _meaning(error, what, other) from error
 
 
-def _meaning(error: libvirt.libvirtError, what: str) -> BlockdevError:
+def _meaning(error: libvirt.libvirtError, what: str, other: type[BlockdevError] = ToolFailed) -> BlockdevError:
     code = error.get_error_code()
     text = " ".join((error.get_error_message() or str(error)).split())
     message = f"{what}: {''.join(c if c.isprintable() else '?' for c in text[:MESSAGE_CHARACTERS_MAX])}"
     if code in AGENT_CODES:
         return AgentSilent(message)
-    return CODES.get(code, ToolFailed)(message)
+    return CODES.get(code, other)(message)
 
 
 class Connection:
@@ -201,7 +201,7 @@ class Connection:
                     raise
                 domain.undefine()
 
-    # its guest agent
+    # its guest agent, whose refusals are internal errors to libvirt 9
 
     def set_agent_limit(self, uuid: str, seconds: int) -> None:
         """How long libvirt waits for an answer of the domain's agent; it holds for all clients of libvirt."""
@@ -210,7 +210,7 @@ class Connection:
 
     def ask_agent(self, uuid: str, command: str, seconds: int) -> Any:
         """The agent's answer to a command without arguments.  AgentSilent, GuestFailed."""
-        with _understood(f"the guest agent cannot be asked for {command} through libvirt"):
+        with _understood(f"the guest agent cannot be asked for {command} through libvirt", GuestFailed):
             text = libvirt_qemu.qemuAgentCommand(self._domain(uuid), json.dumps({"execute": command}), seconds, 0)
         try:
             return json.loads(text)["return"]
@@ -219,12 +219,12 @@ class Connection:
 
     def freeze(self, uuid: str) -> int:
         """How many file systems were frozen."""
-        with _understood("libvirt does not freeze the guest"):
+        with _understood("libvirt does not freeze the guest", GuestFailed):
             return int(self._domain(uuid).fsFreeze())
 
     def thaw(self, uuid: str) -> int:
         """How many file systems were thawed."""
-        with _understood("libvirt does not thaw the guest"):
+        with _understood("libvirt does not thaw the guest", GuestFailed):
             return int(self._domain(uuid).fsThaw())
 
     def _domain(self, uuid: str) -> Any:
