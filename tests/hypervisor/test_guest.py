@@ -15,6 +15,8 @@ from pathlib import Path
 import libvirt_qemu
 import pytest
 
+from blockdev.errors import BlockdevError
+from blockdev.quiesce.freeze import frozen
 from tests.cli.served import Home, run_tool
 from tests.hypervisor.domains import disk
 from tests.hypervisor.lab_domain import lab_domain
@@ -164,6 +166,17 @@ def test_a_libvirt_killed_while_the_guest_is_frozen_and_started_again(quiet: Run
         quiet.daemon.start()
         quiet.domain = quiet.daemon.connect().lookupByName("quiet")
         assert process.stdout.readline() == "True\n"
+    quiet.await_progress()
+
+
+def test_a_freeze_that_comes_too_late_is_undone_by_the_watchdog(quiet: RunningVM) -> None:
+    """libvirt gives up on the agent first, so that it takes the thaw at all."""
+    hold, hooks_before = quiet.share / "hold-freeze", len(quiet.hooks())
+    hold.touch()
+    with pytest.raises(BlockdevError, match="may be frozen"), frozen(quiet.address, 1.0):
+        raise AssertionError("frozen")
+    hold.unlink()
+    quiet.wait_until(lambda: quiet.hooks()[hooks_before : hooks_before + 2] == ["freeze", "thaw"])
     quiet.await_progress()
 
 
