@@ -15,10 +15,10 @@ from xml.etree.ElementTree import Element, SubElement
 
 from blockdev.errors import InvalidArgument
 from blockdev.hypervisor.disks import ARGUMENTS, MEDIA, NBD_URI, QEMU, describe, nbd_name
+from blockdev.vmmap.clones import SEED
 from blockdev.vmmap.machine import domain_of, mac_address
 from blockdev.vmmap.names import object_name, parse_object_name
 
-SEED = "seed"  # the disk that cloud-init reads: nobody is to write there
 PREFIXES = {"virtio": "vd", "scsi": "sd", "sata": "sd", "usb": "sd", "ide": "hd"}
 CHARACTER_DEVICES = ("serial", "parallel", "console", "channel", "smartcard", "redirdev", "rng/backend")
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
@@ -226,7 +226,7 @@ def _add_disk(domain: Element, model: Element, vm: str, name: str) -> None:
     own_source = SubElement(added, "source", {**source.attrib, "name": object_name(vm, name)})
     own_source.extend(source.findall("host"))
     SubElement(added, "target", {"dev": _free_target(domain, PREFIXES.get(bus, "vd")), "bus": bus})
-    if name == SEED:
+    if name == SEED:  # a guest only reads it
         SubElement(added, "readonly")
     devices.insert(list(devices).index(model) + 1, added)
 

@@ -1,7 +1,7 @@
 """/hypervisors and /vms/{vm}/domain: where VMs run.
 
-A libvirt URI may name a program to run, and a configuration files of the host: hypervisors are added, and VMs registered, by those
-only who may name files on this machine.
+A libvirt URI may name a program to run, and a configuration any file of the hypervisor: hypervisors are added, and VMs registered, over
+the Unix socket only, as a token is no login to this machine.
 """
 
 from __future__ import annotations
