@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from blockdev.errors import GuestFailed
+from blockdev.errors import GuestFailed, NotFound, Unavailable
 from blockdev.hypervisor.calls import Line
 from blockdev.quiesce.agent import COUNT_MAX, STATUS, Release
 from blockdev.quiesce.agents import DOMAIN_AGENT
@@ -85,7 +85,10 @@ class DomainAgent:
         return count
 
     def _call(self, work: Callable[[Connection], T], limit_s: float) -> T:
-        return self._line.call(work, limit_s, insist=True)
+        try:
+            return self._line.call(work, limit_s, insist=True)
+        except NotFound as error:
+            raise Unavailable(f"{self.address} is gone: {error.message}") from error
 
 
 def _whole(seconds: float) -> int:

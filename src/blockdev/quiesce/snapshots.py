@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 
-from blockdev.errors import BlockdevError, InvalidArgument, Unavailable
+from blockdev.errors import BlockdevError, GuestFailed, InvalidArgument, Unavailable
 from blockdev.quiesce.freeze import LIMIT_SECONDS, frozen
 from blockdev.vmmap.domains import DOMAIN_AGENT
 from blockdev.vmmap.model import MANUAL, IfNotFrozen, Snapshot, Terms
@@ -31,7 +31,7 @@ def take_snapshot(
     """As VMs.create_snapshot; where `terms` ask for `vm`, with the guest's file systems frozen.
 
     if_not_frozen: what to do when the guest cannot be frozen.  With `fail` InvalidArgument when the VM has no agent, and what
-    the freeze raises (Unavailable, GuestFailed, Busy).
+    the freeze raises (Unavailable, of a schedule GuestFailed; GuestFailed, Busy).
     """
     no_guest = vms.refresh_config(vm)
     if terms.asked != "vm":
@@ -49,6 +49,8 @@ def take_snapshot(
         except _NotFrozen as failure:
             reason = failure.error
     if if_not_frozen == "fail":
+        if terms.schedule is not None and isinstance(reason, Unavailable):
+            raise GuestFailed(reason.message)  # to a schedule Unavailable says that the engine is away, and all runs wait
         raise reason
     logger.warning("VM %s was not frozen for its snapshot: %s", vm, reason.message)
     return vms.create_snapshot(vm, name, description, terms, keep_seconds)
