@@ -88,10 +88,13 @@ class Line:
             return monotonic_seconds() < self._out_until
 
     def close(self) -> None:
+        """Let the connection go.  libvirt closes it with the last call on it: under one, that would free what it uses.
+
+        That may wait for the other side, so it is done by a thread of its own, which has the last reference but for those calls.
+        """
         with self._lock:
-            connection, self._connection = self._connection, None
-        if connection is not None:
-            threading.Thread(target=connection.close, name="libvirt-close", daemon=True).start()
+            held, self._connection = [self._connection], None
+        threading.Thread(target=held.clear, name="libvirt-close", daemon=True).start()
 
     def _fail(self, error: Unavailable) -> None:
         with self._lock:
@@ -110,6 +113,7 @@ class Line:
             with self._lock:
                 known = self._connection
             if known is None or not known.is_alive():
+                self.close()
                 known = load().Connection(self._uri)
             with self._lock:
                 self._connection = known

@@ -115,7 +115,7 @@ def _meaning(error: libvirt.libvirtError, what: str, other: type[BlockdevError] 
 
 
 class Connection:
-    """An open connection."""
+    """An open connection; closed when nothing refers to it any more (calls.Line.close)."""
 
     def __init__(self, uri: str) -> None:
         """Unavailable: it does not answer, or refuses us."""
@@ -134,10 +134,6 @@ class Connection:
             return bool(self._connection.isAlive())
         except libvirt.libvirtError:
             return False
-
-    def close(self) -> None:
-        with suppress(libvirt.libvirtError):  # it is lost already
-            self._connection.close()
 
     def version(self) -> str:
         """Of libvirt there: 9.0.0."""

@@ -97,7 +97,7 @@ class _Seen(NamedTuple):
 
 
 def discover(hypervisors: Hypervisors, name: str | None = None) -> Discovery:
-    """Of one hypervisor, or all.  NotFound; one that does not answer is listed with the reason, and keeps its links."""
+    """Of one hypervisor, or all.  NotFound, PoolFull; one that does not answer is listed with the reason, and keeps its links."""
     rows = hypervisors.catalog.hypervisors() if name is None else [hypervisors.row(name)]
     found = Discovery()
     seen: list[_Seen] = []
@@ -112,7 +112,7 @@ def discover(hypervisors: Hypervisors, name: str | None = None) -> Discovery:
         found.hypervisors.append(Answer(row.name, len(domains), None))
         remote = is_remote(row.uri)
         seen += [_read(row, domain, hypervisors.place, remote, found) for domain in sorted(domains, key=lambda one: one.name)]
-    with hypervisors.catalog.transaction():
+    with hypervisors.catalog.transaction(grows=True):
         _link(hypervisors.catalog, seen, answered, found)
         _say_unattached(hypervisors.catalog, seen, found)
     return found

@@ -19,7 +19,7 @@ from blockdev.hypervisor.place import Place
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_domains import HypervisorRow, LinkRow
 from blockdev.vmmap.clock import Clock, to_text
-from blockdev.vmmap.names import check_name
+from blockdev.vmmap.names import check_name, is_name
 from blockdev.vmmap.service import VMs
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Hypervisors:
                 raise AlreadyExists(f"hypervisor {row.name} has the address {uri} already")
 
     def row(self, name: str) -> HypervisorRow:
-        found = self.catalog.hypervisor(name)
+        found = self.catalog.hypervisor(name) if is_name(name) else None
         if found is None:
             raise NotFound(f"there is no hypervisor {name}: add it with blockdevctl hypervisor add {name} URI")
         return found
@@ -200,7 +200,7 @@ class Hypervisors:
 
         Never raises; why the domain's guest cannot be asked for anything now, else None.
         """
-        row = self.catalog.vm(vm)
+        row = self.catalog.vm(vm) if is_name(vm) else None
         link = None if row is None else self.catalog.link(row.id)
         if row is None or link is None or link.state != "there":
             return None

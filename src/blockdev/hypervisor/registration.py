@@ -156,7 +156,7 @@ class Registrations:
         known = self._vms.link(vm)
         if known is not None and known.made:
             self._refuse_running(known, vm, force)
-        with self._living("" if known is None else known.uuid, vm):
+        with self._living(vm if known is None else known.uuid, vm):
             link = self._vms.begin_unregistration(vm)
             self._at_step("unregister:intended")
             try:
