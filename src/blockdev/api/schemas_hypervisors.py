@@ -16,7 +16,7 @@ AtOnce = Annotated[int, Field(ge=1, le=AT_ONCE_MAX, description="how many regist
 
 class NewHypervisor(Body):
     name: Name
-    uri: str = Field(max_length=URI_CHARACTERS_MAX, description="libvirt's", examples=["qemu:///system", "qemu+ssh://host/system"])
+    uri: str = Field(max_length=URI_CHARACTERS_MAX, description="libvirt's", examples=["qemu:///system"])
     at_once: AtOnce = AT_ONCE
 
 
