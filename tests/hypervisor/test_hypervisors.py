@@ -199,6 +199,38 @@ def test_clones_are_registered_started_and_unregistered(lab: Lab) -> None:
     assert "web" in lab.domains()
 
 
+def test_a_customized_clone_starts_with_its_seed(lab: Lab) -> None:
+    lab.vm("web")
+    lab.define("web", "web/root", extra=CARD)
+    lab.discover()
+    made = lab.home.json("clone", "web", "copy", "--customize", "--register", "kvm", "--start")
+    assert made["registrations"] == [{"vm": "copy", "domain": "copy", "state": "started", "error": None}]
+    root, seed = lab.xml("copy").findall("./devices/disk")
+    assert [one.find("source").get("name") for one in (root, seed)] == ["copy/root", "copy/seed"]  # type: ignore[union-attr]
+    assert seed.find("readonly") is not None and seed.find("target").get("dev") == "vdb"  # type: ignore[union-attr]
+
+
+def test_a_control_plane_killed_while_it_registers_finds_out_which_are_there(lab: Lab) -> None:
+    lab.vm("web")
+    lab.define("web", "web/root")
+    lab.discover()
+    lab.rest.post("/vms/web/clones", json={"count": 20, "prefix": "c"}).raise_for_status()
+    names = [f"c-{number}" for number in range(1, 21)]
+    lab.rest.post("/hypervisors/kvm/registrations", json={"vms": names}).raise_for_status()
+    until(lambda: "c-3" in lab.domains(), "some registrations")
+    killed = lab.home.control_pid()
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: lab.home.control_pid() not in (0, killed), "the next control plane")
+    lab.home("vm", "list")  # waits for it
+    lab.rest = lab.home.rest()
+
+    def states() -> dict[str, str]:
+        return {vm["name"]: vm["domain"]["state"] for vm in lab.rest.get("/vms").json()["vms"] if vm["domain"]}
+
+    until(lambda: set(states().values()) == {"there"}, "registrations that are settled")
+    assert set(states()) == lab.domains()
+
+
 def test_one_registration_that_fails_does_not_stop_the_others(lab: Lab) -> None:
     lab.vm("web")
     lab.define("web", "web/root")
