@@ -11,7 +11,18 @@ from fastapi.routing import APIRoute
 from blockdev.api import failures
 from blockdev.api.access import authorise, least_role
 from blockdev.api.guard import Guard
-from blockdev.api.routes import disks, events, hypervisors, jobs, pool, schedules, snapshots, streams, tokens, vms
+from blockdev.api.routes import (
+    disks,
+    events,
+    hypervisors,
+    jobs,
+    pool,
+    schedules,
+    snapshots,
+    streams,
+    tokens,
+    vms,
+)
 from blockdev.api.schemas import NAME_FORM
 from blockdev.api.services import Services
 
