@@ -324,9 +324,9 @@ def test_a_hypervisor_that_does_not_answer_keeps_no_snapshot_waiting(lab: Lab) -
         times = []
         for number in range(4):
             began = time.monotonic()
-            home("snapshot", "create", "web", "--name", f"s{number}")
+            lab.rest.post("/vms/web/snapshots", json={"name": f"s{number}"}).raise_for_status()
             times.append(time.monotonic() - began)
-        assert 2 <= times[0] < 6 and all(one < 2 for one in times[1:]), times
+        assert 2 <= times[0] < 8 and all(one < 2 for one in times[1:]), times  # 2 s is how long libvirt is waited for
         refused = home.run("snapshot", "create", "web", "--consistency", "vm", "--if-not-frozen", "fail")
         assert refused.status == 11 and "left alone for now" in refused.error
         assert home.json("snapshot", "create", "web", "--consistency", "vm")["consistency"] == "crash"
