@@ -42,6 +42,8 @@ def filled() -> Iterator[tuple[Home, str]]:
             sure(rest.put("/schedules", json={"schedules": [hourly]}))
             sure(rest.put("/vms/vm-1/schedules", json={"schedules": [hourly, {**hourly, "name": "daily"}]}))
             sure(rest.post("/tokens", json={"name": "monitor", "role": "viewer"}))
+            for name in ("kvm", "spare"):
+                sure(rest.post("/hypervisors", json={"name": name, "uri": f"test:///default?{name}"}))
             sure(rest.post("/pool/check"))
         yield made, address
     finally:

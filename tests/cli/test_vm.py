@@ -13,6 +13,7 @@ from tests.cli.served import Home, run_tool
 GIB = 1 << 30
 VM_FIELDS = {
     "name",
+    "domain",
     "uuid",
     "description",
     "created",
@@ -177,7 +178,7 @@ def test_a_guest_agent_is_said_shown_and_taken_away(home: Home, name: str) -> No
     home("vm", "create", name, "--disk", "root=1M")
     assert home("vm", "agent", name) == "no agent\n"
     home("vm", "agent", name, "/run/vm/agent.sock")
-    assert home.json("vm", "agent", name) == {"agent": "/run/vm/agent.sock"}
+    assert home.json("vm", "agent", name) == {"agent": "/run/vm/agent.sock", "way": "socket"}
     assert "/run/vm/agent.sock" in home("vm", "show", name)
     refused = home.run("snapshot", "create", name, "--consistency", "vm", "--if-not-frozen", "fail")
     assert refused.status == 11 and "/run/vm/agent.sock" in refused.error

@@ -29,6 +29,9 @@ from blockdev.api.tokens import Tokens
 from blockdev.api.unfinished import Unfinished
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BY_CODE
+from blockdev.hypervisor.hypervisors import Hypervisors
+from blockdev.hypervisor.place import Place
+from blockdev.hypervisor.registration import Registrations
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
 from blockdev.vmmap.catalog import Catalog
@@ -126,6 +129,15 @@ SEEDS: dict[str, tuple[str, str, Any]] = {
     "tokens": ("GET", "/tokens?count=5&after=a", None),
     "token": ("POST", "/tokens", {"name": "monitor", "role": "viewer", "valid_seconds": 86400}),
     "remove-token": ("DELETE", "/tokens/monitor", None),
+    "hypervisors": ("GET", "/hypervisors", None),
+    "add-hypervisor": ("POST", "/hypervisors", {"name": "h", "uri": "nothing:///default", "at_once": 2}),
+    "hypervisor": ("GET", "/hypervisors/h", None),
+    "remove-hypervisor": ("DELETE", "/hypervisors/h?force=true", None),
+    "discover": ("POST", "/hypervisors/h/discover", None),
+    "discover-all": ("POST", "/hypervisor-discovery", None),
+    "register": ("POST", "/hypervisors/h/registrations", {"vms": ["web", "db"], "at_once": 1, "start": True}),
+    "domain": ("GET", "/vms/web/domain", None),
+    "unregister": ("DELETE", "/vms/web/domain?force=true", None),
     "openapi": ("GET", "/openapi.json", None),
 }
 PATH_PARTS = (b"web", b"db", b"spare", b"root", b"data", b"s1", b"s2", b"vms", b"disks", b"snapshots", b"%00", b"%2F", b"..",
@@ -182,6 +194,7 @@ class Rest(Harness):
         schedules = Schedules(self._catalog, Clock())
         scheduler = Scheduler(vms, self._catalog, schedules, Clock())  # never started: nothing is due but what is asked for
         schedules.ship()
+        hypervisors = Hypervisors(vms, self._catalog, Clock(), Place(home.nbd_socket))
         self._services = Services(
             home=home,
             vms=vms,
@@ -195,6 +208,8 @@ class Rest(Harness):
             recorder=recorder,
             events=events,
             history=history,
+            hypervisors=hypervisors,
+            registrations=Registrations(hypervisors),
         )
 
     def one_input(self, data: bytes) -> None:

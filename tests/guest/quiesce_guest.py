@@ -1,7 +1,7 @@
 """Runs in the guest: two writers without pause on a file system on /dev/vda, and the guest agent, started again when it ends.
 
 Each synced step of a writer appends a byte to `progress` in the share.  The agent's hook appends `freeze` and `thaw` to `hooks`, and
-lets a freeze wait for as long as there is `hold-freeze`, and fails while there is `fail-freeze` or `fail-thaw`.  A command is a line in `command-N`, answered by `done-N`.
+lets a freeze wait for as long as there is `hold-freeze` (and makes `held`), and fails while there is `fail-freeze` or `fail-thaw`.  A command is a line in `command-N`, answered by `done-N`.
 """
 
 import os
@@ -20,7 +20,7 @@ PORT_NAME = "org.qemu.guest_agent.0"
 POLL_S = 0.02
 HOOK_TEXT = f"""\
 #!/bin/sh
-[ "$1" = freeze ] && while [ -e {SHARE}/hold-freeze ]; do sleep 0.05; done
+[ "$1" = freeze ] && while [ -e {SHARE}/hold-freeze ]; do touch {SHARE}/held; sleep 0.05; done
 echo "$1" >>{SHARE}/hooks
 [ ! -e "{SHARE}/fail-$1" ]
 """
@@ -57,10 +57,11 @@ class Supervisor:
         self.start()
 
     def start(self) -> None:
+        self.is_stopped = False
         self.agent = subprocess.Popen(self.command)
 
     def look(self) -> None:
-        if self.agent.poll() is not None:
+        if self.agent.poll() is not None and not self.is_stopped:
             self.start()
 
     def kill(self) -> None:
@@ -74,6 +75,11 @@ def obey(order: str, supervisor: Supervisor) -> None:
     elif order == "kill the agent, and lose its state":
         supervisor.kill()
         (STATE / "qga.state.isfrozen").unlink()
+    elif order == "stop the agent":
+        supervisor.is_stopped = True
+        supervisor.kill()
+    elif order == "start the agent":
+        supervisor.start()
     elif order == "thaw":
         subprocess.run(["fsfreeze", "-u", ROOT], check=True)
     elif order == "stop":

@@ -104,7 +104,7 @@ class Guest:
         self._directory = Path(tempfile.mkdtemp(prefix="lab-guest-"))
         try:
             self.share = self._directory / "share"
-            self._write_job()
+            write_job(self.share, self.command, self.machine)
             self._start(kernel)
         except BaseException:
             shutil.rmtree(self._directory)
@@ -145,16 +145,6 @@ class Guest:
             running = self.is_running()  # before the next look: a file made at the very end counts
             time.sleep(POLL_S)
         return path
-
-    def _write_job(self) -> None:
-        self.share.mkdir()
-        shutil.copy(STAGE2, self.share / ".stage2")
-        drivers = ["virtio_net", *(["virtio_blk"] if self.machine.drives else [])]
-        (self.share / ".modules").write_text(
-            "".join(f"{name}\n" for name in [*drivers, *self.machine.modules])
-        )
-        job = f"cd {shlex.quote(os.getcwd())} || exit\n{shlex.join(self.command)}\n"
-        (self.share / ".job").write_text(job)
 
     def _start(self, kernel: Kernel) -> None:
         pipes = [os.pipe(), os.pipe()]
@@ -249,6 +239,16 @@ class Guest:
     def _kernel_log(self) -> str:
         log = self._directory / "kernel.log"
         return log.read_text(errors="replace") if log.exists() else ""
+
+
+def write_job(share: Path, command: Sequence[str], machine: Machine) -> None:
+    """What the guest's second stage reads: makes `share`."""
+    share.mkdir()
+    shutil.copy(STAGE2, share / ".stage2")
+    drivers = ["virtio_net", *(["virtio_blk"] if machine.drives else [])]
+    (share / ".modules").write_text("".join(f"{name}\n" for name in [*drivers, *machine.modules]))
+    job = f"cd {shlex.quote(os.getcwd())} || exit\n{shlex.join(command)}\n"
+    (share / ".job").write_text(job)
 
 
 def run(command: Sequence[str], machine: Machine | None = None) -> Result:

@@ -20,10 +20,10 @@ def watchdogs_of(address: str) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
+            words = (process / "cmdline").read_bytes().split(b"\0")  # python -I [-S] -c BOOT PACKAGE ADDRESS LIMIT
             is_zombie = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
         except OSError:
             continue
-        if address.encode() in words and b"-S" in words and not is_zombie:
+        if address.encode() in words and b"-I" in words and not is_zombie:
             found.append(int(process.name))
     return found

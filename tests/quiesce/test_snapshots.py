@@ -91,6 +91,18 @@ def test_a_schedule_freezes_when_it_says_so(web: Home, agent: StandIn) -> None:
     assert "no" in event.message
 
 
+def test_a_guest_that_does_not_answer_fails_its_own_run_and_keeps_no_other_from_its_time(web: Home) -> None:
+    web.vms.set_agent("web", "/nowhere/agent.sock")
+    web.vms.create_vm("other", [("root", 1 << 20)])
+    rule = {"at": "hourly :05", "keep_seconds": 3600, "consistency": "vm", "if_not_frozen": "fail"}
+    web.schedules.put("web", "hourly", rule)
+    web.schedules.put("other", "hourly", {**rule, "if_not_frozen": "crash"})
+    web.scheduler.round()
+    web.now += 3600
+    assert web.scheduler.round()[:2] == (1, 1)
+    assert (web.snapshots("web"), len(web.snapshots("other"))) == ([], 1)
+
+
 @pytest.mark.parametrize("path", ["relative", "", "/" + "x" * 107, "/a\nb"])
 def test_a_socket_that_cannot_be_is_refused(web: Home, path: str) -> None:
     with pytest.raises(InvalidArgument):

@@ -70,7 +70,7 @@ def test_values_have_stable_field_names(web: VMs) -> None:
     assert vm["created"] == "2026-11-22T12:00:02.000Z"
     assert list(vm) == [
         *("name", "uuid", "description", "created", "size_bytes", "snapshot_count", "cloned_from"),
-        *("policy", "agent", "disks"),
+        *("policy", "agent", "domain", "disks"),
     ]
     assert vm["policy"] == {"compression": None, "dedup": None}
     assert list(vm["disks"][0]) == [

@@ -26,6 +26,7 @@ LEAST: dict[Role, frozenset[str]] = {
             *("show_default_schedules", "show_vm_schedules", "preview_schedules", "show_schedule_settings"),
             *("show_status", "list_attachments", "show_usage"),
             *("list_jobs", "show_job", "list_events"),
+            *("list_hypervisors", "show_hypervisor", "show_domain"),
         }
     ),
     "operator": frozenset(
@@ -36,6 +37,7 @@ LEAST: dict[Role, frozenset[str]] = {
             *("export_snapshot", "import_snapshot", "inspect_stream"),
             *("replace_vm_schedules", "use_default_schedules", "put_vm_schedule", "remove_vm_schedule", "run_schedule"),
             *("check_pool", "scrub_pool", "compact_pool", "cancel_job"),
+            *("discover_one", "discover_all"),
         }
     ),
     "admin": frozenset(
@@ -43,6 +45,7 @@ LEAST: dict[Role, frozenset[str]] = {
             *("delete_vm", "resize_disk", "remove_disk", "change_pool"),
             *("replace_default_schedules", "put_default_schedule", "remove_default_schedule", "change_schedule_settings"),
             *("list_tokens", "add_token", "remove_token"),
+            *("add_hypervisor", "remove_hypervisor", "register_vms", "unregister_vm"),
         }
     ),
 }

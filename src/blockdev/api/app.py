@@ -12,7 +12,18 @@ from blockdev.api import failures
 from blockdev.api.access import authorise, least_role
 from blockdev.api.guard import Guard
 from blockdev.api.recording import Recording
-from blockdev.api.routes import disks, events, jobs, pool, schedules, snapshots, streams, tokens, vms
+from blockdev.api.routes import (
+    disks,
+    events,
+    hypervisors,
+    jobs,
+    pool,
+    schedules,
+    snapshots,
+    streams,
+    tokens,
+    vms,
+)
 from blockdev.api.schemas import NAME_FORM
 from blockdev.api.services import Services
 
@@ -38,7 +49,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     whole = APIRouter(prefix=PREFIX, responses=failures.RESPONSES, dependencies=[Depends(authorise)])
-    for part in (vms, disks, snapshots, streams, schedules, pool, jobs, events, tokens):
+    for part in (vms, disks, snapshots, streams, schedules, pool, hypervisors, jobs, events, tokens):
         whole.include_router(part.router)
     app.include_router(whole)
     app.add_middleware(Recording)

@@ -34,6 +34,10 @@ from blockdev.clock import now_seconds
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError, Busy, PoolFull, Unavailable
 from blockdev.home import Home
+from blockdev.hypervisor.hypervisors import Hypervisors
+from blockdev.hypervisor.place import Place
+from blockdev.hypervisor.registration import Registrations
+from blockdev.hypervisor.settling import Settling
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
 from blockdev.vmmap.catalog import Catalog
@@ -59,7 +63,7 @@ def main() -> None:
     try:
         home = Home.at(arguments.home)
         home.require_initialised()
-        serve(home, _tcp(home, arguments), arguments.ready_fd)
+        serve(home, _tcp(home, arguments), arguments.ready_fd, Address.parse(arguments.nbd) if arguments.nbd else None)
     except BlockdevError as error:
         report_error(arguments.ready_fd, error)
         print(f"error: {error.message}", file=sys.stderr)
@@ -72,6 +76,7 @@ def _parse(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--api", metavar="ADDR:PORT", help="serve REST over TCP, too")
     parser.add_argument("--api-tls", metavar="DIR", type=Path, help="with the certificate there, not the home's own")
     parser.add_argument("--api-plain", action="store_true", help="without TLS, on a loopback address")
+    parser.add_argument("--nbd", metavar="ADDR:PORT", help="where the engine serves NBD over TCP")
     parser.add_argument("--ready-fd", type=int, help="write one line there when serving, or when starting failed")
     return parser.parse_args(given)
 
@@ -80,7 +85,7 @@ def _tcp(home: Home, given: argparse.Namespace) -> Tcp | None:
     return prepare_tcp(home, Address.parse(given.api), given.api_tls, given.api_plain) if given.api else None
 
 
-def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None) -> None:
+def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None, nbd: Address | None = None) -> None:
     """Serve until SIGTERM or SIGINT.  Raises Busy, InvalidArgument, UnknownFormat."""
     home.make_directories()
     with open(home.control_lock, "a") as lock:
@@ -91,14 +96,16 @@ def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None) -> No
         over_tcp = None if tcp is None else (tcp.address.listen(), tcp.context())
         local = listen_local(home)
         catalog = Catalog(home.catalog, DEFAULT_RESERVE)
-        services = _wire(home, catalog)
+        services = _wire(home, catalog, nbd)
         watch = Watch(catalog, services.engine, services.recorder, services.events, now_seconds)
         stopped = threading.Event()
         counting = threading.Thread(target=_count_changes, args=(services, stopped), name="count", daemon=True)
+        settling = Settling(services.registrations)
 
         def serving() -> None:
             report_ready(ready_fd)
             services.scheduler.start()
+            settling.start()
 
         try:
             services.history.note_interrupted(catalog)
@@ -116,7 +123,9 @@ def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None) -> No
             servers.run()
         finally:
             services.scheduler.stop()
+            settling.stop()
             services.jobs.close()
+            services.hypervisors.close()
             watch.stop()
             services.recorder.close()
             stopped.set()
@@ -133,7 +142,7 @@ def _let_the_collector_skip_what_stays() -> None:
     gc.freeze()
 
 
-def _wire(home: Home, catalog: Catalog) -> Services:
+def _wire(home: Home, catalog: Catalog, nbd: Address | None) -> Services:
     engine = EngineClient(home.engine_socket, f"blockdevd (pid {os.getpid()})")
     recorder = Recorder(catalog)
     events = Events(recorder.put, now_seconds)
@@ -141,6 +150,8 @@ def _wire(home: Home, catalog: Catalog) -> Services:
     vms = VMs(catalog, engine, events=events)
     schedules = Schedules(catalog, now_seconds)
     scheduler = Scheduler(vms, catalog, schedules, now_seconds, events=events, ended=history.note_round)
+    place = Place(home.nbd_socket, nbd.host, nbd.port) if nbd else Place(home.nbd_socket)
+    hypervisors = Hypervisors(vms, catalog, now_seconds, place)
     return Services(
         home=home,
         vms=vms,
@@ -154,6 +165,8 @@ def _wire(home: Home, catalog: Catalog) -> Services:
         recorder=recorder,
         events=events,
         history=history,
+        hypervisors=hypervisors,
+        registrations=Registrations(hypervisors),
     )
 
 

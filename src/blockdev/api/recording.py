@@ -27,7 +27,7 @@ BODY_BYTES_MAX = 1 << 20  # of an answer, to take a result from; 500 clones have
 REQUEST_BYTES_MAX = 1 << 16  # to take a name from
 NAMES_MAX = 20
 # where the rule gives no good word
-KINDS = {"set_config": "vm.config", "change_schedule_settings": "schedule.cap"}
+KINDS = {"set_config": "vm.config", "discover_one": "hypervisor.discover", "discover_all": "hypervisor.discover", "change_schedule_settings": "schedule.cap"}
 MAKING = ("create", "add", "import")
 SEPARATORS = {"snapshot": "@", "disk": "/"}
 # of an answer, what history keeps; nothing else gets in, so that no secret does

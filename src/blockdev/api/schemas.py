@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from blockdev.cloudinit.files import TEXT_BYTES_MAX
 from blockdev.constants import SECTOR_BYTES, VDISK_BYTES_MAX
+from blockdev.errors import InvalidArgument
 from blockdev.policies import LEVELS, Compression, Dedup
 from blockdev.schedule.rules import KEEP_SECONDS_MAX, KEEP_SECONDS_MIN, Schedule
 from blockdev.schedule.times import local_zone
@@ -58,8 +59,10 @@ KeepSeconds = Annotated[int, Field(ge=KEEP_SECONDS_MIN, le=KEEP_SECONDS_MAX, des
 def _time(text: str) -> str:
     """A time with its zone, as the catalog writes it."""
     moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None or moment.year not in YEARS:
+    if moment.tzinfo is None:
         raise ValueError("write a time with its zone, such as 2026-11-22T15:19:26Z")
+    if moment.year not in YEARS:  # of the form of a time, so no schema refuses it
+        raise InvalidArgument(f"{text} cannot be kept: take a time of the years {YEARS[0]} to {YEARS[-1]}")
     return text_of(moment)
 
 
@@ -369,7 +372,7 @@ class PoolFindings(BaseModel):
 
 
 class JobView(BaseModel):
-    """An operation.  `result` depends on its kind: a VM, a Disk, an Exported, an Inspected, a Compacted; of past ones a part of it."""
+    """An operation.  `result` depends on its kind: a VM, a Disk, an Exported, an Inspected, a Compacted, a RegistrationResults; of past ones a part of it."""
 
     id: str
     kind: str = Field(description="noun.verb, as on the command line", examples=["disk.import", "pool.check", "snapshot.create"])

@@ -13,6 +13,8 @@ from blockdev.api.tokens import Tokens
 from blockdev.api.unfinished import Unfinished
 from blockdev.engine.client import EngineClient
 from blockdev.home import Home
+from blockdev.hypervisor.hypervisors import Hypervisors
+from blockdev.hypervisor.registration import Registrations
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
 from blockdev.targets import attach
@@ -36,6 +38,8 @@ class Services:
     recorder: Recorder
     events: Events
     history: History
+    hypervisors: Hypervisors
+    registrations: Registrations
 
     def uri(self, export: str) -> str:
         """Where qemu-img finds an export."""

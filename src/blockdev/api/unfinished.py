@@ -67,6 +67,7 @@ class Unfinished:
     @contextmanager
     def snapshot(self, vm: str, name: str) -> Iterator[Snapshot]:
         """A snapshot of this instant, for as long as something is done inside."""
+        self._vms.refresh_config(vm)
         with self._alive(f"{vm}@{name}"):
             taken = self._vms.create_snapshot(vm, name, SNAPSHOT_MARK)
             try:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from blockdev.cli import values
+from blockdev.cli.hypervisor import register_options, show_registrations, start_registration
 from blockdev.cli.output import ask, show_count
 from blockdev.cli.session import Session, Verb, force_option, pass_session, read_text, yes_option
 from blockdev.errors import InvalidArgument
@@ -21,14 +22,25 @@ from blockdev.errors import InvalidArgument
 @click.option("--hostname", metavar="PATTERN", help="Such as web-@number@ (default: the clone's name).")
 @click.option("--user-data", type=values.PATH, metavar="FILE", help="A template of cloud-init's user data.")
 @click.option("--network-config", type=values.PATH, metavar="FILE", help="A template (default: DHCP on each interface).")
+@register_options
 @pass_session
 def clone(
-    session: Session, source: values.Ref, name: str | None, count: int | None, prefix: str | None, **wanted: Any
-) -> None:
+    session: Session,
+    source: values.Ref,
+    name: str | None,
+    count: int | None,
+    prefix: str | None,
+    hypervisor: str | None,
+    at_once: int | None,
+    start: bool,
+    **wanted: Any,
+) -> int:
     """Make new VMs from a snapshot; without @SNAPSHOT one is taken first.
 
     In templates @name@, @hostname@, @number@, @uuid@ and @mac0@, @mac1@, ... are replaced.
     """
+    if hypervisor is None and (start or at_once is not None):
+        raise InvalidArgument("--start and --at-once are for clones that are registered: say --register NAME, too")
     many = count is not None and prefix is not None
     if (name is not None) == many or (count is None) != (prefix is None):
         raise InvalidArgument("say what to call it: clone VM[@SNAPSHOT] NAME, or --count N --prefix P")
@@ -38,7 +50,14 @@ def clone(
     names = clones[0]["name"] if len(clones) == 1 else f"{clones[0]['name']} to {clones[-1]['name']}"
     hosts = list(made["hostnames"].values())
     called = f"; host names {hosts[0]}" + (f" to {hosts[-1]}" if len(hosts) > 1 else "") if hosts else ""
-    session.say(made, f"made {show_count(len(clones), 'clone')} of {clones[0]['cloned_from']}: {names}{called}")
+    sentence = f"made {show_count(len(clones), 'clone')} of {clones[0]['cloned_from']}: {names}{called}"
+    if hypervisor is None:
+        session.say(made, sentence)
+        return 0
+    if not session.json:
+        click.echo(sentence)
+    done = start_registration(session, hypervisor, [clone["name"] for clone in clones], at_once, start)
+    return show_registrations(session, done, {**made, **done})
 
 
 def _customize(

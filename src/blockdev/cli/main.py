@@ -12,6 +12,7 @@ from blockdev.cli import (
     clone,
     disk,
     events,
+    hypervisor,
     initialise,
     job,
     mount,
@@ -49,6 +50,7 @@ for _command in (
     job.job,
     events.events,
     token.token,
+    hypervisor.hypervisor,
 ):
     blockdevctl.add_command(_command)
 for _command in (mount.mount, mount.unmount, stream.export, stream.import_, stream.inspect):

@@ -79,12 +79,15 @@ def serve(
         servers[:] = [nbdkit.start(options, ENGINE_READY_SECONDS_MAX)]
         return servers[0].process
 
+    def start_api() -> subprocess.Popen[bytes]:
+        return start_control(home, tcp, str(nbd) if nbd else None)
+
     def announce() -> None:
         _announce(session, nbd, tcp, plugin)
 
     with sole_supervisor(home):
         try:
-            Supervisor(start_engine, lambda: start_control(home, tcp), announce).run()
+            Supervisor(start_engine, start_api, announce).run()
         finally:
             for server in servers:  # it has ended; this takes its socket's name away
                 server.stop()

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from blockdev.cli import values
+from blockdev.cli.hypervisor import register, show_domain, unregister
 from blockdev.cli.output import ask, print_columns, print_fields, show_count, show_size
 from blockdev.cli.policy import compression_option, dedup_option, vm_policy
 from blockdev.cli.session import (
@@ -31,6 +32,8 @@ def vm() -> None:
 
 
 vm.add_command(vm_policy)
+vm.add_command(register)
+vm.add_command(unregister)
 vm.add_command(vm_usage)
 
 
@@ -111,11 +114,16 @@ def list_(session: Session, glob: str | None) -> None:
     found = session.client.get_all("/vms", "vms", name=glob)
 
     def tell() -> None:
+        any_domain = any(vm["domain"] for vm in found["vms"])
         rows = [
-            [vm["name"], str(len(vm["disks"])), show_size(vm["size_bytes"]), str(vm["snapshot_count"]), vm["created"]]
+            [
+                *(vm["name"], str(len(vm["disks"])), show_size(vm["size_bytes"]), str(vm["snapshot_count"]), vm["created"]),
+                *([show_domain(vm["domain"])] if any_domain else []),
+            ]
             for vm in found["vms"]
         ]
-        print_columns(["VM", "DISKS", "SIZE", "SNAPSHOTS", "CREATED"], rows, right=(1, 2, 3))
+        headers = ["VM", "DISKS", "SIZE", "SNAPSHOTS", "CREATED", *(["DOMAIN"] if any_domain else [])]
+        print_columns(headers, rows, right=(1, 2, 3))
         if not rows:
             none_yet = "no VMs yet: make one with blockdevctl vm create NAME --disk root=20G"
             click.echo(f"no VM's name matches {glob}" if glob else none_yet)
@@ -141,6 +149,8 @@ def _tell_vm(vm: dict[str, Any]) -> None:
     fields += [(field, vm["policy"][field]) for field in ("compression", "dedup") if vm["policy"][field]]
     if vm["agent"]:
         fields.append(("agent", vm["agent"]))
+    if vm["domain"]:
+        fields.append(("domain", show_domain(vm["domain"])))
     fields.append(("snapshots", str(vm["snapshot_count"])))
     print_fields(fields)
     click.echo()
@@ -204,10 +214,20 @@ def agent(session: Session, name: str, path: str | None, no_agent: bool) -> None
         raise InvalidArgument("say where the agent listens, or --none, not both")
     if path is None and not no_agent:
         found = session.client.get(f"/vms/{name}")
-        session.show({"agent": found["agent"]}, lambda: click.echo(found["agent"] or "no agent"))
+        way, words = _agent_of(found)
+        session.show({"agent": found["agent"], "way": way}, lambda: click.echo(words))
         return
     changed = session.client.patch(f"/vms/{name}", {"agent": path})
     session.say(changed, f"the guest agent of VM {name} listens at {path}" if path else f"VM {name} has no guest agent now")
+
+
+def _agent_of(vm: dict[str, Any]) -> tuple[str | None, str]:
+    """Which way its guest is frozen, in one word and in a person's."""
+    if vm["agent"]:
+        return "socket", vm["agent"]
+    if vm["domain"] and vm["domain"]["state"] == "there":
+        return "libvirt", f"through libvirt, by domain {show_domain(vm['domain'])}"
+    return None, "no agent"
 
 
 @vm.command()

@@ -21,7 +21,8 @@ from blockdev import diagnostics
 from blockdev.clock import monotonic_seconds
 from blockdev.errors import BlockdevError, InvalidArgument, Unavailable, from_code
 from blockdev.quiesce import watchdog
-from blockdev.quiesce.agent import Agent, Release
+from blockdev.quiesce.agent import Release
+from blockdev.quiesce.agents import DOMAIN_AGENT, absolute, agent_at
 
 LIMIT_SECONDS = 10.0  # Windows releases a freeze after 10 s by itself (VSS, Flush and Hold)
 LIMIT_SECONDS_MAX = 60.0
@@ -49,7 +50,7 @@ class Held:
 
 @contextmanager
 def frozen(address: str | os.PathLike[str], limit_seconds: float = LIMIT_SECONDS) -> Iterator[Held]:
-    """Freeze the guest whose agent listens on the Unix socket `address`; thaw it behind the body.
+    """Freeze the guest whose agent listens on the Unix socket `address`, or is at libvirt:UUID@URI; thaw it behind the body.
 
     `limit_seconds` (at most 60) is from the freeze's request to the thaw's: then the guest is thawed although the body has not ended, and
     `was_whole` is False.  Before the body: InvalidArgument, Unavailable, Busy, GuestFailed, when the guest could not be frozen; it was thawed, or
@@ -58,7 +59,7 @@ def frozen(address: str | os.PathLike[str], limit_seconds: float = LIMIT_SECONDS
     """
     if not 0 < limit_seconds <= LIMIT_SECONDS_MAX:
         raise InvalidArgument(f"a guest can be frozen for more than 0 and at most {LIMIT_SECONDS_MAX:g} s, not {limit_seconds:g}")
-    keeper = _Watchdog(os.path.abspath(address), limit_seconds)
+    keeper = _Watchdog(absolute(os.fspath(address)), limit_seconds)
     try:
         held = Held(keeper.freeze())
         try:
@@ -104,7 +105,9 @@ class _Watchdog:
             raise
 
     def _start(self, its_end: socket.socket) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-I", "-S", "-c", BOOT, PACKAGE, self._address, repr(self._limit_s)]
+        # libvirt's module is among the site packages; without looking for those it starts faster
+        site = [] if self._address.startswith(DOMAIN_AGENT) else ["-S"]
+        command = [sys.executable, "-I", *site, "-c", BOOT, PACKAGE, self._address, repr(self._limit_s)]
         try:
             # a session of its own: Ctrl-C on our terminal is not for it
             return subprocess.Popen(
@@ -146,7 +149,7 @@ class _Watchdog:
         threading.Thread(target=self._process.wait, name="quiesce-reaper", daemon=True).start()
 
     def _thaw_ourselves(self) -> Release:
-        with Agent(self._address) as agent:
+        with agent_at(self._address) as agent:
             return watchdog.thaw_persistently(agent, THAW_PATIENCE_SECONDS)
 
     def _order(self, kind: str) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import math
 
-from blockdev.errors import BlockdevError, InvalidArgument
+from blockdev.errors import BlockdevError, GuestFailed, InvalidArgument, Unavailable
 from blockdev.quiesce.freeze import LIMIT_SECONDS, frozen
+from blockdev.vmmap.domains import DOMAIN_AGENT
 from blockdev.vmmap.model import MANUAL, IfNotFrozen, Snapshot, Terms
 from blockdev.vmmap.service import VMs
 
@@ -30,20 +31,26 @@ def take_snapshot(
     """As VMs.create_snapshot; where `terms` ask for `vm`, with the guest's file systems frozen.
 
     if_not_frozen: what to do when the guest cannot be frozen.  With `fail` InvalidArgument when the VM has no agent, and what
-    the freeze raises (Unavailable, GuestFailed, Busy).
+    the freeze raises (Unavailable, of a schedule GuestFailed; GuestFailed, Busy).
     """
+    no_guest = vms.refresh_config(vm)
     if terms.asked != "vm":
         return vms.create_snapshot(vm, name, description, terms, keep_seconds)
     agent = vms.agent(vm)
     reason: BlockdevError = InvalidArgument(
-        f"VM {vm} has no guest agent that could freeze it: say where it listens with blockdevctl vm agent {vm} PATH"
+        f"VM {vm} has no guest agent that could freeze it: say where it listens with blockdevctl vm agent {vm} PATH, "
+        "or find its domain with blockdevctl hypervisor discover"
     )
-    if agent is not None:
+    if agent is not None and agent.startswith(DOMAIN_AGENT) and no_guest is not None:
+        reason = Unavailable(no_guest)
+    elif agent is not None:
         try:
             return _take_frozen(vms, vm, name, description, terms, keep_seconds, agent, limit_seconds)
         except _NotFrozen as failure:
             reason = failure.error
     if if_not_frozen == "fail":
+        if terms.schedule is not None and isinstance(reason, Unavailable):
+            raise GuestFailed(reason.message)  # to a schedule Unavailable says that the engine is away, and all runs wait
         raise reason  # whoever asked is told, a schedule by an event of its own
     if agent is not None:  # without one the label of the snapshot says enough
         _note_trouble(vms, vm, f"VM {vm} was not frozen for its snapshot: {reason.message}")

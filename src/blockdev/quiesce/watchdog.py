@@ -27,7 +27,8 @@ import time
 from blockdev import diagnostics
 from blockdev.clock import monotonic_seconds
 from blockdev.errors import BlockdevError, Busy, GuestFailed
-from blockdev.quiesce.agent import Agent, Release
+from blockdev.quiesce.agent import Release
+from blockdev.quiesce.agents import GuestAgent, agent_at
 
 READY_SECONDS_MAX = 5.0
 ORDER_SECONDS_MAX = 10.0  # from `ready` to the order to freeze
@@ -69,7 +70,7 @@ class Owner:
             raise OwnerGone
 
 
-def thaw_persistently(agent: Agent, limit_s: float) -> Release:
+def thaw_persistently(agent: GuestAgent, limit_s: float) -> Release:
     """Try to thaw until it succeeds or the limit is over, then raise what was wrong last."""
     deadline = monotonic_seconds() + limit_s
     while True:
@@ -90,7 +91,7 @@ def was_whole(release: Release, frozen_count: int) -> bool:
     return release.was_frozen and release.count >= frozen_count > 0
 
 
-def freeze(agent: Agent, limit_s: float) -> int:
+def freeze(agent: GuestAgent, limit_s: float) -> int:
     """How many file systems were frozen.  Busy: they were already, and are left so."""
     deadline = monotonic_seconds() + limit_s
     if agent.is_frozen(limit_s):
@@ -114,7 +115,7 @@ class FreezeFailed(Exception):
         self.cause = cause
 
 
-def undo_freeze(agent: Agent, owner: Owner, error: BlockdevError) -> None:
+def undo_freeze(agent: GuestAgent, owner: Owner, error: BlockdevError) -> None:
     """Thaw, and tell the owner; it is not kept waiting for long."""
     try:
         thaw_persistently(agent, ATTEMPT_SECONDS)  # more than one try: the connection may have been lost
@@ -126,7 +127,7 @@ def undo_freeze(agent: Agent, owner: Owner, error: BlockdevError) -> None:
         owner.tell("error", [error.code, str(error)])
 
 
-def hold(agent: Agent, owner: Owner, limit_s: float) -> None:
+def hold(agent: GuestAgent, owner: Owner, limit_s: float) -> None:
     """From the order to freeze until the guest is thawed."""
     deadline = monotonic_seconds() + limit_s
     count = freeze(agent, limit_s)
@@ -141,7 +142,7 @@ def hold(agent: Agent, owner: Owner, limit_s: float) -> None:
     owner.tell("thawed", [is_in_time and was_whole(release, count), frozen_ms(since)])
 
 
-def watch(agent: Agent, owner: Owner, limit_s: float) -> None:
+def watch(agent: GuestAgent, owner: Owner, limit_s: float) -> None:
     try:
         agent.ping(READY_SECONDS_MAX)
         owner.tell("ready", None)
@@ -163,7 +164,7 @@ def main(arguments: list[str]) -> None:
     longest_s = READY_SECONDS_MAX + ORDER_SECONDS_MAX + limit_s + 6 * ATTEMPT_SECONDS + THAW_SECONDS_MAX
     signal.alarm(int(longest_s) + 5)
     try:
-        with Agent(address) as agent, socket.socket(fileno=0) as channel:
+        with agent_at(address) as agent, socket.socket(fileno=0) as channel:
             watch(agent, Owner(channel), limit_s)
     except BlockdevError as error:
         diagnostics.report(str(error))

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from blockdev.policies import AS_POOL, DiskPolicy
+from blockdev.vmmap.catalog_domains import DomainRecords
 from blockdev.vmmap.catalog_events import EventRecords
 from blockdev.vmmap.catalog_jobs import JobRecords
 from blockdev.vmmap.catalog_tokens import TokenRecords
@@ -105,7 +106,7 @@ class IntentRow(NamedTuple):
     body: dict[str, Any]
 
 
-class Catalog(EventRecords, JobRecords, TokenRecords):
+class Catalog(DomainRecords, EventRecords, JobRecords, TokenRecords):
     """An open catalog."""
 
     # settings

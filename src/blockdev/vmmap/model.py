@@ -13,6 +13,7 @@ from blockdev.types import Extent
 
 DiskState = Literal["ok", "missing"]  # missing: the catalog knows it, the pool does not
 Consistency = Literal["crash", "vm"]  # vm: the guest's file systems were frozen
+DomainState = Literal["registering", "there", "unregistering"]  # but for `there`, it is being found out which
 IfNotFrozen = Literal["crash", "fail"]  # what to do when a guest cannot be frozen
 Origin = Literal["manual", "clone", "restore", "schedule", "import", "replication"]
 
@@ -62,6 +63,17 @@ class Policy(_Value):
 
 
 @dataclass(frozen=True)
+class Domain(_Value):
+    """Which domain of which hypervisor runs a VM."""
+
+    hypervisor: str
+    name: str
+    uuid: str
+    state: DomainState
+    made: bool  # whether blockdev registered it
+
+
+@dataclass(frozen=True)
 class VM(_Value):
     """One VM, without its configuration text (see `VMs.get_config`)."""
 
@@ -74,6 +86,7 @@ class VM(_Value):
     cloned_from: str | None  # VM@SNAPSHOT as it was called when the clone was made
     policy: Policy
     agent: str | None = None  # the Unix socket of its guest agent
+    domain: Domain | None = None  # where it runs, when that is known
     disks: list[Disk] = field(default_factory=list)
 
 

@@ -56,6 +56,17 @@ def change(operation: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S,
     return run
 
 
+def refreshing(operation: Callable[Concatenate[S, str, P], T]) -> Callable[Concatenate[S, str, P], T]:
+    """An operation on a VM that may take a snapshot of it: its configuration is brought up to date before, while nothing is locked."""
+
+    @wraps(operation)
+    def run(self: S, vm: str, *args: P.args, **kwargs: P.kwargs) -> T:
+        self.refresh_config(vm)
+        return operation(self, vm, *args, **kwargs)
+
+    return run
+
+
 class Operations:
     """One catalog and one engine, changed in step."""
 
@@ -78,6 +89,8 @@ class Operations:
         self._clock = clock
         self._journal = Journal(catalog, engine, clock, at_step or (lambda step: None), self.events)
         self._lookup = Lookup(catalog, engine)
+        # takes a VM's configuration from where it runs; never raises
+        self.refresh_config: Callable[[str], str | None] = lambda vm: None
 
     def _delete(self, intent: intents.Intent, ids: list[int], force: bool) -> None:
         """Runs an operation whose engine step deletes objects; what the pool lacks anyway is no error."""

@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from blockdev.errors import AlreadyExists, BlockdevError, InvalidArgument
+from blockdev.errors import AlreadyExists, BlockdevError, Busy, InvalidArgument
 from blockdev.policies import AS_POOL, DiskPolicy, check_disk_policy, check_pool_policy
 from blockdev.vmmap import intents
 from blockdev.vmmap.catalog import VMRow
 from blockdev.vmmap.clones import CloneOperations
 from blockdev.vmmap.copies import CopyOperations
 from blockdev.vmmap.diffs import DiffOperations
+from blockdev.vmmap.domains import DomainOperations
 from blockdev.vmmap.imports import ImportOperations
 from blockdev.vmmap.lookup import object_ids, present, refuse_importing
 from blockdev.vmmap.model import (
@@ -51,7 +52,7 @@ from blockdev.vmmap.views import (
 SOCKET_PATH_BYTES_MAX = 107
 
 
-class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, ImportOperations):
+class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, ImportOperations, DomainOperations):
     """The VMs of one home: a catalog and an engine."""
 
     def reconcile(self) -> Agreement:
@@ -165,6 +166,8 @@ class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, I
         vm = self._lookup.vm(name)
         self._lookup.check_new_vm(new_name)
         refuse_importing(vm, self._catalog.imports(vm.id))
+        if not force:
+            self._refuse_linked(vm)
         labels = self._labels(vm, new_name)
         if labels:
             intent = intents.RenameVM(vm.id, vm.uuid, name, new_name, labels[0][0])
@@ -180,6 +183,7 @@ class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, I
         vm = self._lookup.vm(name)
         imports = self._catalog.imports(vm.id)
         self._refuse_locked(vm, self._catalog.locked_snapshot(vm.id, self._journal.now()))
+        self._refuse_registered(vm)
         if not force:
             refuse_importing(vm, imports)
         was = view_vm(self._catalog, vm)
@@ -187,6 +191,23 @@ class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, I
         intent = intents.DeleteVM(vm.id, name, object_ids(things))
         self._delete(intent, intent.object_ids, force)
         return was
+
+    def _refuse_registered(self, vm: VMRow) -> None:
+        """Not even forced: that cuts clients off, and asks nothing of another system, which may not answer."""
+        link = self._catalog.link(vm.id)
+        if link is not None and link.made:
+            raise Busy(
+                f"VM {vm.name} is registered with hypervisor {link.hypervisor}, as domain {link.name}: "
+                f"blockdevctl vm unregister {vm.name} first"
+            )
+
+    def _refuse_linked(self, vm: VMRow) -> None:
+        link = self._catalog.link(vm.id)
+        if link is not None:
+            raise Busy(
+                f"domain {link.name} of hypervisor {link.hypervisor} has the exports of VM {vm.name} by their names: "
+                "unregister it first, or use force and then change the domain's disks"
+            )
 
     def get_config(self, name: str) -> str:
         """The VM's configuration text.  NotFound."""
@@ -237,10 +258,6 @@ class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, I
         with self._catalog.transaction(grows=True):
             self._catalog.set_agent(self._lookup.vm(name).id, path)
         return view_vm(self._catalog, self._lookup.vm(name))
-
-    def agent(self, name: str) -> str | None:
-        """The socket of the VM's guest agent.  NotFound."""
-        return self._lookup.vm(name).agent
 
     # disks
 

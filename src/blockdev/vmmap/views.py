@@ -6,7 +6,8 @@ from collections import defaultdict
 
 from blockdev.engine.protocol import EngineFinding
 from blockdev.vmmap.catalog import Catalog, DiskRow, ImportRow, SnapshotDiskRow, SnapshotRow, VMRow
-from blockdev.vmmap.model import VM, Disk, Finding, Import, Policy, Snapshot, SnapshotDisk
+from blockdev.vmmap.catalog_domains import LinkRow
+from blockdev.vmmap.model import VM, Disk, Domain, Finding, Import, Policy, Snapshot, SnapshotDisk
 from blockdev.vmmap.names import object_name, parse_object_name
 
 Clients = dict[int, list[str]]  # object id -> who is attached
@@ -25,7 +26,7 @@ def view_disk(vm: VMRow, disk: DiskRow, clients: Clients | None = None) -> Disk:
 
 
 def view_vm(catalog: Catalog, vm: VMRow, clients: Clients | None = None) -> VM:
-    return _vm(vm, catalog.disks(vm.id), catalog.snapshot_count(vm.id), clients)
+    return _vm(vm, catalog.disks(vm.id), catalog.snapshot_count(vm.id), clients, catalog.link(vm.id))
 
 
 def view_finding(finding: EngineFinding) -> Finding:
@@ -42,16 +43,21 @@ def view_finding(finding: EngineFinding) -> Finding:
 
 
 def view_vms(catalog: Catalog, vms: list[VMRow]) -> list[VM]:
-    """Some VMs, in two queries; called inside the transaction that found them."""
+    """Some VMs, in three queries; called inside the transaction that found them."""
     ids = [vm.id for vm in vms]
     counts = catalog.snapshot_counts(ids)
     disks: dict[int, list[DiskRow]] = defaultdict(list)
     for disk in catalog.disks_of(ids):
         disks[disk.vm_id].append(disk)
-    return [_vm(vm, disks[vm.id], counts.get(vm.id, 0), None) for vm in vms]
+    links = {link.vm_id: link for link in catalog.links_of(ids)}
+    return [_vm(vm, disks[vm.id], counts.get(vm.id, 0), None, links.get(vm.id)) for vm in vms]
 
 
-def _vm(vm: VMRow, disks: list[DiskRow], snapshot_count: int, clients: Clients | None) -> VM:
+def view_domain(link: LinkRow) -> Domain:
+    return Domain(link.hypervisor, link.name, link.uuid, link.state, bool(link.made))
+
+
+def _vm(vm: VMRow, disks: list[DiskRow], snapshot_count: int, clients: Clients | None, link: LinkRow | None) -> VM:
     return VM(
         name=vm.name,
         uuid=vm.uuid,
@@ -62,6 +68,7 @@ def _vm(vm: VMRow, disks: list[DiskRow], snapshot_count: int, clients: Clients |
         cloned_from=vm.cloned_from,
         policy=Policy(vm.compression, vm.dedup),
         agent=vm.agent,
+        domain=None if link is None else view_domain(link),
         disks=[view_disk(vm, disk, clients) for disk in disks],
     )
 

@@ -1,0 +1,1 @@
+"""Hypervisors through a real libvirt, whose daemon is the tests' own."""
