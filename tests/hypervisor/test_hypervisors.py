@@ -333,11 +333,11 @@ def test_a_hypervisor_that_does_not_answer_keeps_no_snapshot_waiting(lab: Lab) -
     finally:
         os.kill(daemon, signal.SIGCONT)
     assert lab.config("web") == config
-    noted = [one for one in home.json("events")["events"] if one["kind"] == "hypervisor"]
+    noted = until(lambda: [one for one in home.json("events")["events"] if one["kind"] == "hypervisor"], "the event")
     assert [one["level"] for one in noted].count("warning") == 1 and "hypervisor kvm does not answer" in noted[0]["message"]
     (shown,) = home.json("hypervisor", "list")["hypervisors"]  # asks although it was out
     assert shown["is_reachable"], shown
-    assert home.json("events")["events"][0]["message"] == "hypervisor kvm answers again"
+    until(lambda: "hypervisor kvm answers again" in home("events"), "the event of its end")
 
 
 def test_a_restarted_libvirt_is_connected_to_again(lab: Lab) -> None:
