@@ -21,7 +21,7 @@ from blockdev.errors import (
 )
 from blockdev.types import Extent
 from blockdev.vmmap.catalog import Catalog
-from blockdev.vmmap.clones import CLONES_MAX
+from blockdev.vmmap.clones import CLONES_MAX, clone_names
 from blockdev.vmmap.model import Diff, DiskDiff
 from blockdev.vmmap.names import CONFIG_BYTES_MAX
 from blockdev.vmmap.service import VMs
@@ -365,6 +365,25 @@ def test_a_clone_of_what_runs_takes_a_snapshot_first(web: VMs, pool: Pool) -> No
     assert taken.origin == "clone"
     assert clone.cloned_from == f"web@{taken.name}"
     assert first_byte(pool, "copy/root") == b"B"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "names"),
+    [
+        ("a", ["a-1", "a-2"]),
+        ("a-#", ["a-1", "a-2"]),
+        ("a-###.b", ["a-001.b", "a-002.b"]),
+        ("##", ["01", "02"]),
+    ],
+)
+def test_clones_are_called_by_a_pattern(prefix: str, names: list[str]) -> None:
+    assert clone_names(prefix, 2) == names
+
+
+@pytest.mark.parametrize("prefix", ["", "-#", "a#b#", "a b", "x" * 62, "a/#", "#\n"])
+def test_a_pattern_that_makes_no_names_is_refused(prefix: str) -> None:
+    with pytest.raises(InvalidArgument):
+        clone_names(prefix, 2)
 
 
 def test_many_clones_are_made_at_once_or_not_at_all(web: VMs, client: EngineClient) -> None:

@@ -34,6 +34,14 @@ Name = Annotated[
         description="1 to 63 letters, digits, '.', '_' and '-', the first a letter or digit", json_schema_extra={**NAME_FORM}
     ),
 ]
+Prefix = Annotated[
+    str,
+    Field(
+        description="the clones are called PREFIX-1, PREFIX-2, ...; or with a run of `#`, which is where the number goes, with as many digits",
+        json_schema_extra={"pattern": r"^[A-Za-z0-9#][A-Za-z0-9._#-]*$", "minLength": 1, "maxLength": NAME_CHARACTERS_MAX},
+        examples=["web", "node-##"],
+    ),
+]
 CapacityBytes = Annotated[int, Field(gt=0, le=CAPACITY_BYTES_MAX, description="bytes")]
 SizeBytes = Annotated[
     int,
@@ -302,7 +310,7 @@ class NewClones(Body):
     snapshot: Name | None = Field(None, description="absent: a snapshot is taken first")
     name: Name | None = None
     count: int | None = Field(None, ge=1, le=CLONES_MAX)
-    prefix: Name | None = None
+    prefix: Prefix | None = None
     customize: Customize | None = Field(None, description="absent: the clones' guests find themselves to be the one they came from")
 
 

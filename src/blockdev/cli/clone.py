@@ -17,7 +17,7 @@ from blockdev.errors import InvalidArgument
 @click.argument("source", metavar="VM[@SNAPSHOT]", type=values.VM_MAYBE_SNAPSHOT)
 @click.argument("name", metavar="[NAME]", type=values.VM, required=False)
 @click.option("--count", type=click.IntRange(1, 500), help="How many clones.")
-@click.option("--prefix", metavar="P", help="They are called P-1, P-2, ...")
+@click.option("--prefix", metavar="P", help="They are called P-1, P-2, ...; with node-## node-01, node-02, ...")
 @click.option("--customize", is_flag=True, help="Give each a disk `seed` that tells cloud-init in its guest who it is.")
 @click.option("--hostname", metavar="PATTERN", help="Such as web-@number@ (default: the clone's name).")
 @click.option("--user-data", type=values.PATH, metavar="FILE", help="A template of cloud-init's user data.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -41,11 +42,13 @@ class CustomClone(NamedTuple):
 
 
 def clone_names(prefix: str, count: int) -> list[str]:
-    """`PREFIX-1` to `PREFIX-COUNT`."""
+    """`PREFIX-1` to `PREFIX-COUNT`; with a `#` or several, the number is there, with as many digits at least: node-##-a."""
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= CLONES_MAX:
         raise InvalidArgument(f"{count!r} clones cannot be made at once: take 1 to {CLONES_MAX}")
-    check_name("VM", f"{prefix}-{count}")
-    return [f"{prefix}-{number}" for number in range(1, count + 1)]
+    before, marks, after = re.match(r"([^#]*)(#*)(.*)", prefix if "#" in prefix else f"{prefix}-#", re.DOTALL).groups()  # type: ignore[union-attr]
+    names = [f"{before}{number:0{len(marks)}}{after}" for number in range(1, count + 1)]
+    check_name("VM", names[-1])
+    return names
 
 
 class CloneOperations(Operations):
