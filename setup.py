@@ -67,6 +67,7 @@ EXTENSIONS = [
     extension("_check"),
     extension("_compact"),
     extension("_accounting"),
+    extension("_exchange", libraries=["crypto"]),
     extension("_nbdkit_guard"),
     extension("_nbdkit", libraries=[LIBPYTHON]),
 ]

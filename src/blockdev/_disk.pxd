@@ -8,7 +8,7 @@ need the GIL.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from blockdev._cow cimport Map, run_callback
-from blockdev._dedup cimport DedupIndex
+from blockdev._dedup cimport DedupIndex, Fingerprint
 from blockdev._log cimport Log
 from blockdev._nodes cimport MapNode, NodeStore
 from blockdev._segments cimport SegmentStore
@@ -73,6 +73,14 @@ ctypedef int (*extent_callback)(void* opaque, uint64_t offset, uint64_t length, 
 
 # blocks at consecutive addresses, verified; `bad`: which one failed
 cdef int fetch_run(PoolState* pool, uint64_t address, uint32_t count, char* out, uint32_t* bad) noexcept nogil
+# one block by its address, if it has this fingerprint and its bytes do, too; ENOENT: it has not
+cdef int fetch_block(PoolState* pool, uint64_t address, Fingerprint fingerprint, char* out) noexcept nogil
+# whole blocks: the caller holds disk.lock shared; to write, cut_lock too
+cdef int read_blocks(Disk* disk, uint64_t first, uint32_t count, char* out) noexcept nogil
+cdef int write_blocks(Disk* disk, uint64_t first, uint32_t count, const char* data) noexcept nogil
+cdef int check_writable(Disk* disk, uint64_t count, uint64_t offset) noexcept nogil
+cdef bint wait_for_room(PoolState* pool, uint32_t* waits) noexcept nogil
+cdef uint64_t find_known(Disk* disk, Fingerprint fingerprint) noexcept nogil
 cdef int disk_read(Disk* disk, void* buffer, uint32_t count, uint64_t offset) noexcept nogil
 cdef int disk_write(Disk* disk, const void* buffer, uint32_t count, uint64_t offset, bint fua) noexcept nogil
 cdef int disk_flush(Disk* disk) noexcept nogil

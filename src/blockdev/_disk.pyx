@@ -1,6 +1,6 @@
 """The data path: what a read, write, flush and hole do.  See _disk.pxd for the contract."""
 
-from libc.errno cimport EINVAL, EIO, ENOMEM, ENOSPC, EPERM
+from libc.errno cimport EINVAL, EIO, ENOENT, ENOMEM, ENOSPC, EPERM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
@@ -183,20 +183,35 @@ cdef inline pthread_mutex_t* block_lock(Disk* disk, uint64_t block) noexcept nog
     return &disk.pool.block_locks[mixed >> 54]
 
 
+cdef int fetch_as(PoolState* pool, uint64_t address, Fingerprint fingerprint, char* out) noexcept nogil:
+    """Read the block at `address`, unverified, if it is said to have this fingerprint; ENOENT: it is not."""
+    cdef Segment* segment = NULL
+    cdef uint32_t index = <uint32_t>address
+    cdef int failure = segment_pin(pool.segments, address >> 32, &segment)
+    if failure:
+        return failure
+    failure = ENOENT
+    if (index < load_u32(&segment.slot_count) and segment.fingerprints[index].low == fingerprint.low
+            and segment.fingerprints[index].high == fingerprint.high):
+        failure = fetch_mixed(pool, segment, address, 1, out)
+    segment_unpin(pool.segments, segment)
+    return failure
+
+
 cdef bint holds_bytes(PoolState* pool, uint64_t address, Fingerprint fingerprint, const char* data) noexcept nogil:
     """Whether the block at `address` is byte for byte `data`."""
     cdef char block[BLOCK_BYTES]
-    cdef Segment* segment = NULL
-    cdef uint32_t index = <uint32_t>address
-    cdef int failure
-    if segment_pin(pool.segments, address >> 32, &segment):
-        return False
-    failure = EIO
-    if (index < load_u32(&segment.slot_count) and segment.fingerprints[index].low == fingerprint.low
-            and segment.fingerprints[index].high == fingerprint.high):
-        failure = fetch_mixed(pool, segment, address, 1, block)
-    segment_unpin(pool.segments, segment)
-    return failure == 0 and memcmp(block, data, BLOCK_BYTES) == 0
+    return fetch_as(pool, address, fingerprint, block) == 0 and memcmp(block, data, BLOCK_BYTES) == 0
+
+
+cdef int fetch_block(PoolState* pool, uint64_t address, Fingerprint fingerprint, char* out) noexcept nogil:
+    cdef Fingerprint found
+    cdef int failure = fetch_as(pool, address, fingerprint, out)
+    if not failure:
+        found = fingerprint_block(out)
+        if found.low != fingerprint.low or found.high != fingerprint.high:
+            failure = EIO
+    return failure
 
 
 cdef bint take_reference(PoolState* pool, uint64_t address) noexcept nogil:

@@ -63,6 +63,13 @@ GOOD: dict[str, dict[str, Any]] = {
     "compact": {"rate_bytes": None},
     "compaction": {"run": 1, "wait_ms": 1000},
     "cancel_compaction": {"run": 1},
+    "offers": {"older": None, "newer": 2, "first_block": 0, "count": 65536},
+    "digest": {"older": 1, "older_digest": bytes(16), "newer": 2},
+    "fetch": {"id": 1, "blocks": bytes(16)},
+    "prove": {"id": 1, "blocks": bytes(8)},
+    "known": {"id": 1, "offers": bytes(48)},
+    "take": {"id": 1, "offers": bytes(24), "proofs": bytes(32)},
+    "put": {"id": 1, "offers": bytes(24), "data": bytes(4096)},
 }
 GROUPS = [Group([1, 2], [[(5, None)], [(7, 5), (8, None)]]), Group([], [])]
 USAGE = Usage(
@@ -176,6 +183,13 @@ def test_a_request_with_a_missing_or_an_unknown_argument_is_refused(operation: s
         ("set_policy", "compaction_rate_bytes", -1),
         ("set_policy", "compaction_rate_bytes", 1 << 63),
         ("set_disk_policies", "policies", [[1, "inline"]]),
+        ("offers", "count", 0),
+        ("offers", "count", 65537),
+        ("digest", "older_digest", bytes(15)),
+        ("fetch", "blocks", bytes(7)),
+        ("fetch", "blocks", bytes(8 * 2049)),
+        ("put", "data", "text"),
+        ("take", "proofs", bytes(33)),
         ("set_disk_policies", "policies", [[0, None, None]]),
         ("set_disk_policies", "policies", [[1, "pool", None]]),
         ("set_disk_policies", "policies", [[1, None, ["on"]]]),

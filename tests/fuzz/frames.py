@@ -49,6 +49,13 @@ REQUESTS: list[dict[str, Any]] = [
     {"op": "cancel_compaction", "run": 1},
     {"op": "set_policy", "compression": "inline", "compression_level": 9, "dedup": "off", "compaction_rate_bytes": 1 << 20},
     {"op": "set_disk_policies", "policies": [[1, "off", None], [2, None, "on"]]},
+    {"op": "offers", "older": 5, "newer": 7, "first_block": 0, "count": 100},
+    {"op": "digest", "older": None, "older_digest": b"", "newer": 7},
+    {"op": "fetch", "id": 1, "blocks": bytes(16)},
+    {"op": "prove", "id": 1, "blocks": bytes(16)},
+    {"op": "known", "id": 1, "offers": bytes(48)},
+    {"op": "take", "id": 1, "offers": bytes(24), "proofs": bytes(32)},
+    {"op": "put", "id": 1, "offers": bytes(24), "data": bytes(4096)},
     {"op": "account", "groups": [[[1, 2], [[[5, None]], [[7, 5]]]], [[3], []]]},
 ]
 

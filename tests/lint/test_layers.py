@@ -20,7 +20,7 @@ LEVELS = [
     {"_disk"},
     {"_actions"},
     {"_pool", "records", "superblock"},
-    {"_replay", "_check", "_compact", "_accounting", "dedup_file"},
+    {"_replay", "_check", "_compact", "_accounting", "_exchange", "dedup_file"},
     {"recovery", "maintenance", "findings", "runner", "directory"},
     {"inspection", "compaction", "accounting"},
     {"pool"},

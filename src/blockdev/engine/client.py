@@ -19,6 +19,7 @@ from blockdev.accounting import Group, Usage
 from blockdev.compaction import CompactionReport
 from blockdev.constants import CHUNK_EXTENTS_MAX
 from blockdev.engine import protocol
+from blockdev.engine.exchange import ExchangeClient
 from blockdev.engine.protocol import HEADER_BYTES, EngineInspection, EngineObject, Header, Kind, ProtocolError
 from blockdev.errors import BlockdevError, InvalidArgument, Unavailable
 from blockdev.findings import InspectionKind
@@ -29,7 +30,9 @@ from blockdev.types import Extent
 CONNECT_SECONDS_MAX = 5.0
 HELLO_SECONDS_MAX = 10.0
 IDLE_MAX = 8
-UNTIMED = frozenset({"flush", "checkpoint", "changes", "count_changes"})
+UNTIMED = frozenset(
+    {"flush", "checkpoint", "changes", "count_changes", "offers", "digest", "fetch", "prove", "take", "put"}
+)
 READ_SECONDS_MAX = 10.0  # for answers that need no long work
 
 T = TypeVar("T")
@@ -96,7 +99,7 @@ class _Connection:
             self.stream.close()
 
 
-class EngineClient:
+class EngineClient(ExchangeClient):
     """What the engine at one socket path can be asked.  Every method raises Unavailable when no engine answers."""
 
     def __init__(self, socket_path: str | os.PathLike[str], client: str | None = None) -> None:

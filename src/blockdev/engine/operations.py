@@ -20,6 +20,7 @@ from blockdev.compaction import COMPACT
 from blockdev.constants import CHUNK_EXTENTS_MAX
 from blockdev.engine import protocol
 from blockdev.engine.attachments import Attachments
+from blockdev.engine.exchange import ExchangeOperations
 from blockdev.engine.protocol import OBJECTS_PAGE_MAX, USAGE_PAGE_MAX, ProtocolError, Request
 from blockdev.errors import Busy, InvalidArgument, NotFound
 from blockdev.findings import Finding, InspectionKind
@@ -111,6 +112,7 @@ class Operations:
             "set_capacity": self._set_capacity,
             "set_policy": self._set_policy,
             "set_disk_policies": self._set_disk_policies,
+            **ExchangeOperations(pool).by_name(),
         }
 
     def perform(self, session: Session, request: Request) -> Answer:

@@ -39,6 +39,8 @@ USAGE_PAGE_MAX = 65536  # VMs and snapshots in one answer
 OBJECTS_PAGE_MAX = 8192  # objects in one answer: at their longest names and tags they still fit a frame
 MESSAGE_CHARACTERS_MAX = 8192
 SESSION_BYTES = 16
+OFFER_BYTES = 24  # a block's number and fingerprint
+BLOCKS_MAX = 2048  # in one `fetch`, `prove`, `take` or `put`: 8 MiB
 WAIT_MS_MAX = 1000  # that the answer to `inspection` or `compaction` may take
 CLIENT_CHARACTERS_MAX = 200
 INSPECTION_KINDS: tuple[str, ...] = get_args(InspectionKind)
@@ -278,6 +280,14 @@ def _or_none(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
+def _bytes_of(item_bytes: int, items_max: int) -> Check:
+    return lambda value: type(value) is bytes and len(value) % item_bytes == 0 and len(value) // item_bytes <= items_max
+
+
+def _is_offer_count(value: Any) -> bool:
+    return _is_integer(value, 1, ITEMS_MAX)
+
+
 def _is_groups(value: Any) -> bool:
     """Of `account`: not more ids in all than one request may have, and not more groups and snapshots."""
     return _GROUPS(value) and item_count(value) <= ITEMS_MAX
@@ -335,6 +345,13 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "compact": {"rate_bytes": _is_rate_or_none},
     "compaction": {"run": is_id, "wait_ms": _is_wait},
     "cancel_compaction": {"run": is_id},
+    "offers": {"older": _is_id_or_none, "newer": is_id, "first_block": _is_count, "count": _is_offer_count},
+    "digest": {"older": _is_id_or_none, "older_digest": _bytes_of(16, 1), "newer": is_id},
+    "fetch": {"id": is_id, "blocks": _bytes_of(8, BLOCKS_MAX)},
+    "prove": {"id": is_id, "blocks": _bytes_of(8, BLOCKS_MAX)},
+    "known": {"id": is_id, "offers": _bytes_of(OFFER_BYTES, ITEMS_MAX)},
+    "take": {"id": is_id, "offers": _bytes_of(OFFER_BYTES, BLOCKS_MAX), "proofs": _bytes_of(32, BLOCKS_MAX)},
+    "put": {"id": is_id, "offers": _bytes_of(OFFER_BYTES, BLOCKS_MAX), "data": _bytes_of(4096, BLOCKS_MAX)},
 }
 # These change the pool: one at a time, and none from a session that another has taken the lead from.
 CHANGES = frozenset(

@@ -1,0 +1,59 @@
+"""Single blocks over the engine socket: what one pool offers, another takes or is given."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+
+from blockdev import Pool
+from blockdev.engine.client import EngineClient
+from blockdev.errors import BlockdevError, NotFound
+
+BLOCK = 4096
+MEBIBYTE = 1 << 20
+
+
+def numbers(offers: bytes) -> bytes:
+    return b"".join(offers[at : at + 8] for at in range(0, len(offers), 24))
+
+
+def test_a_snapshot_is_brought_to_another_disk_by_offers_proofs_and_bytes(client: EngineClient, pool: Pool) -> None:
+    choice = random.Random(1)
+    source, target = pool.create_vdisk(MEBIBYTE), pool.create_vdisk(MEBIBYTE)
+    source.write(0, choice.randbytes(40 * BLOCK))
+    [older] = pool.snapshot([source])
+    base = client.digest(None, b"", older.id)
+    source.write(10 * BLOCK, choice.randbytes(2 * BLOCK))
+    [newer] = pool.snapshot([source])
+    offers, rest = client.offers(None, newer.id, 0, 30)
+    assert rest == 30 and len(offers) == 30 * 24
+    more, rest = client.offers(None, newer.id, rest, 30)
+    assert rest is None and len(more) == 10 * 24
+    changed, _ = client.offers(older.id, newer.id, 0, 100)
+    assert numbers(changed) == struct.pack("<2Q", 10, 11)
+    assert client.known(target.id, offers) == b"\1" * 30
+    proofs = client.prove(newer.id, numbers(offers))
+    assert client.take(target.id, offers, proofs) == b"\1" * 30
+    client.put(target.id, more, client.fetch(newer.id, numbers(more)))
+    assert target.read(0, MEBIBYTE) == newer.read(0, MEBIBYTE)
+    digest = client.digest(older.id, base, newer.id)
+    assert digest == client.digest(None, b"", newer.id) == client.digest(None, b"", target.id) != base
+
+
+def test_what_cannot_be_done_is_an_error_and_the_connection_goes_on(client: EngineClient, pool: Pool) -> None:
+    source = pool.create_vdisk(MEBIBYTE)
+    source.write(0, b"a" * BLOCK)
+    [snapshot] = pool.snapshot([source])
+    offers, _ = client.offers(None, snapshot.id, 0, 1)
+    for refused in (
+        lambda: client.put(snapshot.id, offers, b"a" * BLOCK),
+        lambda: client.known(snapshot.id, offers),
+        lambda: client.fetch(999, numbers(offers)),
+    ):
+        with pytest.raises(NotFound):
+            refused()
+    with pytest.raises(BlockdevError, match="verify"):
+        client.put(source.id, offers, b"b" * BLOCK)
+    assert client.fetch(snapshot.id, numbers(offers)) == b"a" * BLOCK
