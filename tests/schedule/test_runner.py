@@ -11,6 +11,7 @@ from blockdev import errors
 from blockdev.schedule.retention import Kept, expired
 from blockdev.schedule.runner import Round, Scheduler
 from blockdev.vmmap.clock import to_text
+from blockdev.vmmap.names import UNFINISHED
 from blockdev.vmmap.service import VMs
 from tests.schedule.conftest import Home
 
@@ -48,6 +49,15 @@ def test_what_was_missed_is_caught_up_once(web: Home) -> None:
     [snapshot] = web.vms.list_snapshots("web")
     assert snapshot.name == "hourly-20280111-0105"
     assert web.scheduler.round().taken == 0
+
+
+def test_a_vm_whose_images_are_still_imported_is_not_snapshotted_before_it_is_whole(web: Home) -> None:
+    web.vms.set_description("web", f"{UNFINISHED}: its images are being imported")
+    web.now += 2 * HOUR
+    assert web.scheduler.round().taken == 0
+    web.vms.set_description("web", "")
+    web.now += HOUR
+    assert web.scheduler.round().taken == 1
 
 
 def test_a_run_waits_for_the_engine(web: Home) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from blockdev.api.jobs import Job
 from blockdev.api.schemas_streams import SnapshotExport, SnapshotImport, StreamFile
 from blockdev.api.services import Services
-from blockdev.api.unfinished import check_description, is_marked
+from blockdev.api.unfinished import check_description
 from blockdev.clock import now_seconds
 from blockdev.errors import Busy, InvalidArgument
 from blockdev.transfer.disk import check_file
@@ -17,14 +17,14 @@ from blockdev.transfer.streams import Counts, Source, check_readable, open_strea
 from blockdev.vmmap.clock import to_text
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
 from blockdev.vmmap.model import Snapshot, Terms
-from blockdev.vmmap.names import check_name
+from blockdev.vmmap.names import check_name, is_unfinished
 
 
 def export_snapshot(services: Services, vm: str, snapshot: str, body: SnapshotExport) -> Job:
     """Start the export; what can be refused at once is raised here."""
     wanted = services.vms.show_snapshot(vm, snapshot)
     base = None if body.since is None else services.vms.show_snapshot(vm, body.since)
-    if is_marked(wanted.description):
+    if is_unfinished(wanted.description):
         raise Busy(f"snapshot {vm}@{snapshot} goes when the export that it was taken for ends: take another one")
     if base is not None and base.lsn >= wanted.lsn:
         raise InvalidArgument(f"{vm}@{base.name} is not older than {vm}@{snapshot}: --since names an older snapshot")

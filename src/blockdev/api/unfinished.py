@@ -13,23 +13,18 @@ from contextlib import contextmanager, suppress
 from blockdev.errors import BlockdevError, InvalidArgument, NotFound
 from blockdev.policies import AS_POOL, DiskPolicy
 from blockdev.vmmap.model import VM, Snapshot
+from blockdev.vmmap.names import UNFINISHED, is_unfinished
 from blockdev.vmmap.service import VMs
 
-MARK = "~unfinished"
-VM_MARK = f"{MARK}: its images are being imported"
-SNAPSHOT_MARK = f"{MARK}: taken for a running export"
+VM_MARK = f"{UNFINISHED}: its images are being imported"
+SNAPSHOT_MARK = f"{UNFINISHED}: taken for a running export"
 
 
 def check_description(description: str) -> str:
     """Nobody but us may write the mark."""
-    if is_marked(description):
-        raise InvalidArgument(f"a description cannot begin with {MARK}: take other words")
+    if is_unfinished(description):
+        raise InvalidArgument(f"a description cannot begin with {UNFINISHED}: take other words")
     return description
-
-
-def is_marked(description: str) -> bool:
-    """Whether what it describes goes when its job ends."""
-    return description.startswith(MARK)
 
 
 class Unfinished:

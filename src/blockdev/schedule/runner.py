@@ -31,6 +31,7 @@ from blockdev.schedule.times import latest_run, next_run, parse_when, parse_zone
 from blockdev.vmmap.catalog import Catalog, RunRow, SnapshotRow, VMRow
 from blockdev.vmmap.clock import Clock, to_text
 from blockdev.vmmap.events import Events
+from blockdev.vmmap.names import is_unfinished
 from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs
 
@@ -174,6 +175,8 @@ class Scheduler:
             known = {(row.vm_id, row.schedule): row for row in self._catalog.schedule_runs()}
         dues, rows = [], []
         for vm in vms:
+            if is_unfinished(vm.description):
+                continue  # its schedules begin when all of it is there
             for schedule in sets.get(vm.id if vm.own_schedules else None, []):
                 key = (vm.id, schedule.name)
                 row = known.get(key) or RunRow(*key, to_text(now), 0, None)

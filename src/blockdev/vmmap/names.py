@@ -19,6 +19,7 @@ _OBJECT_NAME = re.compile(f"({_PATTERN})/({_PATTERN})(?:@({_PATTERN}))?")
 
 CONFIG_BYTES_MAX = 1 << 20
 DESCRIPTION_BYTES_MAX = 4096
+UNFINISHED = "~unfinished"  # a description that begins so marks what goes unless the job that makes it ends well
 
 
 class ObjectName(NamedTuple):
@@ -38,6 +39,11 @@ def parse_object_name(name: str | None) -> ObjectName | None:
     """The parts of a pool object's name; None if it is not the name of a VM's disk or snapshot."""
     match = _OBJECT_NAME.fullmatch(name or "")
     return ObjectName(*match.groups()) if match else None
+
+
+def is_unfinished(description: str) -> bool:
+    """Whether what it describes goes when its job ends: no user was told that it exists."""
+    return description.startswith(UNFINISHED)
 
 
 def is_name(name: str) -> bool:

@@ -11,14 +11,14 @@ from blockdev.api.access import Asking, least_role
 from blockdev.api.pages import COUNT_MAX, AfterSnapshot, Count, written
 from blockdev.api.schemas import DiffView, Name, NewSnapshot, SnapshotChange, SnapshotPage
 from blockdev.api.services import Wired
-from blockdev.api.unfinished import check_description, is_marked
+from blockdev.api.unfinished import check_description
 from blockdev.clock import now_seconds
 from blockdev.constants import CHUNK_EXTENTS_MAX
 from blockdev.errors import Busy, InvalidArgument
 from blockdev.quiesce.snapshots import take_snapshot
 from blockdev.vmmap.clock import to_text
 from blockdev.vmmap.model import Origin, Snapshot, Terms
-from blockdev.vmmap.names import NAME_CHARACTERS_MAX
+from blockdev.vmmap.names import NAME_CHARACTERS_MAX, is_unfinished
 
 router = APIRouter(prefix="/vms/{vm}/snapshots", tags=["snapshots"])
 
@@ -70,7 +70,7 @@ def change_snapshot(vm: str, snapshot: str, body: SnapshotChange, services: Wire
     check_description(terms.get("description", ""))
     _check_later("lock", terms.get("locked_until"))
     _check_later("time to keep it", terms.get("expires"))
-    if is_marked(services.vms.show_snapshot(vm, snapshot).description):
+    if is_unfinished(services.vms.show_snapshot(vm, snapshot).description):
         raise Busy(f"snapshot {vm}@{snapshot} goes when the export that it was taken for ends: take another one")
     return services.vms.change_snapshot(vm, snapshot, terms)
 
