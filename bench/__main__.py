@@ -120,8 +120,9 @@ def _run_until_stopped(plan: Plan, wanted: Sequence[Cell]) -> tuple[list[Run | F
     """All runs, or those that were done when something ended them early, and what that was."""
     done: list[Run | Failure] = []
     try:
-        for each in run_all(plan, wanted, _tell):
+        for each in run_all(plan, wanted):
             done.append(each)
+            _tell(each)
     except (ServerFailed, OSError, KeyboardInterrupt, Terminated) as error:
         return done, f"{type(error).__name__}: {error}".removesuffix(": ")
     return done, None

@@ -10,7 +10,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -97,14 +97,14 @@ def turns(cells: list[Cell], round: int) -> list[Cell]:
     return [cells[(round + step * i) % len(cells)] for i in range(len(cells))]
 
 
-def run_all(plan: Plan, cells: Sequence[Cell], told: Callable[[Run | Failure], None]) -> Iterator[Run | Failure]:
-    """Every run of the plan, group after group; `told` hears of each when it is done.
+def run_all(plan: Plan, cells: Sequence[Cell]) -> Iterator[Run | Failure]:
+    """Every run of the plan, group after group.
 
     A failure ends the turns of that peer on that workload, and nothing else.
     """
     for _, members in groupby(cells, key=lambda cell: cell[0].group):
         with _Disks(plan) as disks:
-            yield from _run_group(plan, list(members), disks, told)
+            yield from _run_group(plan, list(members), disks)
 
 
 class _Disks:
@@ -140,9 +140,7 @@ class _Disks:
         return served_disk(*cell, self._plan.sizes, folder, self._plan.seed)
 
 
-def _run_group(
-    plan: Plan, cells: list[Cell], disks: _Disks, told: Callable[[Run | Failure], None]
-) -> Iterator[Run | Failure]:
+def _run_group(plan: Plan, cells: list[Cell], disks: _Disks) -> Iterator[Run | Failure]:
     failed: set[Cell] = set()
     for round in range(plan.rounds):
         for position, cell in enumerate(turns(cells, round)):
@@ -155,7 +153,6 @@ def _run_group(
             except (BlockdevError, FioFailed, ServerFailed, nbd.Error, subprocess.TimeoutExpired) as error:
                 done = Failure(workload.name, peer.name, round, str(error))
                 failed.add(cell)
-            told(done)
             yield done
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import httpx
@@ -42,13 +43,20 @@ class ServedEngine:
         return until(lambda: pid if (pid := self.pid()) != dead else 0, "another engine process")
 
     def wait_until_back(self, dead: int, rest: httpx.Client) -> None:
-        """Another engine than `dead` serves, and the control plane knows it."""
+        """Another engine than `dead` serves, and the control plane knows it.
+
+        The engine's own socket answers a moment before nbd.sock gets its name: until then the dead one's is there.
+        """
 
         def serves() -> bool:
             status = rest.get("/status").json()
-            return status["engine_running"] and status["engine"]["pid"] != dead
+            return status["engine_running"] and status["engine"]["pid"] != dead and self._accepts()
 
         until(serves, "the engine")
+
+    def _accepts(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self.home.path / "run/nbd.sock")) == 0
 
     def keep_serve_patient(self, kills: int) -> None:
         """Before `kills` more: ends serve and starts it again when that would be too many for it."""
