@@ -133,6 +133,21 @@ def test_a_viewer_sees_no_configuration(rest: httpx.Client, callers: dict[str, h
     rest.delete("/vms/secretive")
 
 
+def test_a_viewer_sees_no_configuration_in_the_job_that_imported_it(
+    rest: httpx.Client, callers: dict[str, httpx.Client], tmp_path: Path
+) -> None:
+    path = str(tmp_path / "snapshot.stream")
+    rest.post("/vms", json={"name": "streamed", "config": "<vm password='secret'/>", "disks": [{"name": "root", "size_bytes": 4096}]})
+    assert rest.post("/vms/streamed/snapshots", json={"name": "s1"}).status_code == 201
+    for start, body in (("/vms/streamed/snapshots/s1/export", {"path": path}), ("/streams/import", {"path": path, "vm": "taken-in"})):
+        job = rest.post(start, json=body).json()
+        while job["state"] not in ("done", "failed"):
+            job = rest.get(f"/jobs/{job['id']}", params={"after": job["version"], "wait_seconds": 10}).json()
+    assert job["state"] == "done" and "secret" in rest.get("/vms/taken-in/config").text
+    seen = callers["viewer"].get(f"/jobs/{job['id']}")
+    assert seen.json()["result"]["made"]["name"] == "s1" and "secret" not in seen.text
+
+
 @pytest.fixture
 def catalog(tmp_path: Path) -> Any:
     opened = Catalog(tmp_path / "catalog.db")

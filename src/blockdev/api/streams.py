@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from blockdev.api.jobs import Job
@@ -95,7 +96,8 @@ def _import(services: Services, body: SnapshotImport, expires: str | None, job: 
         except BaseException:
             services.vms.abort_copy(begun)
             raise
-    return {**_described(body.path, reader.copy, counts), "made": made.to_json(), "made_vm": begun.vm_id is None}
+    shown = replace(made, config=None)  # viewers see the results of jobs
+    return {**_described(body.path, reader.copy, counts), "made": shown.to_json(), "made_vm": begun.vm_id is None}
 
 
 def inspect_stream(services: Services, body: StreamFile) -> Job:
