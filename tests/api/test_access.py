@@ -292,6 +292,26 @@ def test_those_without_a_token_keep_nobody_out_for_long(fresh: Home) -> None:
         assert answer.startswith(b"HTTP/1.1 401") and b"connection: close" in answer.lower()
 
 
+def test_what_strangers_send_is_not_in_the_log(fresh: Home) -> None:
+    address = free_address()
+    fresh.serve("--api", address)
+    context = ssl.create_default_context(cafile=str(fresh.path / "keys/api/cert.pem"))
+
+    def send(data: bytes) -> bytes:
+        plain = socket.create_connection(("127.0.0.1", int(address.split(":")[1])), timeout=SECONDS_MAX)
+        with context.wrap_socket(plain, server_hostname="localhost") as stream:
+            stream.sendall(data)
+            return stream.recv(4096)
+
+    upgrade = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+    assert send(b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400") and send(upgrade).startswith(b"HTTP/1.1 401")
+    with context.wrap_socket(socket.create_connection(("127.0.0.1", int(address.split(":")[1]))), server_hostname="localhost") as idle:
+        idle.settimeout(SECONDS_MAX)
+        assert idle.recv(1) == b"", "by then the one that sent nonsense would have been found idle, too"
+    said = fresh.stop()
+    assert "uvicorn" not in said and "Traceback" not in said
+
+
 def test_idle_tls_connections_do_not_hold_up_the_end(fresh: Home) -> None:
     address = free_address()
     fresh.serve("--api", address)

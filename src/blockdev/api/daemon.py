@@ -56,7 +56,7 @@ def main() -> None:
     """The console script."""
     arguments = _parse(sys.argv[1:])
     logging.basicConfig(level=logging.INFO, format="blockdevd: %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of what strangers send, who could fill the log by that
     os.umask(0o077)  # exported images hold guests' data
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # connections that have not finished their TLS handshake count, too

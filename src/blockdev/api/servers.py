@@ -40,6 +40,7 @@ class Servers:
             self._app,
             log_config=None,
             access_log=False,
+            ws="none",
             http=H11Protocol if listener.family == socket.AF_UNIX else _Stranger,
             lifespan="off",
             proxy_headers=False,  # nobody is believed to be somebody else
@@ -78,12 +79,19 @@ class _Stranger(H11Protocol):
     Who is refused for want of a token is disconnected (guard.py).
     """
 
+    _idle: asyncio.TimerHandle | None = None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > CONNECTIONS_MAX:
             transport.abort()
         else:
-            self.loop.call_later(IDLE_SECONDS, self._leave_if_idle)
+            self._idle = self.loop.call_later(IDLE_SECONDS, self._leave_if_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._idle is not None:
+            self._idle.cancel()  # a TLS transport that was lost cannot be aborted any more
+        super().connection_lost(exc)
 
     def _leave_if_idle(self) -> None:
         if self.cycle is None:  # no request has begun
