@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from xml.etree import ElementTree
+from xml.sax.saxutils import quoteattr
 
 import pytest
 
 from blockdev.errors import InvalidArgument
-from blockdev.hypervisor.disks import disks_of
+from blockdev.hypervisor.disks import ARGUMENTS, disks_of
 from blockdev.hypervisor.identity import own_domain
 from blockdev.hypervisor.place import Place, is_remote
 from blockdev.vmmap.machine import mac_address
@@ -20,6 +21,7 @@ SOCKET = "/srv/run/nbd.sock"
 QEMU = " xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
 ROOT = disk("web/root", SOCKET, rest="<serial>abc</serial>")
 DATA = disk("web/data", SOCKET, "vdb")
+NVDIMM = "<memory model='nvdimm'><source><path>/images/pmem</path></source><target><size>1</size></target></memory>"
 
 
 def own(xml: str, *disks: str) -> ElementTree.Element:
@@ -104,6 +106,61 @@ def test_ports_sockets_and_files_of_the_origin_are_not_the_clones() -> None:
     assert "web/data" not in text and "web/more" not in text and "qemu:commandline" in text
 
 
+def arguments(*values: str) -> str:
+    given = "".join(f"<qemu:arg value={quoteattr(value)}/>" for value in values)
+    return f"<qemu:commandline>{given}</qemu:commandline>"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "driver=nbd,node-name=n,server.type=unix,server.path=/srv/run/nbd.sock,export={}",
+        "file.driver=nbd,file.path=/srv/run/nbd.sock,file.export={},if=virtio",
+        "file=nbd:unix:/srv/run/nbd.sock:exportname={},if=virtio",
+        "file=nbd+tcp://127.0.0.1:10900/{},if=virtio",
+    ],
+)
+def test_an_export_of_the_origin_is_found_however_qemu_is_given_it(value: str) -> None:
+    made = own(domain("web", ROOT, rest=arguments("-drive", value.format("web/data")), namespace=QEMU), "root", "data")
+    assert made.findall(ARGUMENTS)[1].get("value") == value.format("copy/data")
+    assert len(made.findall("./devices/disk")) == 1
+
+
+def test_an_export_whose_name_is_escaped_is_found() -> None:
+    rest = arguments("-blockdev", '{"driver":"nbd","export":"web\\/data"}')
+    assert own(domain("web", ROOT, rest=rest, namespace=QEMU), "root", "data").findall(ARGUMENTS)[1].get("value", "").count("copy/data") == 1
+
+
+def test_cards_and_sockets_that_qemu_is_given_are_the_vms_own() -> None:
+    card = "<interface type='vhostuser'><source type='unix' path='/run/web.vhost' mode='server'/></interface>"
+    given = (
+        *("-device", "virtio-net-pci,netdev=n,mac=52:54:00:00:00:01", "-device", '{"driver":"e1000","mac":"52:54:00:00:00:02"}'),
+        *("-qmp", "unix:/run/web.qmp,server=on,wait=off", "-qmp", "unix:/run/other,server=off"),
+        *("-chardev", "file,id=log,path=/var/log/web.log", "-serial", "file:/var/log/web-serial.log"),
+    )
+    made = own(domain("web", ROOT, card, rest=arguments(*given), namespace=QEMU))
+    values = [one.get("value") for one in made.findall(ARGUMENTS)][1::2]
+    assert values == [
+        f"virtio-net-pci,netdev=n,mac={mac_address(UUID, 1)}",
+        f'{{"driver":"e1000","mac":"{mac_address(UUID, 2)}"}}',
+        *("unix:/run/web-copy.qmp,server=on,wait=off", "unix:/run/other,server=off"),
+        *("file,id=log,path=/var/log/web-copy.log", "file:/var/log/web-serial-copy.log"),
+    ]
+    assert made.find("./devices/interface/source").get("path") == "/run/web-copy.vhost"  # type: ignore[union-attr]
+
+
+def test_a_port_of_a_switch_has_a_name_of_its_own() -> None:
+    port = "<virtualport type='{}'><parameters interfaceid='09b11c53-8b5c-4eeb-8f00-d84eaa0aaa4f' profileid='p'/></virtualport>"
+    cards = [f"<interface type='bridge'><source bridge='br0'/>{port.format(kind)}</interface>" for kind in ("openvswitch", "midonet")]
+    first, second = own(domain("web", ROOT, *cards)).iter("parameters")
+    assert first.attrib == {"profileid": "p"} and len(second.attrib) == 2
+
+
+def test_a_path_that_names_no_file_is_left_to_libvirt() -> None:
+    made = own(domain("web", ROOT, "<serial type='file'><source path='/'/><log/></serial>"))
+    assert made.find("./devices/serial/source").get("path") == "/"  # type: ignore[union-attr]
+
+
 def test_a_firmwares_variables_are_made_anew() -> None:
     xml = DOMAIN.replace("hvm</type>", "hvm</type>{os}")
     loader = "<loader readonly='yes' type='pflash'>/code.fd</loader>"
@@ -123,6 +180,9 @@ def test_a_firmwares_variables_are_made_anew() -> None:
         (domain("web", ROOT, file_disk("/images/web.img")), ("root",), "not blockdev's, file /images/web.img"),
         (domain("web", ROOT, DATA), ("root",), "has a disk web/data, and the VM has no disk data"),
         (domain("web", ROOT, disk("db/data", SOCKET, "vdb")), ("root", "data"), "disks of several VMs: db, web"),
+        (domain("web", ROOT, NVDIMM), ("root",), "has /images/pmem as nvdimm"),
+        (domain("web", ROOT, rest=arguments("-drive", "file=/images/web.img,if=virtio"), namespace=QEMU), ("root",), "file /images/web.img"),
+        (domain("web", ROOT, "<a>" * 5000 + "</a>" * 5000), ("root",), "too deep"),
         (domain("web"), ("root",), "no disk on NBD that would say where root is to be"),
     ],
 )
@@ -136,7 +196,8 @@ def test_what_nobody_writes_to_may_be_in_two_domains() -> None:
     empty = "<disk type='file' device='cdrom'><target dev='sdb' bus='sata'/></disk>"
     base = file_disk("/base.img").replace("</disk>", "<readonly/></disk>")
     old = disk("web/data@monday", SOCKET, "vdd", "<readonly/>")
-    made = own(domain("web", ROOT, cd, empty, base, old))
+    rest = arguments("-drive", "file=/other.iso,media=cdrom", "-blockdev", '{"driver":"file","read-only":true,"filename":"/x"}', "-fw_cfg", "name=x,file=/y")
+    made = own(domain("web", ROOT, cd, empty, base, old, rest=rest, namespace=QEMU))
     names = [source.get("name") or source.get("file") for source in made.findall("./devices/disk/source")]
     assert names == ["copy/root", "/iso", "/base.img", "web/data@monday"]
 

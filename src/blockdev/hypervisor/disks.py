@@ -16,7 +16,7 @@ from blockdev.vmmap.names import ObjectName, parse_object_name
 
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 ARGUMENTS = f"{{{QEMU}}}commandline/{{{QEMU}}}arg"
-NBD_URI = re.compile(r"nbds?(?:\+unix)?://[^\s,\"']+")
+NBD_URI = re.compile(r"nbds?(?:\+(?:unix|tcp))?://[^\s,\"']+")
 MEDIA = ("cdrom", "floppy")  # what is put in and taken out is no disk of a VM
 
 

@@ -22,8 +22,13 @@ from blockdev.vmmap.names import object_name, parse_object_name
 PREFIXES = {"virtio": "vd", "scsi": "sd", "sata": "sd", "usb": "sd", "ide": "hd"}
 CHARACTER_DEVICES = ("serial", "parallel", "console", "channel", "smartcard", "redirdev", "rng/backend")
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
-EXPORT_OPTION = re.compile(r'("export"\s*:\s*")([^"]+)')  # of -blockdev
-LISTENING_PATH = re.compile(r"(?<=path=)/[^,]+")
+EXPORT_OPTION = re.compile(r'("export"\s*:\s*"|(?:^|[,.])export=|:exportname=)([^",]+)')  # of -blockdev and -drive
+MAC_OPTION = re.compile(r'((?:^|,)mac(?:addr)?=|"mac"\s*:\s*")[0-9A-Fa-f:]{17}')  # of -device and -nic
+OWN_PATH = re.compile(r"(?:(?<=path=)|(?<=^unix:)|(?<=^file:))/[^,]+")  # of -chardev, -qmp, -serial
+DRIVES = ("-drive", "-blockdev", "-hda", "-hdb", "-hdc", "-hdd")
+DRIVE_FILE = re.compile(r'(?:^|(?:^|[,.])file(?:name)?=|"filename"\s*:\s*")(/[^",]+)')
+READ_ONLY = re.compile(r'read-?only"?\s*[=:]\s*"?(?:on|true)|media=cdrom')
+GENERATED = (("openvswitch", "interfaceid"), ("802.1Qbg", "instanceid"))  # of ports: where libvirt makes one that is not said
 ElementTree.register_namespace("qemu", QEMU)
 
 
@@ -39,8 +44,9 @@ def own_domain(config: str, vm: str, vm_uuid: str, disks: Collection[str]) -> st
             "or discover the domain of the VM that it is a clone of"
         )
     _name(domain, vm, vm_uuid)
-    _number_interfaces(domain, vm_uuid)
-    _point_disks(domain, vm, disks)
+    _number_interfaces(domain, vm, vm_uuid)
+    _point_disks(domain, vm, vm_uuid, disks)
+    _refuse_memory(domain, vm)
     _release_graphics(domain)
     for kind in CHARACTER_DEVICES:
         for device in domain.findall(f"./devices/{kind}"):
@@ -48,7 +54,10 @@ def own_domain(config: str, vm: str, vm_uuid: str, disks: Collection[str]) -> st
     for vsock in domain.findall("./devices/vsock/cid"):
         vsock.attrib.pop("address", None)
         vsock.set("auto", "yes")
-    return ElementTree.tostring(domain, encoding="unicode")
+    try:
+        return ElementTree.tostring(domain, encoding="unicode")
+    except RecursionError:
+        raise InvalidArgument(f"the configuration of VM {vm} has elements in elements in elements, too deep for a domain") from None
 
 
 def _name(domain: Element, vm: str, vm_uuid: str) -> None:
@@ -83,7 +92,7 @@ def _set_text(domain: Element, tag: str, text: str) -> None:
     element.text = text
 
 
-def _number_interfaces(domain: Element, vm_uuid: str) -> None:
+def _number_interfaces(domain: Element, vm: str, vm_uuid: str) -> None:
     for number, interface in enumerate(domain.findall("./devices/interface")):
         mac = interface.find("mac")
         if mac is None:
@@ -95,6 +104,13 @@ def _number_interfaces(domain: Element, vm_uuid: str) -> None:
                 element.attrib.pop("dev", None)
                 if not element.attrib:
                     interface.remove(element)
+        for port in interface.findall("virtualport"):
+            for parameters in port.findall("parameters"):
+                for kind, name in GENERATED:
+                    if port.get("type") == kind:
+                        parameters.attrib.pop(name, None)
+        for source in interface.findall("source[@mode='server']"):  # of vhostuser
+            source.set("path", own_path(source.get("path", ""), vm))
 
 
 def _release_graphics(domain: Element) -> None:
@@ -129,6 +145,8 @@ def _separate_character_device(device: Element, vm: str) -> None:
 def own_path(path: str, vm: str) -> str:
     """Beside the origin's: /run/vm/agent.sock -> /run/vm/agent-web-2.sock."""
     old = PurePosixPath(path)
+    if not old.name:
+        return path  # nothing that could be opened
     return str(old.with_name(f"{old.stem}-{vm}{old.suffix}"))
 
 
@@ -160,7 +178,7 @@ class _Exports:
         return object_name(self._vm, export.disk)
 
 
-def _point_disks(domain: Element, vm: str, disks: Collection[str]) -> None:
+def _point_disks(domain: Element, vm: str, vm_uuid: str, disks: Collection[str]) -> None:
     """Exports of the origin become those of the same names of this VM; what the XML lacks is added."""
     exports = _Exports(vm, disks)
     model: Element | None = None
@@ -173,7 +191,7 @@ def _point_disks(domain: Element, vm: str, disks: Collection[str]) -> None:
         source.attrib.pop("index", None)
         if model is None and disk.get("device", "disk") not in MEDIA:
             model = disk
-    _point_arguments(domain, vm, exports)
+    _point_arguments(domain, vm, vm_uuid, exports)
     lacking = [name for name in disks if name not in exports.present]
     if lacking and model is None:
         raise InvalidArgument(
@@ -194,8 +212,20 @@ def _refuse_shared(disk: Element, vm: str) -> None:
         )
 
 
-def _point_arguments(domain: Element, vm: str, exports: _Exports) -> None:
-    """What QEMU is given behind libvirt's back: exports by their names, and sockets that it listens on."""
+def _refuse_memory(domain: Element, vm: str) -> None:
+    """A file that is a guest's memory is a disk by another name."""
+    for memory in domain.findall("./devices/memory"):
+        path = memory.findtext("source/path")
+        if path is not None and memory.get("model") in ("nvdimm", "virtio-pmem") and memory.find("target/readonly") is None:
+            raise InvalidArgument(
+                f"the configuration of VM {vm} has {path} as {memory.get('model')}, and two VMs must not write to it: "
+                f"take it out of the configuration (blockdevctl vm config {vm} --set FILE)"
+            )
+
+
+def _point_arguments(domain: Element, vm: str, vm_uuid: str, exports: _Exports) -> None:
+    """What QEMU is given behind libvirt's back: exports by their names, MAC addresses, and sockets and files that it makes."""
+    cards = len(domain.findall("./devices/interface"))
 
     def own_uri(match: re.Match[str]) -> str:
         try:
@@ -206,14 +236,34 @@ def _point_arguments(domain: Element, vm: str, exports: _Exports) -> None:
         return match[0] if name is None else match[0].replace(parts.path, f"/{name}", 1)
 
     def own_option(match: re.Match[str]) -> str:
-        name = exports.own(match[2])
+        name = exports.own(match[2].replace("\\/", "/"))
         return match[0] if name is None else f"{match[1]}{name}"
 
+    def own_card(match: re.Match[str]) -> str:
+        nonlocal cards
+        cards += 1
+        return f"{match[1]}{mac_address(vm_uuid, cards - 1)}"
+
+    option = ""
     for argument in domain.findall(ARGUMENTS):
         value = argument.get("value", "")
-        if value.startswith("socket,") and "server" in value and "server=off" not in value:
-            value = LISTENING_PATH.sub(lambda match: own_path(match[0], vm), value)
-        argument.set("value", EXPORT_OPTION.sub(own_option, NBD_URI.sub(own_uri, value)))
+        _refuse_shared_file(option, value, vm)
+        option = value
+        is_listening = value.startswith(("socket,", "unix:")) and "server" in value and "server=off" not in value
+        if is_listening or value.startswith(("file,", "file:")):
+            value = OWN_PATH.sub(lambda match: own_path(match[0], vm), value)
+        value = EXPORT_OPTION.sub(own_option, NBD_URI.sub(own_uri, value))
+        argument.set("value", MAC_OPTION.sub(own_card, value))
+
+
+def _refuse_shared_file(option: str, value: str, vm: str) -> None:
+    """As _refuse_shared; option: the argument before."""
+    found = DRIVE_FILE.search(value) if option in DRIVES and not READ_ONLY.search(value) else None
+    if found is not None:
+        raise InvalidArgument(
+            f"the configuration of VM {vm} gives QEMU a disk that is not blockdev's, file {found[1]}, and two VMs must not write "
+            f"to it: take it out of the configuration (blockdevctl vm config {vm} --set FILE)"
+        )
 
 
 def _add_disk(domain: Element, model: Element, vm: str, name: str) -> None:
