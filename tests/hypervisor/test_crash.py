@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import libvirt
 import pytest
@@ -148,6 +150,38 @@ def test_a_libvirt_that_dies_in_the_middle_leaves_what_is_settled_later(world: W
         world.daemon.start()
         assert [text.endswith("is not there") for text in registrations.settle()] == [True]
     world.check(False)
+
+
+def test_settling_that_looks_before_a_domain_is_made_does_not_say_that_it_is_not_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with world.control_plane() as (hypervisors, _):
+        has_looked, is_made = threading.Event(), threading.Event()
+        look = hypervisors.domain_of
+
+        def look_and_dawdle(*arguments: Any, **named: Any) -> Any:
+            found = look(*arguments, **named)
+            has_looked.set()
+            is_made.wait(60)
+            return found
+
+        monkeypatch.setattr(hypervisors, "domain_of", look_and_dawdle)
+
+        def settle() -> None:
+            assert registrations.settle() == []
+            has_looked.set()
+
+        def at_step(step: str) -> None:
+            if step == "register:intended":
+                settling.start()
+                assert has_looked.wait(60)
+
+        registrations = Registrations(hypervisors, at_step)
+        settling = threading.Thread(target=settle)
+        assert registrations.register(hypervisors.row(HYPERVISOR), "copy") == "copy"
+        is_made.set()
+        settling.join()
+    world.check(True)
 
 
 def test_a_domain_that_somebody_else_made_is_never_taken_over(world: World) -> None:

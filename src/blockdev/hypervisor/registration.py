@@ -23,7 +23,7 @@ from blockdev.vmmap.catalog_domains import HypervisorRow, LinkRow
 from blockdev.vmmap.machine import domain_of
 
 if TYPE_CHECKING:
-    from blockdev.hypervisor.connection import Connection, Domain
+    from blockdev.hypervisor.connection import Connection
 
 logger = logging.getLogger(__name__)
 DEFINE_SECONDS = 60.0
@@ -193,20 +193,22 @@ class Registrations:
         found = []
         for link in self._hypervisors.catalog.unsettled_links():
             try:
-                domain = self._hypervisors.domain_of(link, insist=True)
+                with self._living(link.uuid, link.name):
+                    found += self._settle(link)
+            except Busy:
+                continue  # whoever works on it settles it
             except BlockdevError as error:
                 logger.info("domain %s is not settled: %s", link.name, error.message)
-                continue
-            with self._lock:
-                if link.uuid in self._live:
-                    continue
-                found.append(self._settle(link, domain))
         return found
 
-    def _settle(self, link: LinkRow, domain: Domain | None) -> str:
+    def _settle(self, link: LinkRow) -> list[str]:
+        """Nobody works on it from before the look: a domain that is made behind the look would be said not to be there."""
+        if link not in self._hypervisors.catalog.unsettled_links():
+            return []  # it was settled since it was listed
+        domain = self._hypervisors.domain_of(link, insist=True)
         self._vms.settle_link(link.vm_id, None if domain is None else domain.config)
         what = "is there" if domain is not None else "is not there"
-        return f"domain {link.name} of hypervisor {link.hypervisor}, which was {link.state}, {what}"
+        return [f"domain {link.name} of hypervisor {link.hypervisor}, which was {link.state}, {what}"]
 
     @contextmanager
     def _living(self, uuid: str, vm: str) -> Iterator[None]:
