@@ -66,7 +66,10 @@ class DomainAgent:
 
         def work(connection: Connection) -> tuple[bool, int | GuestFailed]:
             connection.set_agent_limit(self._uuid, _whole(limit_s))
-            was_frozen = connection.ask_agent(self._uuid, STATUS, _whole(limit_s)) == "frozen"
+            try:
+                was_frozen = connection.ask_agent(self._uuid, STATUS, _whole(limit_s)) == "frozen"
+            except GuestFailed:
+                was_frozen = False  # an agent that does not say is told to thaw all the same
             try:
                 return was_frozen, connection.thaw(self._uuid)
             except GuestFailed as refusal:
