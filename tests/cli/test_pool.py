@@ -62,6 +62,9 @@ def test_findings_stay_until_they_are_gone_whatever_is_restarted(served: Home) -
     damage(served, 700)
     result = served.run("pool", "scrub")
     assert result.status == 8 and "found 3 faults" in result.stderr
+    [job] = served.json("job", "list", "--kind", "pool.scrub")["jobs"]
+    watched = served.run("job", "watch", job["id"])
+    assert (watched.status, watched.stdout) == (8, result.stdout), "as the command that began it"
     where = f"bytes {700 * BLOCK} to {701 * BLOCK - 1}: segment 0000"
     for name in ("VM web, disk root, ", "VM web, disk root, snapshot monday, ", "VM test, disk root, "):
         assert name + where in result.stdout, result

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
+from blockdev.cli.hypervisor import show_registrations
 from blockdev.cli.output import print_columns, print_fields, show_count, show_size
+from blockdev.cli.pool import tell_inspected
 from blockdev.cli.progress import FINISHED
 from blockdev.cli.session import Noun, Session, pass_session
 from blockdev.errors import InvalidArgument
@@ -54,15 +56,23 @@ def show(session: Session, id: str) -> None:
 @job.command()
 @click.argument("id", metavar="JOB")
 @pass_session
-def watch(session: Session, id: str) -> None:
-    """Show a job's progress until it ends; fails as it fails.
+def watch(session: Session, id: str) -> int:
+    """Show a job's progress until it ends; fails as it fails, or as the command would that began it.
 
     Ctrl-C ends the watching, and the job goes on.
     """
     found = session.client.get(_path(id))
     title = f"{found['kind']} of {found['subject']}"
     result = session.follow(found, title, "see blockdevctl job show", cancels=False)
-    session.say(result, f"{title}: done")
+    noun, _, verb = found["kind"].partition(".")
+    fields = result if isinstance(result, dict) else {}
+    if noun == "pool" and "findings" in fields:
+        tell_inspected(session, verb, result)
+    elif "registrations" in fields:
+        return show_registrations(session, result, result)
+    else:
+        session.say(result, f"{title}: done")
+    return 0
 
 
 @job.command()

@@ -193,7 +193,7 @@ def _inspect(
     if offline:
         from blockdev.cli.offline import inspect  # which takes as long to load as all the rest
 
-        _tell_inspected(session, kind, inspect(session, kind, rate_bytes, pool_path, title))
+        tell_inspected(session, kind, inspect(session, kind, rate_bytes, pool_path, title))
         return
     if pool_path is not None:
         raise InvalidArgument("only --offline looks at another pool than the one that is served")
@@ -201,10 +201,11 @@ def _inspect(
     if detach:
         session.leave(job)
         return
-    _tell_inspected(session, kind, session.follow(job, title))
+    tell_inspected(session, kind, session.follow(job, title))
 
 
-def _tell_inspected(session: Session, kind: str, found: dict[str, Any]) -> None:
+def tell_inspected(session: Session, kind: str, found: dict[str, Any]) -> None:
+    """What a check or scrub found; Corrupt: something."""
     session.show(found, lambda: _tell_findings(kind, found))
     count = len(found["findings"]) + found["more_findings"]
     if count:
