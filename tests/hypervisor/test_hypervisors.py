@@ -244,6 +244,8 @@ def test_one_registration_that_fails_does_not_stop_the_others(lab: Lab) -> None:
     assert {vm: one["state"] for vm, one in outcomes.items()} == {
         "c-1": "registered", "c-2": "failed", "bare": "failed", "nobody": "failed", "c-3": "registered", "web": "failed"
     }  # fmt: skip
+    [job] = lab.home.json("job", "list", "--kind", "vm.register", "--count", "1")["jobs"]
+    assert lab.home.run("job", "watch", job["id"], "--json") == result, "as the command that began it"
     assert "there is a domain c-2 with uuid" in outcomes["c-2"]["error"]
     assert "no configuration that libvirt could define" in outcomes["bare"]["error"]
     assert "there is no VM nobody" in outcomes["nobody"]["error"]
@@ -338,6 +340,16 @@ def test_a_hypervisor_that_does_not_answer_keeps_no_snapshot_waiting(lab: Lab) -
     (shown,) = home.json("hypervisor", "list")["hypervisors"]  # asks although it was out
     assert shown["is_reachable"], shown
     until(lambda: "hypervisor kvm answers again" in home("events"), "the event of its end")
+
+
+def test_nothing_is_cloned_for_a_hypervisor_that_is_not_there(lab: Lab) -> None:
+    lab.vm("web")
+    assert lab.home.run("clone", "web", "copy", "--register", "none").status == 3
+    lab.daemon.stop()
+    refused = lab.home.run("clone", "web", "copy", "--register", "kvm")
+    assert refused.status == 11 and "nothing was made" in refused.error
+    assert [vm["name"] for vm in lab.home.json("vm", "list")["vms"]] == ["web"]
+    assert lab.home.json("snapshot", "list", "web")["snapshots"] == []
 
 
 def test_a_restarted_libvirt_is_connected_to_again(lab: Lab) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from blockdev.cli import values
-from blockdev.cli.hypervisor import register_options, show_registrations, start_registration
+from blockdev.cli.hypervisor import check_hypervisor, register_options, show_registrations, start_registration
 from blockdev.cli.output import ask, show_count
 from blockdev.cli.session import Session, Verb, force_option, pass_session, read_text, yes_option
 from blockdev.errors import InvalidArgument
@@ -44,6 +44,8 @@ def clone(
     many = count is not None and prefix is not None
     if (name is not None) == many or (count is None) != (prefix is None):
         raise InvalidArgument("say what to call it: clone VM[@SNAPSHOT] NAME, or --count N --prefix P")
+    if hypervisor is not None:
+        check_hypervisor(session, hypervisor)
     body = {"snapshot": source.snapshot, "name": name, "count": count, "prefix": prefix, "customize": _customize(**wanted)}
     made = session.client.post(f"/vms/{source.vm}/clones", body)
     clones = made["vms"]

@@ -10,7 +10,7 @@ import click
 from blockdev.cli import values
 from blockdev.cli.output import ask, print_columns, show_count
 from blockdev.cli.session import Noun, Session, Verb, pass_session, yes_option
-from blockdev.errors import BlockdevError, InvalidArgument
+from blockdev.errors import BlockdevError, InvalidArgument, Unavailable
 
 AT_ONCE_MAX = 64
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -23,7 +23,7 @@ start_option = click.option("--start", is_flag=True, help="Start the domains, to
 
 def register_options(command: Command) -> Command:
     """Those of a command that makes VMs, which it may register."""
-    register = click.option("--register", "hypervisor", metavar="NAME", help="Register the clones with this hypervisor.")
+    register = click.option("--register", "hypervisor", type=values.VM, metavar="NAME", help="Register the clones with this hypervisor.")
     return register(at_once_option(start_option(command)))
 
 
@@ -120,7 +120,7 @@ def show_domain(domain: dict[str, Any] | None) -> str:
 
 @click.command(cls=Verb)
 @click.argument("vms", metavar="VM...", type=values.VM, nargs=-1, required=True)
-@click.option("--hypervisor", metavar="NAME", required=True, help="Where.")
+@click.option("--hypervisor", type=values.VM, metavar="NAME", required=True, help="Where.")
 @at_once_option
 @start_option
 @pass_session
@@ -128,6 +128,13 @@ def register(session: Session, vms: tuple[str, ...], hypervisor: str, at_once: i
     """Define a domain for each VM, of its configuration, with a name, uuid, MAC addresses and disks of its own."""
     done = start_registration(session, hypervisor, list(vms), at_once, start)
     return show_registrations(session, done, done)
+
+
+def check_hypervisor(session: Session, name: str) -> None:
+    """Before anything is made that is to be registered there.  NotFound; Unavailable: it does not answer."""
+    found = session.client.get(f"/hypervisors/{name}")
+    if not found["is_reachable"]:
+        raise Unavailable(f"nothing was made, as hypervisor {name} does not answer: {found['error']}")
 
 
 def start_registration(session: Session, hypervisor: str, vms: list[str], at_once: int | None, start: bool) -> Any:
