@@ -271,9 +271,11 @@ def test_plain_http_on_loopback_needs_a_token_too(fresh: Home) -> None:
     assert httpx.get(f"{base}/vms", headers={"Authorization": f"bearer {token}"}).status_code == 200
 
 
-def test_those_without_a_token_keep_nobody_out_for_long(fresh: Home) -> None:
+@pytest.mark.parametrize("options", [(), ("--api-plain",)])
+def test_those_without_a_token_keep_nobody_out_for_long(fresh: Home, options: tuple[str, ...]) -> None:
+    """Nor do those who begin no TLS handshake."""
     address = Address.parse(free_address())
-    fresh.serve("--api", str(address), "--api-plain")
+    fresh.serve("--api", str(address), *options)
     with ExitStack() as held:
 
         def connect() -> socket.socket:
@@ -285,6 +287,9 @@ def test_those_without_a_token_keep_nobody_out_for_long(fresh: Home) -> None:
         assert fresh.json("vm", "list") == {"vms": []}, "the owner is served meanwhile"
         assert idle[0].recv(1) == b""
         refused = connect()
+        if not options:
+            context = ssl.create_default_context(cafile=str(fresh.path / "keys/api/cert.pem"))
+            refused = held.enter_context(context.wrap_socket(refused, server_hostname="localhost"))
         refused.sendall(b"GET /api/v1/vms HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = b""
         while part := refused.recv(4096):

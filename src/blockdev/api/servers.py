@@ -13,14 +13,15 @@ import ssl
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 DRAIN_SECONDS = 5
-CONNECTIONS_MAX = 256  # over TCP
-IDLE_SECONDS = 5  # before the first request; uvicorn has as much between two
+CONNECTIONS_MAX = 256  # over TCP, with those in the middle of their TLS handshake, which take 300 KiB each (measured)
+IDLE_SECONDS = 5  # for the handshake, and before the first request; uvicorn has as much between two
 
 
 class Servers:
@@ -47,13 +48,15 @@ class Servers:
             timeout_graceful_shutdown=DRAIN_SECONDS,
             ssl_context_factory=None if context is None else lambda _config, _default: context,
         )
-        self._servers.append((_Server(config, self._started), listener))
+        bounded = listener if listener.family == socket.AF_UNIX else _Listener(fileno=listener.detach())
+        self._servers.append((_Server(config, self._started), bounded))
 
     def run(self) -> None:
         """Serve until a signal came."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        asyncio.run(self._serve())
+        with asyncio.Runner(loop_factory=_Loop) as runner:
+            runner.run(self._serve())
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -71,11 +74,41 @@ class Servers:
             server.handle_exit(number, frame)
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """Gives handshakes IDLE_SECONDS; asyncio would wait for one for a minute, and uvicorn does not say otherwise."""
+
+    async def create_server(self, *given: Any, **named: Any) -> asyncio.Server:
+        if named.get("ssl") is not None:
+            named |= {"ssl_handshake_timeout": IDLE_SECONDS, "ssl_shutdown_timeout": IDLE_SECONDS}
+        return await super().create_server(*given, **named)
+
+
+class _Listener(socket.socket):
+    """A socket that whoever likes connects to: CONNECTIONS_MAX connections at a time, those above it are closed at once.
+
+    Before TLS: else those who begin no handshake would take the memory and the files of the process, which the owner's
+    socket needs, too.
+    """
+
+    def __init__(self, *, fileno: int) -> None:
+        super().__init__(fileno=fileno)
+        self._accepted: list[socket.socket] = []
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        connection, address = super().accept()
+        if len(self._accepted) >= CONNECTIONS_MAX:
+            self._accepted = [one for one in self._accepted if one.fileno() >= 0]
+        if len(self._accepted) >= CONNECTIONS_MAX:
+            connection.close()
+            raise BlockingIOError  # to asyncio: nobody more is there now
+        self._accepted.append(connection)
+        return connection, address
+
+
 class _Stranger(H11Protocol):
     """A connection of whoever reaches the port, with a token or without.
 
-    CONNECTIONS_MAX of them are served at a time, and one that sends no request in IDLE_SECONDS goes: else those who have no
-    token could keep those out who have one, and use up the files of the process, which the owner's socket needs, too.
+    One that sends no request in IDLE_SECONDS goes: else those who have no token could keep those out who have one.
     Who is refused for want of a token is disconnected (guard.py).
     """
 
@@ -83,10 +116,7 @@ class _Stranger(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > CONNECTIONS_MAX:
-            transport.abort()
-        else:
-            self._idle = self.loop.call_later(IDLE_SECONDS, self._leave_if_idle)
+        self._idle = self.loop.call_later(IDLE_SECONDS, self._leave_if_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._idle is not None:
