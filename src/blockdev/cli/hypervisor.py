@@ -10,7 +10,7 @@ import click
 from blockdev.cli import values
 from blockdev.cli.output import ask, print_columns, show_count
 from blockdev.cli.session import Noun, Session, Verb, pass_session, yes_option
-from blockdev.errors import BlockdevError, InvalidArgument, Unavailable
+from blockdev.errors import BlockdevError, NotFound, Unavailable
 
 AT_ONCE_MAX = 64
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -166,7 +166,7 @@ def unregister(session: Session, name: str, force: bool, yes: bool) -> None:
     """Undefine the domain that was made for a VM; the VM and its disks stay."""
     found = session.client.get(f"/vms/{name}")
     if found["domain"] is None:
-        raise InvalidArgument(f"VM {name} is not registered with a hypervisor")
+        raise NotFound(f"VM {name} is not registered with a hypervisor: blockdevctl vm list shows which are")
     where = show_domain(found["domain"])
     if force:
         ask(f"end and undefine domain {where}", yes)
