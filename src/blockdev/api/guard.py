@@ -74,6 +74,6 @@ def over_tcp(scope: Scope) -> bool:
 
 
 def files_allowed(request: Request) -> None:
-    """A dependency of the routes that read or write files named by the client: a token is no login to this machine."""
+    """A dependency of the routes that use what the client names on this machine: a token is no login to it."""
     if over_tcp(request.scope):
-        raise NotAllowed("files are read and written for clients of the Unix socket only: use blockdevctl on this machine")
+        raise NotAllowed("files, sockets and hypervisors are named by clients of the Unix socket only: use blockdevctl on this machine")
