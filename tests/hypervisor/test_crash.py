@@ -17,8 +17,12 @@ import pytest
 from blockdev import Pool
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.server import EngineServer
+from blockdev.errors import Unavailable
+from blockdev.hypervisor import registration
+from blockdev.hypervisor.connection import Connection
 from blockdev.hypervisor.hypervisors import Hypervisors
 from blockdev.hypervisor.registration import Registrations
+from tests.cli.served import until
 from tests.hypervisor.domains import define, disk, domain, undefine_all
 from tests.hypervisor.dying import HYPERVISOR, wire
 from tests.hypervisor.libvirt_daemon import LibvirtDaemon
@@ -181,6 +185,30 @@ def test_settling_that_looks_before_a_domain_is_made_does_not_say_that_it_is_not
         assert registrations.register(hypervisors.row(HYPERVISOR), "copy") == "copy"
         is_made.set()
         settling.join()
+    world.check(True)
+
+
+def test_a_domain_that_a_slow_libvirt_makes_later_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call that was given up goes on: until it ends nobody says what became of it."""
+    is_let_go, has_defined = threading.Event(), threading.Event()
+    define = Connection.define
+
+    def define_slowly(self: Connection, xml: str) -> Any:
+        assert is_let_go.wait(60)
+        try:
+            return define(self, xml)
+        finally:
+            has_defined.set()
+
+    monkeypatch.setattr(Connection, "define", define_slowly)
+    monkeypatch.setattr(registration, "DEFINE_SECONDS", 0.5)
+    with world.control_plane() as (hypervisors, registrations):
+        with pytest.raises(Unavailable, match="did not answer within 0.5 s"):
+            registrations.register(hypervisors.row(HYPERVISOR), "copy")
+        assert registrations.settle() == [] and len(hypervisors.catalog.unsettled_links()) == 1
+        is_let_go.set()
+        assert has_defined.wait(60)
+        assert until(registrations.settle, "the end of the call")[0].endswith("is there")
     world.check(True)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from blockdev.errors import AlreadyExists, BlockdevError, Busy, NotFound, Unavailable
 from blockdev.hypervisor.hypervisors import ANSWER_SECONDS, Hypervisors
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from blockdev.hypervisor.connection import Connection
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 DEFINE_SECONDS = 60.0
 START_SECONDS = 120.0
 
@@ -60,6 +61,14 @@ class _Gate:
             with self._changed:
                 self._count -= 1
                 self._changed.notify_all()
+
+
+class _Work:
+    """What is asked of a hypervisor for one domain, whose last call may go on when it is waited for no longer (calls.within)."""
+
+    def __init__(self) -> None:
+        self.is_asking = False
+        self.is_over = False  # nobody waits any more
 
 
 class Registrations:
@@ -126,11 +135,12 @@ class Registrations:
         _refuse_unreachable(hypervisor, xml)
         call = self._hypervisors.call
         call(hypervisor, lambda connection: _refuse_taken(connection, shown.uuid, vm), ANSWER_SECONDS)
-        with self._living(shown.uuid, vm):
+        with self._living(shown.uuid, vm) as work:
             row = self._vms.begin_registration(vm, hypervisor, vm)
             self._at_step("register:intended")
             try:
-                domain = call(hypervisor, lambda connection: connection.define(xml), DEFINE_SECONDS)
+                define = self._asking(work, shown.uuid, lambda connection: connection.define(xml))
+                domain = call(hypervisor, define, DEFINE_SECONDS)
             except Unavailable:
                 raise
             except BlockdevError:
@@ -156,11 +166,11 @@ class Registrations:
         known = self._vms.link(vm)
         if known is not None and known.made:
             self._refuse_running(known, vm, force)
-        with self._living(vm if known is None else known.uuid, vm):
+        with self._living(vm if known is None else known.uuid, vm) as work:
             link = self._vms.begin_unregistration(vm)
             self._at_step("unregister:intended")
             try:
-                self._undefine(link, force)
+                self._undefine(link, force, work)
             except Unavailable:
                 raise
             except BlockdevError:
@@ -179,14 +189,16 @@ class Registrations:
                 f"blockdevctl vm unregister {vm} --force"
             )
 
-    def _undefine(self, link: LinkRow, force: bool) -> None:
-        call = self._hypervisors.call_linked
+    def _undefine(self, link: LinkRow, force: bool, work: _Work) -> None:
+        def ask(change: Callable[[Connection], None]) -> None:
+            self._hypervisors.call_linked(link, self._asking(work, link.uuid, change), DEFINE_SECONDS)
+
         if force:
             with suppress(Busy, NotFound):  # it does not run, or is gone
-                call(link, lambda connection: connection.destroy(link.uuid), DEFINE_SECONDS)
+                ask(lambda connection: connection.destroy(link.uuid))
             self._at_step("unregister:destroyed")
         with suppress(NotFound):
-            call(link, lambda connection: connection.undefine(link.uuid), DEFINE_SECONDS)
+            ask(lambda connection: connection.undefine(link.uuid))
 
     def settle(self) -> list[str]:
         """Find out what became of the links that nobody works on and that are not settled; what was found, in words."""
@@ -211,17 +223,41 @@ class Registrations:
         return [f"domain {link.name} of hypervisor {link.hypervisor}, which was {link.state}, {what}"]
 
     @contextmanager
-    def _living(self, uuid: str, vm: str) -> Iterator[None]:
-        """Nobody else works on the domain, and `settle` leaves it alone.  From before its link is written."""
+    def _living(self, uuid: str, vm: str) -> Iterator[_Work]:
+        """Nobody else works on the domain, and `settle` leaves it alone.  From before its link is written to the end of the last call."""
         with self._lock:
             if uuid in self._live:
                 raise Busy(f"VM {vm} is being registered or unregistered already: wait for that")
             self._live.add(uuid)
+        work = _Work()
         try:
-            yield
+            yield work
         finally:
             with self._lock:
-                self._live.discard(uuid)
+                work.is_over = True
+                if not work.is_asking:
+                    self._live.discard(uuid)
+
+    def _asking(self, work: _Work, uuid: str, change: Callable[[Connection], T]) -> Callable[[Connection], T]:
+        """`change`, unless it is too late for it; while it goes on the domain stays the work's.
+
+        Else settling could look before a slow libvirt has made the domain, and say that it is not there.
+        """
+
+        def ask(connection: Connection) -> T:
+            with self._lock:
+                if work.is_over:
+                    raise Unavailable(f"domain {uuid} was given up before libvirt could be asked")
+                work.is_asking = True
+            try:
+                return change(connection)
+            finally:
+                with self._lock:
+                    work.is_asking = False
+                    if work.is_over:
+                        self._live.discard(uuid)
+
+        return ask
 
 
 def _refuse_taken(connection: Connection, uuid: str, name: str) -> None:
