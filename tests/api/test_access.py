@@ -130,6 +130,13 @@ def test_a_viewer_sees_no_configuration(rest: httpx.Client, callers: dict[str, h
         assert "password" not in callers["viewer"].get(path).text, path
     assert callers["operator"].get("/vms/secretive/snapshots/s").json()["config"] == "password"
     assert callers["operator"].get("/vms/secretive/config").json() == {"config": "password"}
+    # what is registered from it may name programs of the hypervisor
+    for refused in (
+        callers["operator"].put("/vms/secretive/config", json={"config": "<domain/>"}),
+        callers["operator"].post("/vms", json={"name": "sly", "config": "<domain/>", "disks": disks}),
+    ):
+        assert refused.status_code == 403, refused.text
+    assert callers["admin"].put("/vms/secretive/config", json={"config": "password"}).status_code == 200
     rest.delete("/vms/secretive")
 
 

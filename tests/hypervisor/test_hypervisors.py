@@ -189,13 +189,13 @@ def test_clones_are_registered_started_and_unregistered(lab: Lab) -> None:
 
     busy = lab.home.run("vm", "delete", "c-1", "--force", "--yes")
     assert busy.status == 5 and "vm unregister c-1 first" in busy.error
-    busy = lab.home.run("vm", "unregister", "c-1")
+    busy = lab.home.run("vm", "unregister", "c-1", "--yes")
     assert busy.status == 5 and "domain c-1 of hypervisor kvm runs" in busy.error
     assert lab.home.run("hypervisor", "remove", "kvm").status == 5
     lab.home("vm", "unregister", "c-1", "--force", "--yes")
     assert "c-1" not in lab.domains() and lab.domain_of("c-1") is None
     lab.home("vm", "delete", "c-1", "--yes")
-    assert "was not made by blockdev" in lab.home.run("vm", "unregister", "web").error
+    assert "was not made by blockdev" in lab.home.run("vm", "unregister", "web", "--yes").error
     assert "web" in lab.domains()
 
 

@@ -31,7 +31,7 @@ LEAST: dict[Role, frozenset[str]] = {
     ),
     "operator": frozenset(
         {
-            *("create_vm", "change_vm", "get_config", "set_config", "export_vm", "clone_vm", "restore_vm"),
+            *("create_vm", "change_vm", "get_config", "export_vm", "clone_vm", "restore_vm"),
             *("add_disk", "import_disk", "export_disk"),
             *("create_snapshot", "change_snapshot", "delete_snapshot"),
             *("export_snapshot", "import_snapshot", "inspect_stream"),
@@ -42,6 +42,7 @@ LEAST: dict[Role, frozenset[str]] = {
     ),
     "admin": frozenset(
         {
+            "set_config",  # a registration makes a domain of it, which may name programs and files of the hypervisor
             *("delete_vm", "resize_disk", "remove_disk", "change_pool"),
             *("replace_default_schedules", "put_default_schedule", "remove_default_schedule", "change_schedule_settings"),
             *("list_tokens", "add_token", "remove_token"),

@@ -168,7 +168,6 @@ def unregister(session: Session, name: str, force: bool, yes: bool) -> None:
     if found["domain"] is None:
         raise NotFound(f"VM {name} is not registered with a hypervisor: blockdevctl vm list shows which are")
     where = show_domain(found["domain"])
-    if force:
-        ask(f"end and undefine domain {where}", yes)
+    ask(f"{'end and ' if force else ''}undefine domain {where} with its UEFI variables and saved state", yes)
     gone = session.client.delete(f"/vms/{name}/domain", force=force)
     session.say(gone, f"undefined domain {where}; VM {name} and its disks are as they were")

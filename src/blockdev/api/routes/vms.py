@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request, Response
 
 from blockdev.api import customize, exports, imports
+from blockdev.api.access import Asking, least_role
 from blockdev.api.guard import files_allowed
 from blockdev.api.pages import COUNT_MAX, AfterName, Count, Glob, page, written
 from blockdev.api.routes.jobs import view
@@ -21,7 +22,7 @@ from blockdev.api.schemas import (
 )
 from blockdev.api.services import Wired
 from blockdev.api.unfinished import check_description
-from blockdev.errors import InvalidArgument
+from blockdev.errors import InvalidArgument, NotAllowed
 from blockdev.policies import DiskPolicy
 from blockdev.vmmap.clones import clone_names
 from blockdev.vmmap.model import VM, Restored, VMSpace
@@ -37,8 +38,13 @@ def list_vms(services: Wired, count: Count = COUNT_MAX, after: AfterName = "", n
 
 
 @router.post("", status_code=201, responses={202: {"model": JobView, "description": "images are being imported"}})
-def create_vm(body: NewVM, services: Wired, request: Request, response: Response) -> VM | JobView:
-    """A new VM.  With images: 202 and a job whose result is the VM; nobody sees it before it is whole."""
+def create_vm(body: NewVM, services: Wired, caller: Asking, request: Request, response: Response) -> VM | JobView:
+    """A new VM.  With images: 202 and a job whose result is the VM; nobody sees it before it is whole.
+
+    A configuration may be given by an admin only, as for `PUT /vms/{vm}/config`.
+    """
+    if body.config and not caller.may(least_role(set_config.__name__)):
+        raise NotAllowed(f"a configuration needs the role admin: make VM {body.name} without one")
     if not any(disk.image for disk in body.disks):
         sizes = [(disk.name, _size(disk.name, disk.size_bytes)) for disk in body.disks]
         policy = DiskPolicy(**body.given_policy())
