@@ -57,6 +57,15 @@ def test_a_snapshot_without_a_base_makes_a_VM(world: VMs, pool: Pool) -> None:
     assert second.uuid == copy.uuid and world.show_vm("other").uuid != copy.vm_uuid
 
 
+def test_a_VM_that_comes_twice_at_once_is_two_VMs(world: VMs, pool: Pool, catalog: Catalog, client: EngineClient) -> None:
+    copy = copy_of(world, None)
+    first, second = world.begin_copy(copy, vm="one"), world.begin_copy(copy, vm="two")
+    world.finish_copy(first)
+    world.finish_copy(second)
+    assert world.show_vm("one").uuid == copy.vm_uuid != world.show_vm("two").uuid
+    check_agreed(world, catalog, client)
+
+
 def test_an_agreement_in_between_lets_it_go_on(world: VMs, pool: Pool, catalog: Catalog, client: EngineClient) -> None:
     begun = world.begin_copy(copy_of(world, "s2"))
     assert world.reconcile().dropped == []

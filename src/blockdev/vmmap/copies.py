@@ -110,6 +110,8 @@ class CopyOperations(Operations):
             raise NotFound(f"VM {copy.vm_name} was deleted while snapshot {copy.name} was being imported")
         if row is not None:
             copy = copy._replace(vm_name=row.name)  # it may have been renamed
+        else:
+            copy = copy._replace(vm_uuid=self._free_uuid(copy.vm_uuid))  # the same VM may have come meanwhile
         self._refuse_taken(copy, row)
         intent = intents.FinishCopy(
             *(begun.vm_id, copy.vm_uuid, copy.vm_name, copy.name, copy.uuid, copy.description, copy.created),
