@@ -248,7 +248,7 @@ def read_stream(
                 yield record
 
         if exports is None:
-            _drain(_in_order(lambda batch: [reader.plain(one) for one in batch if one.packed], _batches(counted(), _stored)))
+            _drain(_in_order(lambda batch: [reader.plain(one) for one in batch if one.packed], _batches(counted(), _plain_bytes)))
         else:
             _fill(reader, counted(), socket, exports[disk])
     counts.file_bytes = reader.position
@@ -268,7 +268,7 @@ def _fill(reader: StreamReader, records: Iterator[Record], socket: str | os.Path
                         export.write(record.offset, reader.plain(record))
 
         try:
-            _drain(_in_order(work, _batches(records, _stored)))
+            _drain(_in_order(work, _batches(records, _plain_bytes)))
             with connections.one() as export:
                 export.flush()
         except PoolFull:
@@ -289,7 +289,7 @@ def _by_disk(records: Iterator[Record]) -> Iterator[tuple[int, Iterator[Record]]
         yield ahead.disk, of(ahead.disk)
 
 
-def _stored(record: Record) -> int:
+def _plain_bytes(record: Record) -> int:
     return record.packed.length if record.packed else 0
 
 
