@@ -568,6 +568,7 @@ cdef class DiskObject:
         """Pass what differs to `collect`, in walks between which nothing is held."""
         cdef Disk* base = NULL if older is None else older.disk
         cdef uint64_t next_block = first_block
+        cdef uint64_t walked_from
         cdef uint64_t end_bytes = self.size_bytes
         cdef uint64_t end_block = (end_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
         cdef int failure
@@ -575,12 +576,13 @@ cdef class DiskObject:
             raise errors.InvalidArgument(f"{older.name or older.id} and {self.name or self.id} are in different pools")
         collect.end_bytes = end_bytes
         while True:
+            walked_from = next_block
             with nogil:
                 failure = disk_diff(base, self.disk, &next_block, collect_difference, collect)
             if collect.full:
                 break
             self.fail(failure, "comparing", 0, end_bytes)
-            if next_block >= end_block:
+            if next_block >= end_block or next_block <= walked_from:  # a vdisk may have been made smaller meanwhile
                 break
         return 0
 

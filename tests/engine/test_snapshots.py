@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import threading
 import time
 from typing import Any
 
@@ -187,3 +188,24 @@ def test_neighbouring_extents_are_one_wherever_a_page_ends(pool: Pool) -> None:
         assert found == whole
     assert pool.changes(None, newer, 4096, 1)[0] == [Extent(4096, 8192, "data")]
     assert pool.count_changes(None, newer) == (12288 + 8192 + 4096 + 512, 4)
+
+
+def test_a_comparison_ends_when_its_vdisk_is_made_smaller_meanwhile(pool: Pool) -> None:
+    vdisk = pool.create_vdisk(4096, "live")
+    stopped = threading.Event()
+    began = 0
+
+    def compare() -> None:
+        nonlocal began
+        while not stopped.is_set():
+            began += 1
+            vdisk.count_changed(None)
+
+    thread = threading.Thread(target=compare, daemon=True)
+    thread.start()
+    for _ in range(200):
+        pool.resize(vdisk, 64 << 20)
+        pool.resize(vdisk, 4096)
+    stopped.set()
+    thread.join(10)
+    assert not thread.is_alive(), f"comparison {began} goes round for ever"
