@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from blockdev.api.jobs import RUNNING_MAX
 from blockdev.transfer.nbd import Export
 from tests.cli.served import run_tool, until
 from tests.streams.vm_chain import MEBIBYTE, NAMES, Api, Chain, digest, digests
@@ -170,6 +171,23 @@ def test_a_cancelled_job_leaves_nothing(source: Api, target: Api, files: Path) -
     source("DELETE", f"/jobs/{job['id']}")
     assert source.wait(job)["state"] == "cancelled"
     assert [path.name for path in files.iterdir() if path.name.startswith((".", "cancelled"))] == []
+
+
+def test_an_export_is_of_the_snapshot_that_was_named(source: Api, files: Path) -> None:
+    """Not of another one that got its name while the job was queued behind those that run."""
+    make_large(source, "queue", 32 * MEBIBYTE, files / "queue.bds")
+    source.take("queue", "late")
+    path = "/vms/queue/snapshots/all/export"
+    slow = [source("POST", path, json={"path": str(files / f"slow-{number}"), "level": 19}) for number in range(RUNNING_MAX)]
+    late = source("POST", "/vms/queue/snapshots/late/export", json={"path": str(files / "late"), "since": "all"})
+    source("DELETE", "/vms/queue/snapshots/late")
+    source.take("queue", "late")
+    assert source("GET", f"/jobs/{late['id']}")["state"] == "queued"
+    for job in slow:
+        source("DELETE", f"/jobs/{job['id']}")
+    ended = source.wait(late)
+    assert ended["state"] == "failed" and ended["error"]["code"] == "not_found", ended
+    assert "another one has its name" in ended["error"]["message"] and not (files / "late").exists()
 
 
 def test_an_import_outlives_a_rename(source: Api, target: Api, chain: Chain, files: Path) -> None:

@@ -11,7 +11,7 @@ from blockdev.api.schemas_streams import SnapshotExport, SnapshotImport, StreamF
 from blockdev.api.services import Services
 from blockdev.api.unfinished import check_description
 from blockdev.clock import now_seconds
-from blockdev.errors import Busy, InvalidArgument
+from blockdev.errors import Busy, InvalidArgument, NotFound
 from blockdev.transfer.disk import check_file
 from blockdev.transfer.nbd import Export
 from blockdev.transfer.streams import Counts, Source, check_readable, open_stream, read_stream, write_stream
@@ -43,6 +43,7 @@ def _export(services: Services, wanted: Snapshot, base: Snapshot | None, body: S
         for one in (wanted, base):  # nobody deletes a snapshot that somebody is attached to
             if one is not None and one.disks:
                 held.enter_context(Export(socket, one.disks[0].export))
+                _require_same(services, one)
         pairs = services.vms.disk_pairs(vm, body.since, wanted.name)
         total = sum(services.engine.count_changes(pair.older_id, pair.newer_id)[0] for pair in pairs)
         job.expect(total)
@@ -51,6 +52,12 @@ def _export(services: Services, wanted: Snapshot, base: Snapshot | None, body: S
         sources = [Source(exports[pair.disk], services.engine.diff(pair.older_id, pair.newer_id)) for pair in pairs]
         counts = write_stream(socket, copy, sources, body.path, body.overwrite, body.level, total, job)
     return _described(body.path, copy, counts)
+
+
+def _require_same(services: Services, wanted: Snapshot) -> None:
+    """Another one may have taken its name while the job was queued; what is held now stays.  NotFound."""
+    if services.vms.show_snapshot(wanted.vm, wanted.name).uuid != wanted.uuid:
+        raise NotFound(f"snapshot {wanted.vm}@{wanted.name} was deleted, and another one has its name now: export that one")
 
 
 def _copy_of(wanted: Snapshot, base: Snapshot | None, vm_uuid: str, based: set[str]) -> SnapshotCopy:
