@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,33 @@ def test_what_was_put_is_there_after_a_clean_end(catalog: Catalog) -> None:
     recorder.close()
     note(recorder, 2)  # by this thread
     assert ids(catalog) == ["j2", "j1"]
+
+
+def test_a_flush_waits_also_when_something_was_written_before_the_start(catalog: Catalog) -> None:
+    recorder = Recorder(catalog)
+    for number in range(3):
+        note(recorder, number)
+    recorder.start()
+    note(recorder, 3)
+    recorder.flush()
+    assert ids(catalog)[0] == "j3"
+    recorder.close()
+
+
+def test_what_is_put_while_it_ends_is_written(catalog: Catalog) -> None:
+    for number in range(20):
+        recorder = Recorder(catalog)
+        recorder.start()
+        ends = threading.Thread(target=recorder.close)
+        ends.start()
+        for part in range(5):
+            recorder.put(partial(_insert, f"j{number}-{part}"))
+        ends.join()
+    assert len(ids(catalog)) == 100
+
+
+def _insert(id: str, catalog: Catalog) -> None:
+    catalog.insert_job(start(id), DONE)
 
 
 def test_a_write_that_is_a_bug_costs_its_batch_and_no_more(catalog: Catalog, recorder: Recorder) -> None:

@@ -55,11 +55,11 @@ class Recorder:
 
     def close(self) -> None:
         """Write what was put, and end."""
-        thread, self._thread = self._thread, None
+        with self._changed:  # nothing is put into a queue that its thread has left
+            thread, self._thread = self._thread, None
+            self._stopping = True
+            self._changed.notify_all()
         if thread is not None:
-            with self._changed:
-                self._stopping = True
-                self._changed.notify_all()
             thread.join()
 
     def put(self, write: Write, grows: bool = True, at_once: bool = False) -> None:
@@ -67,17 +67,19 @@ class Recorder:
         if self._thread is threading.current_thread():
             write(self._catalog)
             return
-        if self._thread is None:
-            self._write([Pending(write, grows)])
-            return
+        one = Pending(write, grows)
         with self._changed:
-            if len(self._pending) >= PENDING_MAX and grows:
+            is_written_behind = self._thread is not None
+            if is_written_behind and grows and len(self._pending) >= PENDING_MAX:
                 self._lost_count += 1
                 return
-            self._pending.append(Pending(write, grows))
             self._put_count += 1
-            self._hurried |= at_once
-            self._changed.notify_all()
+            if is_written_behind:
+                self._pending.append(one)
+                self._hurried |= at_once
+                self._changed.notify_all()
+        if not is_written_behind:
+            self._write([one])
 
     def flush(self) -> None:
         """Wait until what was put is written or lost; a medium that hangs is waited for FLUSH_SECONDS_MAX."""
