@@ -114,7 +114,7 @@ def test_user_data_that_cloud_init_knows_is_taken(text: str) -> None:
     ("text", "why"),
     [
         ("", "does not know"),
-        ("hostname: x\n", "'hostname: x'"),
+        ("hostname: x\n", "without '#'"),
         ("# cloud-config\n", "does not know"),
         ("#cloud-configuration\n", "does not know"),
         ("#cloud-config\n- a\n", "mapping"),
@@ -133,6 +133,18 @@ def test_user_data_that_cloud_init_knows_is_taken(text: str) -> None:
 def test_user_data_that_cloud_init_would_not_take_is_refused(text: str, why: str) -> None:
     with pytest.raises(InvalidArgument, match=why):
         check_files(Files("", text, None))
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["password: SECRET", "#cloud-config\npassword: *SECRET", "#cloud-config\npassword: !SECRET", "#cloud-config\npassword: !SECRET!x"]
+    + [f"#cloud-config\npassword: !!{tag} SECRET" for tag in ("int", "float", "bool", "timestamp", "binary", "omap")],
+)
+def test_a_refusal_tells_nothing_of_what_may_be_a_secret(secret: str) -> None:
+    """It is kept in the history of jobs, which every viewer may read."""
+    with pytest.raises(InvalidArgument) as refused:
+        check_files(Files("", secret, None))
+    assert "SECRET" not in refused.value.message
 
 
 @pytest.mark.parametrize("text", ["", "version: 3", "ethernets: {}", "[]", "network: 5", "a: [", "network: {version: {}}"])

@@ -35,6 +35,9 @@ _KNOWN = re.compile(rf"(?:(?:{'|'.join(map(re.escape, _BEGINNINGS))})(?=\s|$)|#!
 _MIME = re.compile(r"(?:content-type:\s*multipart/|mime-version:)", re.IGNORECASE)
 _MIME_LOOKED_AT = 4096  # characters in which cloud-init looks for the version
 _NETWORK_VERSIONS = (1, 2)
+_QUOTING = (yaml.composer.ComposerError, yaml.constructor.ConstructorError)  # these name aliases, tags and values
+_TAG_HANDLE = "tag handle"
+_QUOTE = re.compile("[\"']")
 
 
 class Texts(NamedTuple):
@@ -95,7 +98,7 @@ def _check_user_data(text: str) -> None:
     known = _KNOWN.match(beginning)
     if known is None:
         raise InvalidArgument(
-            f"user data begins with {_first_line(beginning)!r}, which cloud-init does not know: the first line must be one of "
+            f"user data begins with {_shown(beginning)}, which cloud-init does not know: the first line must be one of "
             f"{', '.join(_BEGINNINGS)}, #!INTERPRETER, or Content-Type: multipart/..."
         )
     if known[0].lower() == "#cloud-config" and not isinstance(_parse("user data", text), dict | None):
@@ -110,15 +113,25 @@ def _check_network_config(text: str) -> None:
 
 
 def _parse(what: str, text: str) -> Any:
-    """By Python's loader, whose recursion has an end; values that it cannot make are refused, too."""
+    """By Python's loader, whose recursion has an end; values that it cannot make are refused, too.
+
+    What is said of it is kept in the history: the line, and no words of the text, which may be a password's.
+    """
     try:
         return yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InvalidArgument(f"{what}{line}: no YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise InvalidArgument(f"{what}: no YAML: {error}") from None
+        problem = error.problem or error.context or ""
+        if isinstance(error, _QUOTING) or _TAG_HANDLE in problem:
+            problem = _QUOTE.split(problem)[0].rstrip(" :")
+        raise InvalidArgument(f"{what}{line}: no YAML: {problem}") from None
+    except yaml.reader.ReaderError as error:
+        raise InvalidArgument(f"{what}: no YAML: character {error.position + 1} cannot be in it: {error.reason}") from None
+    except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError):
+        raise InvalidArgument(f"{what}: no YAML: a value in it cannot be read as what it is said to be, or is nested too deeply") from None
 
 
-def _first_line(text: str) -> str:
-    return text.split("\n", 1)[0][:60]
+def _shown(text: str) -> str:
+    """Its first line, if it is meant to say what follows; another may be anything, a password too."""
+    line = text.split("\n", 1)[0][:60]
+    return repr(line) if line.startswith("#") else "a line without '#'"
