@@ -50,6 +50,7 @@ from blockdev.vmmap.service import VMs
 logger = logging.getLogger(__name__)
 RECONCILE_SECONDS = 1.0  # between attempts while the engine is away
 COUNT_SECONDS = 1.0  # between looks for snapshots to count
+COUNT_END_SECONDS_MAX = 2.0
 
 
 def main() -> None:
@@ -130,7 +131,7 @@ def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None, nbd: 
             services.recorder.close()
             stopped.set()
             if counting.is_alive():
-                counting.join()  # it is in the middle of one snapshot at the most
+                counting.join(COUNT_END_SECONDS_MAX)  # it is in the middle of one snapshot at the most; an engine that hangs is not waited for
             catalog.close()
             with suppress(FileNotFoundError):
                 home.api_socket.unlink()
@@ -202,6 +203,8 @@ def _count_changes(services: Services, stopped: threading.Event) -> None:
         except (Unavailable, PoolFull):
             pass
         except Exception:
+            if stopped.is_set():
+                return
             logger.exception("what changed at snapshots could not be counted; it is tried again")
 
 
