@@ -73,7 +73,7 @@ class Mounts:
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._above = home.run / "mounts"
+        self._above = Path(os.path.realpath(home.run / "mounts"))  # as the kernel's tables call it
 
     def tool(self) -> Tool | None:
         """The one that can be used here, by this person."""
@@ -101,8 +101,8 @@ class Mounts:
 
     def mount(self, wanted: Wanted, tool: Tool) -> Mounted:
         """InvalidArgument, Busy: the directory or the disk cannot be; ToolFailed: what a program said."""
-        directory = _empty_directory(wanted.directory)
         with self._alone():
+            directory = _empty_directory(wanted.directory)
             state = self._state(directory)
             if self._is_ours(state):
                 raise Busy(f"something is mounted at {directory} half: run blockdevctl snapshot unmount {directory} first")
@@ -213,11 +213,11 @@ def _empty_directory(directory: Path) -> Path:
 def _mounted_at(path: Path) -> MountPoint | None:
     """What is mounted there, the uppermost; see proc(5), /proc/pid/mountinfo."""
     found = None
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split(" ")[4])
-        if os.fsencode(point) == bytes(path):
-            kind, source, *_ = after.split(" ")
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:  # any other control character is part of a name
+        before, _, after = line.partition(b" - ")
+        point = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), before.split(b" ")[4])
+        if point == bytes(path):
+            kind, source, *_ = map(os.fsdecode, after.split(b" "))
             found = MountPoint(path, kind, source)
     return found
 

@@ -184,6 +184,19 @@ def test_what_a_kill_left_half_done_is_taken_back(home: Home, vm: str, directory
     home("snapshot", "unmount", directory)
 
 
+def test_a_mount_is_found_whatever_its_home_and_others_are_called(home: Home, vm: str, directory: Path) -> None:
+    link, odd = directory.parent / "home", directory.parent / "line\x0cfeed\rreturn"
+    link.symlink_to(home.path)
+    odd.mkdir()
+    run_tool("mount", "-t", "tmpfs", "none", odd)
+    try:
+        home("--home", link, "snapshot", "mount", f"{vm}@s", directory, "--disk", "root", "--partition", "1")
+        home("--home", link, "snapshot", "unmount", directory)
+    finally:
+        unmount(odd)
+    assert helpers(home) == []
+
+
 def test_a_leftover_of_an_earlier_boot_means_nothing(home: Home, vm: str, directory: Path) -> None:
     """Directories and a pid that is another process's by now."""
     state = home.path / "run/mounts" / hashlib.blake2b(bytes(directory), digest_size=8).hexdigest()
