@@ -132,6 +132,20 @@ def test_over_the_cap_a_run_fails_says_so_once_and_keeps_the_newest(web: Home) -
     assert kept not in web.snapshots("web") and len(web.snapshots("web")) == 1
 
 
+def test_a_vm_that_lacks_a_disk_fails_says_so_and_keeps_its_newest(web: Home) -> None:
+    web.now += HOUR
+    assert web.scheduler.round() == Round(1, 0, 0)
+    [kept] = web.snapshots("web")
+    web.client.delete([web.pool.find("web/root").id])
+    web.vms.reconcile()
+    for _ in range(5):
+        web.now += HOUR
+        assert web.scheduler.round() == Round(0, 1, 0)
+    assert web.snapshots("web") == [kept]
+    [event] = web.catalog.events("web", ["error"], None, 10)
+    assert "missing from the pool" in event.message and event.kind == "schedule"
+
+
 def test_locked_and_attached_snapshots_outlive_their_time(web: Home) -> None:
     web.now += HOUR
     web.scheduler.round()

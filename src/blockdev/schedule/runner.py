@@ -195,9 +195,10 @@ class Scheduler:
 
     def _take(self, due: Due) -> RunRow | None:
         """Take a snapshot, which notes its run (None), or say what is to be noted.  Unavailable: the run stays due."""
-        vm, schedule = due.vm, due.schedule
-        done = RunRow(vm.id, schedule.name, to_text(due.due), 0, None)
-        if not self._catalog.disks(vm.id):
+        schedule = due.schedule
+        done = RunRow(due.vm.id, schedule.name, to_text(due.due), 0, None)
+        vm = self._catalog.vm_by_id(due.vm.id)  # it may have been renamed since
+        if vm is None or not self._catalog.disks(vm.id):
             return done
         try:
             terms = self._schedules.terms(schedule, due.due)
@@ -205,9 +206,9 @@ class Scheduler:
             take_snapshot(self._vms, vm.name, name, terms=terms, if_not_frozen=schedule.if_not_frozen)
         except (Unavailable, EngineRestarted):
             raise
-        except NotFound:
-            return done  # the VM is gone
         except BlockdevError as error:
+            if isinstance(error, NotFound) and self._catalog.vm_by_id(vm.id) is None:  # not a disk of it
+                return done
             if due.failures == 0:
                 self._events.note("error", "schedule", vm.name, f"schedule {schedule.name} failed: {error.message}")
             return done._replace(failures=due.failures + 1, error=error.message)
