@@ -57,6 +57,13 @@ def test_a_snapshot_without_a_base_makes_a_VM(world: VMs, pool: Pool) -> None:
     assert second.uuid == copy.uuid and world.show_vm("other").uuid != copy.vm_uuid
 
 
+def test_a_disk_of_the_base_that_is_not_built_on_may_be_missing(world: VMs, pool: Pool, client: EngineClient) -> None:
+    client.delete([pool.find("web/old@s1").id])
+    world.reconcile()
+    world.finish_copy(world.begin_copy(copy_of(world, "s1")))
+    assert pool.find("web/root@far").read(0, 512)[:1] == b"A"
+
+
 def test_a_VM_that_comes_twice_at_once_is_two_VMs(world: VMs, pool: Pool, catalog: Catalog, client: EngineClient) -> None:
     copy = copy_of(world, None)
     first, second = world.begin_copy(copy, vm="one"), world.begin_copy(copy, vm="two")

@@ -77,9 +77,11 @@ class CopyOperations(Operations):
         else:
             row, base = self._find_base(copy, vm)
             copy = copy._replace(vm_name=row.name, vm_uuid=row.uuid)
+            needed = {disk.name for disk in copy.disks if disk.is_based}
             sources = {
                 one.name: present(one, object_name(row.name, one.name, base.name))
                 for one in self._catalog.snapshot_disks(base.id)
+                if one.name in needed
             }
         self._refuse_taken(copy, row)
         ending = f"~copy-{next(_numbers)}"
