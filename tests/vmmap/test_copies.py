@@ -6,7 +6,7 @@ import pytest
 
 from blockdev import Pool
 from blockdev.engine.attachments import Attachments
-from blockdev.engine.client import EngineClient
+from blockdev.engine.client import AnswerLost, EngineClient
 from blockdev.engine.server import EngineServer
 from blockdev.errors import AlreadyExists, BlockdevError, InvalidArgument, NotFound
 from blockdev.policies import DiskPolicy
@@ -114,6 +114,28 @@ def test_giving_up_after_it_was_finished_takes_nothing_away(world: VMs, pool: Po
     before = names(pool)
     world.abort_copy(begun)
     assert names(pool) == before
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+def test_giving_up_when_an_answer_was_lost_agrees_first(
+    world: VMs, pool: Pool, catalog: Catalog, client: EngineClient, monkeypatch: pytest.MonkeyPatch, is_done: bool
+) -> None:
+    begun = world.begin_copy(copy_of(world, None))
+    relabel = client.relabel
+
+    def lose(*arguments: object, **named: object) -> None:
+        monkeypatch.undo()
+        if is_done:
+            relabel(*arguments, **named)  # type: ignore[arg-type]
+        raise AnswerLost("the answer is lost")
+
+    monkeypatch.setattr(client, "relabel", lose)
+    with pytest.raises(AnswerLost):
+        world.finish_copy(begun)
+    world.abort_copy(begun)
+    assert catalog.intents() == [] and not [name for name in names(pool) if "~" in str(name)]
+    assert ("far-away" in [vm.name for vm in world.list_vms()]) == is_done
+    check_agreed(world, catalog, client)
 
 
 def test_what_was_taken_meanwhile_refuses_it(world: VMs, pool: Pool) -> None:

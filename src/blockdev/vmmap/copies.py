@@ -131,6 +131,7 @@ class CopyOperations(Operations):
         with self._journal.lock:
             self._journal.forget_temporaries(begun.vdisk_ids)
             try:
+                self._journal.ensure_agreed()  # the end of it, whose answer was lost, may be under way in the engine still
                 left = [id for id in begun.vdisk_ids if self._is_temporary(id)]  # an agreement may have finished it
             except BlockdevError:  # the next agreement drops it
                 self._journal.agreed = False
