@@ -1,7 +1,7 @@
 """Reading and writing an export over NBD, by libnbd: its one room.
 
 One connection, for one thread at a time.  Offsets and lengths are multiples of 512 bytes within the export; requests are
-cut into parts of at most REQUEST_BYTES_MAX, so a range may be as long as it.  Durable: what any connection wrote, after
+cut into parts (REQUEST_BYTES_MAX, ZERO_BYTES_MAX), so a range may be as long as it.  Durable: what any connection wrote, after
 `flush` returned.  A call waits for as long as the engine takes; one that dies ends it.
 """
 
@@ -27,6 +27,7 @@ from blockdev.errors import (
 )
 
 REQUEST_BYTES_MAX = 4 << 20
+ZERO_BYTES_MAX = 256 << 20  # 0.2 s for a TiB of holes, which parts of 4 MiB take 11 s for
 
 _AWAY = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN)
 _FAILURES: dict[int, type[BlockdevError]] = {
@@ -65,7 +66,7 @@ class Export:
 
     def zero(self, offset: int, length: int) -> None:
         """The range becomes a hole, which reads as zeros."""
-        for at, count in self._parts(offset, length):
+        for at, count in self._parts(offset, length, ZERO_BYTES_MAX):
             self._do(self._handle.zero, count, at)
 
     def flush(self) -> None:
@@ -87,9 +88,9 @@ class Export:
         except nbd.Error as error:
             raise _FAILURES.get(error.errnum, ToolFailed)(f"export {self._name}: {error.string}") from None
 
-    def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    def _parts(self, offset: int, length: int, bytes_max: int = REQUEST_BYTES_MAX) -> Iterator[tuple[int, int]]:
         """(offset, length) of what one request may ask for.  NBD says ENOSPC of what is beyond the end, which it is not."""
         if not 0 <= offset <= offset + length <= self.size_bytes:
             raise InvalidArgument(f"export {self._name} has {self.size_bytes} bytes, not {length} at {offset}")
-        for at in range(offset, offset + length, REQUEST_BYTES_MAX):
-            yield at, min(REQUEST_BYTES_MAX, offset + length - at)
+        for at in range(offset, offset + length, bytes_max):
+            yield at, min(bytes_max, offset + length - at)
