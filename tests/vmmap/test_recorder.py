@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from blockdev.engine.client import EngineClient
 from blockdev.errors import PoolFull
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_jobs import JOBS_MAX, JobEnd, JobFilter, JobStart
 from blockdev.vmmap.events import Events, enumerate_some, printable
 from blockdev.vmmap.recorder import PENDING_MAX, Recorder
 from blockdev.vmmap.reserve import DEFAULT_RESERVE
+from blockdev.vmmap.service import VMs
 from tests.nbd.file_system import mounted, take_all_room
 from tests.vmmap.test_catalog import NOW
 
@@ -187,6 +189,16 @@ def test_a_trouble_is_noted_when_it_begins_and_when_it_ends(catalog: Catalog) ->
     events.begin("warning", "quiesce", "web", "not frozen")
     told = [(one.vm, one.level) for one in reversed(catalog.events(None, ["info", "warning"], None, 9))]
     assert told == [("web", "warning"), ("db", "warning"), ("web", "info"), ("web", "warning")]
+
+
+def test_a_vm_has_troubles_of_its_own_whoever_had_its_name(catalog: Catalog, client: EngineClient) -> None:
+    events = Events(Recorder(catalog).put, lambda: 0.0)
+    vms = VMs(catalog, client, events=events)
+    for _ in range(2):
+        vms.create_vm("web", [])
+        events.begin("warning", "quiesce", "web", "not frozen")
+        vms.delete_vm("web")
+    assert len(catalog.events(None, ["warning"], None, 9)) == 2
 
 
 def test_what_a_client_sent_is_written_as_one_printable_line() -> None:

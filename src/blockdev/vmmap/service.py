@@ -190,6 +190,7 @@ class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, I
         things = [*self._catalog.disks(vm.id), *self._catalog.snapshot_disks_of_vm(vm.id), *imports]
         intent = intents.DeleteVM(vm.id, name, object_ids(things))
         self._delete(intent, intent.object_ids, force)
+        self.events.end("quiesce", name)  # another VM of that name has troubles of its own
         return was
 
     def _refuse_registered(self, vm: VMRow) -> None:
