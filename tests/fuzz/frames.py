@@ -31,8 +31,6 @@ REQUESTS: list[dict[str, Any]] = [
     {"op": "relabel", "changes": [[2, "web/other", b"t"]], "force": True},
     {"op": "delete", "ids": [2, 99], "force": False, "missing_ok": True},
     {"op": "resize", "id": 1, "size_bytes": 2 << 20, "shrink": False},
-    {"op": "diff", "older": None, "newer": 5},
-    {"op": "diff", "older": 5, "newer": 7},
     {"op": "changes", "older": 5, "newer": 7, "offset": 0, "count": 9},
     {"op": "count_changes", "older": None, "newer": 7},
     {"op": "extents", "id": 1, "offset": 0, "length": 1 << 20},

@@ -82,7 +82,6 @@ class Operations:
             "lead": self._lead,
             "more": Session.more,
             "objects": self._objects,
-            "diff": self._diff,
             "extents": self._extents,
             "account": self._account,
         }
@@ -193,11 +192,6 @@ class Operations:
 
     def _find(self, name: str) -> Answer:
         return {"object": _row(self._pool.find(name))}
-
-    def _diff(self, session: Session, older: int | None, newer: int) -> Answer:
-        """For control planes that do not know `changes`: it holds all extents at once."""
-        extents = self._pool.diff(*self._two(older, newer))
-        return session.page("extents", _extent_rows(extents), CHUNK_EXTENTS_MAX)
 
     def _changes(self, older: int | None, newer: int, offset: int, count: int) -> Answer:
         extents, rest = self._pool.changes(*self._two(older, newer), offset, count)

@@ -331,7 +331,6 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     },
     "set_disk_policies": {"policies": _list_of(_row_of(is_id, _IS_COMPRESSION_OR_NONE, _IS_DEDUP_OR_NONE))},
     "account": {"groups": _is_groups},
-    "diff": {"older": _is_id_or_none, "newer": is_id},
     "changes": {"older": _is_id_or_none, "newer": is_id, "offset": _is_block_offset, "count": _is_extent_count},
     "count_changes": {"older": _is_id_or_none, "newer": is_id},
     "extents": {"id": is_id, "offset": _is_offset, "length": _is_offset},
