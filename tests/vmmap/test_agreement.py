@@ -318,6 +318,24 @@ def test_an_operation_in_doubt_is_settled_before_the_next(
     check_agreed(world, catalog, client)
 
 
+def test_an_operation_that_the_catalog_cannot_hold_holds_up_nothing(
+    world: VMs, pool: Pool, client: EngineClient, catalog: Catalog
+) -> None:
+    """Two VMs of one uuid: what a fault of an earlier build left behind its engine step."""
+    uuid = world.show_vm("web").uuid
+    world.reconcile()
+    client.create([(MEBIBYTE, "twin/root", encode_tag(Tag(uuid, NOW)))])
+    with catalog.transaction():
+        body = {"uuid": uuid, "name": "twin", "description": "", "config": "", "created": NOW, "disks": [["root", MEBIBYTE]]}
+        catalog.insert_intent("create_vm", body)
+    agreement = world.reconcile()
+    assert any(line.startswith("create VM twin: ") for line in agreement.corrected)
+    assert [disk.name for disk in world.show_vm("twin").disks] == ["root"] and world.show_vm("twin").uuid != uuid
+    world.create_snapshot("twin", "s1")
+    check_agreed(world, catalog, client)
+    assert catalog.intents() == [] and world.reconcile() == Agreement()
+
+
 @pytest.mark.parametrize("full_at", ["create_vm:intended", "create_vm:applied"])
 def test_a_catalog_on_a_full_disk_loses_nothing(
     world: VMs, catalog: Catalog, client: EngineClient, full_at: str

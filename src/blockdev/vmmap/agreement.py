@@ -18,6 +18,7 @@ from blockdev.engine.protocol import EngineObject
 from blockdev.errors import InvalidArgument, Poisoned, PoolFull
 from blockdev.policies import AS_POOL, DiskPolicy
 from blockdev.vmmap.catalog import Catalog, VMRow
+from blockdev.vmmap.catalog_schema import Contradiction
 from blockdev.vmmap.intents import PoolView, load_intent
 from blockdev.vmmap.model import Agreement, Terms
 from blockdev.vmmap.names import NAME_CHARACTERS_MAX, ObjectName, object_name, parse_object_name
@@ -103,10 +104,16 @@ def _settle(catalog: Catalog, view: PoolView, result: Agreement) -> None:
     for row in catalog.intents():
         intent = load_intent(row)
         made = intent.evidence(view)
-        with catalog.transaction():
-            if made is not None:
-                intent.finish(catalog, made)
-            catalog.delete_intent(row.id)
+        try:
+            with catalog.transaction():
+                if made is not None:
+                    intent.finish(catalog, made)
+                catalog.delete_intent(row.id)
+        except Contradiction as error:  # one row must not stop all that follows: what the pool has of it is taken in below
+            with catalog.transaction():
+                catalog.delete_intent(row.id)
+            result.corrected.append(f"{intent}: {error.message}; what the pool has of it was taken in")
+            continue
         (result.undone if made is None else result.finished).append(str(intent))
 
 

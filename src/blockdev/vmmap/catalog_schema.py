@@ -282,8 +282,14 @@ def _pragma(database: sqlite3.Connection, name: str) -> int:
     return int(database.execute(f"PRAGMA {name}").fetchone()[0])
 
 
+class Contradiction(MediumError):
+    """Rows that the catalog's own rules forbid: two VMs of one uuid, say."""
+
+
 def database_error(error: sqlite3.Error, path: str) -> BlockdevError:
     """What an error of SQLite means for a person."""
+    if isinstance(error, sqlite3.IntegrityError):
+        return Contradiction(f"the catalog {path} cannot hold that: {error}; this is a fault of blockdev, nothing was changed")
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return Busy(f"the catalog {path} is in use by another process")
