@@ -23,6 +23,9 @@ SANITIZERS = {
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "PYTHONMALLOC": "malloc",  # so that an overrun of a bytes object is seen
 }
+# libFuzzer's memory limit looks at ru_maxrss, in which a process has what the one that it was forked from had: here that may be
+# a test runner of gigabytes.  The shell is small, and what it runs ends with it.
+FROM_A_SMALL_PROCESS = ("sh", "-c", 'setpriv --pdeathsig KILL -- "$@"; exit "$?"', "sh")
 
 
 class Outcome(NamedTuple):
@@ -80,7 +83,7 @@ def run(name: str, arguments: list[str], *, quiet: bool = False) -> Outcome:
     """Run one target with these further arguments of libFuzzer: corpora, or inputs to run once."""
     target = target_of(name)
     with tempfile.TemporaryDirectory(prefix="blockdev-fuzz-", dir="/dev/shm") as scratch:
-        command = [sys.executable, "-m", "tests.fuzz.run", name, *arguments]
+        command = [*FROM_A_SMALL_PROCESS, sys.executable, "-m", "tests.fuzz.run", name, *arguments]
         process = subprocess.Popen(
             command,
             cwd=ROOT,
