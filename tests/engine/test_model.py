@@ -372,6 +372,7 @@ class PoolMachine(RuleBasedStateMachine):
     def set_policy(self, compression: Any, level: int, dedup: Any) -> None:
         self.policy = PoolPolicy(compression, level, dedup)
         self.pool.set_policy(self.policy)
+        self.all_durable()  # it takes a checkpoint
 
     @rule(first=picks, second=picks)
     def swap_names(self, first: int, second: int) -> None:
