@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from tests.cli.served import SECONDS_MAX, Home
+from tests.cli.served import SECONDS_MAX, Home, fresh_home, served_home
 
 
 @pytest.fixture(scope="session")
@@ -22,22 +22,15 @@ def api_address() -> str:
 
 @pytest.fixture(scope="session")
 def home(api_address: str) -> Iterator[Home]:
-    made = Home()
-    try:
-        made.init()
-        made.serve("--api", api_address)
+    with served_home("--api", api_address) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture
 def fresh() -> Iterator[Home]:
     """A home of this test alone: initialised, not served."""
-    made = Home()
-    made.init()
-    yield made
-    made.close()
+    with fresh_home() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -10,28 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.served import Home, run_tool
+from tests.cli.served import Home, fresh_home, run_tool, served_home
 
 
 @pytest.fixture(scope="session")
 def home() -> Iterator[Home]:
     """Served by the native plugin.  Tests make VMs of their own in it and expect nothing of others'."""
-    made = Home()
-    try:
-        made.init()
-        made.serve()
+    with served_home() as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture
 def fresh() -> Iterator[Home]:
     """A home of this test alone: initialised, not served."""
-    made = Home()
-    made.init()
-    yield made
-    made.close()
+    with fresh_home() as made:
+        yield made
 
 
 _numbers = itertools.count(1)

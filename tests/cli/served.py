@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -159,6 +160,29 @@ class Home:
             for one in listed["snapshots"]:
                 del one["changed_bytes"]  # it comes by itself, some time later
         return vms, snapshots, status["foreign"], status["missing"], status["imports"]
+
+
+@contextmanager
+def served_home(*options: str) -> Iterator[Home]:
+    """A home that is initialised and served with these options, until it is left."""
+    made = Home()
+    try:
+        made.init()
+        made.serve(*options)
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def fresh_home() -> Iterator[Home]:
+    """A home that is initialised and not served."""
+    made = Home()
+    try:
+        made.init()
+        yield made
+    finally:
+        made.close()
 
 
 def read_until(process: subprocess.Popen[str], beginning: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cli.served import Home
+from tests.cli.served import Home, served_home
 from tests.hypervisor.libvirt_daemon import LibvirtDaemon, is_usable, silence
 
 
@@ -23,10 +23,5 @@ def libvirtd() -> Iterator[LibvirtDaemon]:
 @pytest.fixture(scope="module")
 def home() -> Iterator[Home]:
     """Served, with the daemon of the module added as `kvm` by whichever test wants it."""
-    made = Home()
-    try:
-        made.init()
-        made.serve()
+    with served_home() as made:
         yield made
-    finally:
-        made.close()
