@@ -327,6 +327,13 @@ def build_pool(path: str) -> None:
 
 # version -> what makes a catalog of the next version one of it
 DOWNGRADES = {
+    4: "".join(
+        f"DROP TABLE {table};"
+        for table in (
+            *("replication_sample", "transfer", "receipt_disk", "receipt", "received_vm", "protection", "path", "peer"),
+        )
+    )
+    + "ALTER TABLE snapshot_disk DROP COLUMN digest;",
     3: "DROP TABLE domain; DROP TABLE hypervisor; DROP TABLE job; DROP TABLE token; DROP INDEX snapshot_uuid; DROP INDEX snapshot_uncounted;"
     "ALTER TABLE snapshot DROP COLUMN changed_bytes; ALTER TABLE snapshot DROP COLUMN uuid;",
     2: "DROP TABLE event; DROP TABLE schedule_run; DROP TABLE schedule;"

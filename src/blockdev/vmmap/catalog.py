@@ -15,6 +15,7 @@ from blockdev.policies import AS_POOL, DiskPolicy
 from blockdev.vmmap.catalog_domains import DomainRecords
 from blockdev.vmmap.catalog_events import EventRecords
 from blockdev.vmmap.catalog_jobs import JobRecords
+from blockdev.vmmap.catalog_replication import ReplicationRecords
 from blockdev.vmmap.catalog_tokens import TokenRecords
 from blockdev.vmmap.model import MANUAL, Terms
 
@@ -78,6 +79,7 @@ class SnapshotDiskRow(NamedTuple):
     name: str
     object_id: int | None
     size_bytes: int
+    digest: bytes | None  # of its content (_exchange.pxd); None: not made yet
 
 
 class ImportRow(NamedTuple):
@@ -106,7 +108,7 @@ class IntentRow(NamedTuple):
     body: dict[str, Any]
 
 
-class Catalog(DomainRecords, EventRecords, JobRecords, TokenRecords):
+class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, TokenRecords):
     """An open catalog."""
 
     # settings
@@ -420,7 +422,7 @@ class Catalog(DomainRecords, EventRecords, JobRecords, TokenRecords):
         self._do(
             "INSERT INTO snapshot_disk (snapshot_id, name, object_id, size_bytes) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (snapshot_id, name) DO UPDATE"
-            " SET object_id = excluded.object_id, size_bytes = excluded.size_bytes",
+            " SET object_id = excluded.object_id, size_bytes = excluded.size_bytes, digest = NULL",
             *(snapshot_id, name, object_id, size_bytes),
         )
 

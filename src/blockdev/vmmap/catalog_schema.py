@@ -14,7 +14,7 @@ from blockdev.errors import BlockdevError, Busy, Corrupt, MediumError, UnknownFo
 from blockdev.vmmap.reserve import full
 
 APPLICATION_ID = 0x42444341  # "BDCA"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 BUSY_SECONDS_MAX = 5.0
 
 SCHEMA = """
@@ -83,6 +83,7 @@ CREATE TABLE snapshot_disk (
     name TEXT NOT NULL,
     object_id INTEGER UNIQUE,
     size_bytes INTEGER NOT NULL,
+    digest BLOB,
     UNIQUE (snapshot_id, name)
 ) STRICT;
 CREATE INDEX snapshot_disk_missing ON snapshot_disk (id) WHERE object_id IS NULL;
@@ -188,6 +189,107 @@ CREATE TABLE domain (
 ) STRICT;
 """
 
+# whom VMs are replicated to and from, how far that is, and what has come of it
+REPLICATION_TABLES = """
+CREATE TABLE peer (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    key TEXT NOT NULL UNIQUE,
+    vms TEXT NOT NULL,
+    space_bytes INTEGER,
+    created TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE path (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    host TEXT NOT NULL,
+    port INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    level INTEGER NOT NULL,
+    throttle TEXT NOT NULL,
+    created TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE protection (
+    vm_id INTEGER NOT NULL REFERENCES vm (id) ON DELETE CASCADE,
+    path_id INTEGER NOT NULL REFERENCES path (id),
+    rpo_seconds INTEGER,
+    keep_seconds INTEGER,
+    paused INTEGER NOT NULL,
+    from_lsn INTEGER NOT NULL,
+    newest_uuid TEXT,
+    newest_lsn INTEGER,
+    newest_created TEXT,
+    newest_finished TEXT,
+    failures INTEGER NOT NULL,
+    error_code TEXT,
+    error_message TEXT,
+    created TEXT NOT NULL,
+    PRIMARY KEY (vm_id, path_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE received_vm (
+    vm_id INTEGER PRIMARY KEY REFERENCES vm (id) ON DELETE CASCADE,
+    peer_id INTEGER NOT NULL REFERENCES peer (id),
+    rpo_seconds INTEGER,
+    since TEXT NOT NULL,
+    promoted TEXT
+) STRICT;
+
+CREATE TABLE receipt (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    peer_id INTEGER NOT NULL REFERENCES peer (id),
+    purpose TEXT NOT NULL,
+    vm_uuid TEXT NOT NULL,
+    snapshot_uuid TEXT NOT NULL,
+    vm_id INTEGER REFERENCES vm (id) ON DELETE CASCADE,
+    body TEXT NOT NULL,
+    data_bytes INTEGER NOT NULL,
+    began TEXT NOT NULL,
+    touched TEXT NOT NULL,
+    UNIQUE (peer_id, purpose, vm_uuid, snapshot_uuid)
+) STRICT;
+
+CREATE TABLE receipt_disk (
+    receipt_id INTEGER NOT NULL REFERENCES receipt (id) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    object_id INTEGER NOT NULL UNIQUE,
+    next_block INTEGER NOT NULL,
+    PRIMARY KEY (receipt_id, number)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE transfer (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    direction TEXT NOT NULL,
+    way TEXT NOT NULL,
+    vm TEXT NOT NULL,
+    vm_uuid TEXT NOT NULL,
+    snapshot TEXT NOT NULL,
+    snapshot_uuid TEXT NOT NULL,
+    began TEXT NOT NULL,
+    finished TEXT NOT NULL,
+    logical_bytes INTEGER NOT NULL,
+    network_bytes INTEGER NOT NULL,
+    error_code TEXT,
+    error_message TEXT
+) STRICT;
+CREATE INDEX transfer_vm ON transfer (vm_uuid, id);
+
+CREATE TABLE replication_sample (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    time TEXT NOT NULL,
+    direction TEXT NOT NULL,
+    way TEXT NOT NULL,
+    vm_uuid TEXT NOT NULL,
+    logical_bytes INTEGER NOT NULL,
+    network_bytes INTEGER NOT NULL,
+    remaining_bytes INTEGER,
+    lag_seconds INTEGER
+) STRICT;
+CREATE INDEX replication_sample_vm ON replication_sample (vm_uuid, id);
+"""
+
 # version -> what makes a catalog of it one of the next version
 UPGRADES = {
     1: "ALTER TABLE vm ADD COLUMN compression TEXT; ALTER TABLE vm ADD COLUMN dedup TEXT;",
@@ -202,6 +304,7 @@ UPGRADES = {
     3: "ALTER TABLE snapshot ADD COLUMN uuid TEXT NOT NULL DEFAULT '';"
     "ALTER TABLE snapshot ADD COLUMN changed_bytes INTEGER;"
     "UPDATE snapshot SET uuid = snapshot_uuid((SELECT uuid FROM vm WHERE id = vm_id), name, created);" + OPERATION_TABLES,
+    4: "ALTER TABLE snapshot_disk ADD COLUMN digest BLOB;" + REPLICATION_TABLES,
 }
 
 
@@ -264,7 +367,7 @@ def _make_tables(database: sqlite3.Connection) -> None:
     if _pragma(database, "application_id") == APPLICATION_ID:
         return
     database.executescript(
-        f"BEGIN IMMEDIATE; {SCHEMA} {SCHEDULE_TABLES} {OPERATION_TABLES} "
+        f"BEGIN IMMEDIATE; {SCHEMA} {SCHEDULE_TABLES} {OPERATION_TABLES} {REPLICATION_TABLES} "
         f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
 
