@@ -68,12 +68,12 @@ def test_a_vm_gets_schedules_of_its_own_and_the_default_ones_again(fresh: Home) 
     [nightly] = default["schedules"]
     assert nightly == {
         "name": "nightly", "at": "daily 02:30", "keep_seconds": 14 * DAY, "zone": "UTC", "consistency": "crash",
-        "if_not_frozen": "crash", "replicate": False, "keep_remote_seconds": None,
+        "if_not_frozen": "crash", "replicate": True, "keep_remote_seconds": None,
     }
     assert fresh.json("schedule", "default") == fresh.json("schedule", "show") == default
     told = fresh("schedule", "show", "web").splitlines()
     assert told[0] == "VM web has the default schedules:"
-    assert told[1].split("  ")[0] == "SCHEDULE" and told[2].split() == ["nightly", "daily", "02:30", "UTC", "2w", "crash", "no"]
+    assert told[1].split("  ")[0] == "SCHEDULE" and told[2].split() == ["nightly", "daily", "02:30", "UTC", "2w", "crash", "yes"]
     options = ("--consistency", "vm", "--if-not-frozen", "fail", "--replicate", "--keep-remote", "52w")
     own = fresh.json("schedule", "set", "web", "workdays", *DAILY, *options)
     assert own["own"] and own["schedules"][0] == nightly
@@ -85,6 +85,9 @@ def test_a_vm_gets_schedules_of_its_own_and_the_default_ones_again(fresh: Home) 
     assert "VM web has schedules of its own:" in told and "vm, else fail" in told and "yes, kept for 52w" in told
     changed = fresh.json("schedule", "set", "web", "workdays", "--no-replicate", "--keep", "90s")["schedules"][1]
     assert (changed["replicate"], changed["keep_seconds"], changed["at"]) == (False, 90, "daily 02:30 mon-fri")
+    assert fresh("schedule", "show", "web").splitlines()[-1].endswith("  no")
+    again = fresh.json("schedule", "set", "web", "workdays", "--replicate", "--keep-remote", "same")["schedules"][1]
+    assert (again["replicate"], again["keep_remote_seconds"]) == (True, None)
     assert len(fresh.json("schedule", "set", "web", "nightly", "--remove")["schedules"]) == 1
     assert fresh.json("schedule", "set", "web", "--none") == {"vm": "web", "own": True, "schedules": []}
     assert "VM web has no schedules: no snapshots are taken" in fresh("schedule", "show", "web")

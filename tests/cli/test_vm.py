@@ -14,6 +14,8 @@ GIB = 1 << 30
 VM_FIELDS = {
     "name",
     "domain",
+    "protected_over",
+    "received",
     "uuid",
     "description",
     "created",
@@ -25,6 +27,7 @@ VM_FIELDS = {
 }
 DISK_FIELDS = {"name", "size_bytes", "export", "object_id", "created", "state", "clients"}
 SNAPSHOT_FIELDS = {
+    "newest_on",
     "vm",
     "name",
     "description",

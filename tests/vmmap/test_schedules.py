@@ -21,7 +21,7 @@ def runs(catalog: Catalog) -> list[tuple[int, str]]:
 
 def test_changes_of_one_set_at_once_are_all_there(home: Home) -> None:
     home.schedules.put(None, "hourly", HOURLY)
-    changes = [{"zone": "Europe/Zurich"}, {"keep_seconds": 7200}, {"replicate": True}, {"consistency": "vm"}, {"at": "hourly :10"}]
+    changes = [{"zone": "Europe/Zurich"}, {"keep_seconds": 7200}, {"replicate": False}, {"consistency": "vm"}, {"at": "hourly :10"}]
     start = threading.Barrier(len(changes))
 
     def change(one: dict[str, object]) -> None:

@@ -24,9 +24,12 @@ _OPTIONS = (
     click.option("--zone", metavar="ZONE", help="Of --at, like Europe/Zurich (default: this machine's)."),
     consistency_option,
     if_not_frozen_option,
-    click.option("--replicate/--no-replicate", default=None, help="Noted for replication, which is not there yet."),
+    click.option("--replicate/--no-replicate", default=None, help="Whether they are sent where the VM is protected (default: yes)."),
     click.option(
-        "--keep-remote", "keep_remote_seconds", type=values.DURATION, metavar="DURATION", help="Noted for replication, too."
+        *("--keep-remote", "keep_remote_seconds"),
+        type=values.DURATION_OR_SAME,
+        metavar="DURATION|same",
+        help="How long they are kept there (default: the same as here).",
     ),
     click.option("--remove", is_flag=True, help="Take the schedule away; its snapshots stay until they expire."),
 )
@@ -158,7 +161,8 @@ def _refuse_half(session: Session, vm: str | None, name: str, change: dict[str, 
 
 
 def _named(given: dict[str, Any]) -> dict[str, Any]:
-    return {field: value for field, value in given.items() if value is not None}
+    named = {field: value for field, value in given.items() if value is not None}
+    return {**named, "keep_remote_seconds": None} if named.get("keep_remote_seconds") == values.SAME else named
 
 
 def _checked(name: str) -> str:

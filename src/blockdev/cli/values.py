@@ -18,7 +18,7 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 <
 SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 DURATION_TEXT = re.compile(r"([0-9]{1,10})\s*([smhdw])", re.IGNORECASE)
 DURATION_SECONDS_MAX = 100 * 366 * 86400
-FOREVER = 0  # as a duration
+FOREVER = SAME = 0  # as a duration
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:iB|B)?", re.IGNORECASE)
 
 
@@ -57,6 +57,11 @@ def parse_duration(text: str) -> int:
 def parse_duration_or_forever(text: str) -> int:
     """Seconds; 0 of `forever`.  Raises InvalidArgument."""
     return FOREVER if text.strip().lower() == "forever" else parse_duration(text)
+
+
+def parse_duration_or_same(text: str) -> int:
+    """Seconds; 0 of `same`.  Raises InvalidArgument."""
+    return SAME if text.strip().lower() == "same" else parse_duration(text)
 
 
 def parse_disk_size(text: str) -> int:
@@ -165,6 +170,7 @@ RATE = Value("rate", parse_rate)
 DISK_SIZE = Value("size", parse_disk_size)
 DURATION = Value("duration", parse_duration)
 DURATION_OR_FOREVER = Value("duration|forever", parse_duration_or_forever)
+DURATION_OR_SAME = Value("duration|same", parse_duration_or_same)
 PATH = Value("file", parse_path)
 VM = Value("vm", parse_vm)
 VM_DISK = Value("vm/disk", parse_vm_disk)

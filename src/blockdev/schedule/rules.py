@@ -29,7 +29,7 @@ class Schedule:
     zone: str = "UTC"  # of the IANA database
     consistency: Consistency = "crash"
     if_not_frozen: IfNotFrozen = "crash"  # when a guest cannot be frozen: take one all the same, or fail
-    replicate: bool = False
+    replicate: bool = True  # over the paths that the VM is protected over, if there are any
     keep_remote_seconds: int | None = None  # None: as here
 
     def to_json(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from blockdev.vmmap.database import Database
@@ -64,6 +66,23 @@ class ReceivedRow(NamedTuple):
     rpo_seconds: int | None  # as the sender says
     since: str
     promoted: str | None  # when; None: nobody but the peer changes it
+
+
+class GuardedRow(NamedTuple):
+    """That a VM is protected, as a list of VMs or snapshots shows it."""
+
+    vm_id: int
+    path: str
+    newest_uuid: str | None
+
+
+class OriginRow(NamedTuple):
+    """That a VM is received, as a list of VMs shows it."""
+
+    vm_id: int
+    peer: str
+    since: str
+    promoted: str | None
 
 
 class ReceiptRow(NamedTuple):
@@ -183,6 +202,15 @@ class ReplicationRecords(Database):
         query = "SELECT * FROM protection WHERE ?1 IS NULL OR vm_id = ?1 ORDER BY vm_id, path_id"
         return self._rows(ProtectionRow, query, vm_id)
 
+    def guards_of(self, vm_ids: Iterable[int]) -> list[GuardedRow]:
+        """Of some VMs, by the paths' names."""
+        return self._rows(
+            GuardedRow,
+            "SELECT g.vm_id, p.name, g.newest_uuid FROM protection g JOIN path p ON p.id = g.path_id"
+            " WHERE g.vm_id IN (SELECT value FROM json_each(?)) ORDER BY p.name",
+            json.dumps(list(vm_ids)),
+        )
+
     def put_protection(
         self, vm_id: int, path_id: int, rpo_seconds: int | None, keep_seconds: int | None, from_lsn: int, created: str
     ) -> None:
@@ -228,6 +256,15 @@ class ReplicationRecords(Database):
 
     def received_vm(self, vm_id: int) -> ReceivedRow | None:
         return self._row(ReceivedRow, "SELECT * FROM received_vm WHERE vm_id = ?", vm_id)
+
+    def origins_of(self, vm_ids: Iterable[int]) -> list[OriginRow]:
+        """Of some VMs, those that are received."""
+        return self._rows(
+            OriginRow,
+            "SELECT r.vm_id, p.name, r.since, r.promoted FROM received_vm r JOIN peer p ON p.id = r.peer_id"
+            " WHERE r.vm_id IN (SELECT value FROM json_each(?))",
+            json.dumps(list(vm_ids)),
+        )
 
     def put_received_vm(self, vm_id: int, peer_id: int, rpo_seconds: int | None, since: str) -> None:
         """It is the peer's, and not promoted."""

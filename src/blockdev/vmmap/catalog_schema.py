@@ -304,7 +304,9 @@ UPGRADES = {
     3: "ALTER TABLE snapshot ADD COLUMN uuid TEXT NOT NULL DEFAULT '';"
     "ALTER TABLE snapshot ADD COLUMN changed_bytes INTEGER;"
     "UPDATE snapshot SET uuid = snapshot_uuid((SELECT uuid FROM vm WHERE id = vm_id), name, created);" + OPERATION_TABLES,
-    4: "ALTER TABLE snapshot_disk ADD COLUMN digest BLOB;" + REPLICATION_TABLES,
+    # before, schedules did not replicate unless they said so, and it did nothing: a VM that is protected from now on would not be
+    4: "UPDATE schedule SET body = json_set(body, '$.replicate', json('true'));"
+    "ALTER TABLE snapshot_disk ADD COLUMN digest BLOB;" + REPLICATION_TABLES,
 }
 
 

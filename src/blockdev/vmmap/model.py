@@ -74,6 +74,15 @@ class Domain(_Value):
 
 
 @dataclass(frozen=True)
+class Received(_Value):
+    """Where a VM comes from that another home sends."""
+
+    peer: str
+    since: str
+    promoted: str | None  # when; None: nobody but the peer changes it, and it has no disks but those of its snapshots
+
+
+@dataclass(frozen=True)
 class VM(_Value):
     """One VM, without its configuration text (see `VMs.get_config`)."""
 
@@ -87,6 +96,8 @@ class VM(_Value):
     policy: Policy
     agent: str | None = None  # the Unix socket of its guest agent
     domain: Domain | None = None  # where it runs, when that is known
+    protected_over: list[str] = field(default_factory=list)  # the paths that it is replicated over
+    received: Received | None = None  # None: it is of this home
     disks: list[Disk] = field(default_factory=list)
 
 
@@ -123,6 +134,7 @@ class Snapshot(_Value):
     schedule: str | None = None  # which one took it
     uuid: str = ""  # the same on every copy of it, in whichever pool
     changed_bytes: int | None = None  # since the one before it, when it was taken; None: not counted yet
+    newest_on: list[str] = field(default_factory=list)  # paths whose other end has it, and no newer one
 
 
 @dataclass(frozen=True)

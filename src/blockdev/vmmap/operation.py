@@ -148,4 +148,5 @@ class Operations:
 
     def _view_snapshot(self, vm: VMRow, row: SnapshotRow, clients: Clients | None = None) -> Snapshot:
         disks = self._catalog.snapshot_disks(row.id)
-        return view_snapshot(vm, row, disks, self._catalog.config_text(row.config_id), clients)
+        config, guards = self._catalog.config_text(row.config_id), self._catalog.guards_of([vm.id])
+        return view_snapshot(vm, row, disks, config, clients, guards)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from blockdev.engine.protocol import EngineFinding
 from blockdev.vmmap.catalog import Catalog, DiskRow, ImportRow, SnapshotDiskRow, SnapshotRow, VMRow
 from blockdev.vmmap.catalog_domains import LinkRow
-from blockdev.vmmap.model import VM, Disk, Domain, Finding, Import, Policy, Snapshot, SnapshotDisk
+from blockdev.vmmap.catalog_replication import GuardedRow, OriginRow
+from blockdev.vmmap.model import VM, Disk, Domain, Finding, Import, Policy, Received, Snapshot, SnapshotDisk
 from blockdev.vmmap.names import object_name, parse_object_name
 
 Clients = dict[int, list[str]]  # object id -> who is attached
@@ -26,7 +28,8 @@ def view_disk(vm: VMRow, disk: DiskRow, clients: Clients | None = None) -> Disk:
 
 
 def view_vm(catalog: Catalog, vm: VMRow, clients: Clients | None = None) -> VM:
-    return _vm(vm, catalog.disks(vm.id), catalog.snapshot_count(vm.id), clients, catalog.link(vm.id))
+    disks, count, link = catalog.disks(vm.id), catalog.snapshot_count(vm.id), catalog.link(vm.id)
+    return _vm(vm, disks, count, clients, link, catalog.guards_of([vm.id]), _first(catalog.origins_of([vm.id])))
 
 
 def view_finding(finding: EngineFinding) -> Finding:
@@ -43,21 +46,39 @@ def view_finding(finding: EngineFinding) -> Finding:
 
 
 def view_vms(catalog: Catalog, vms: list[VMRow]) -> list[VM]:
-    """Some VMs, in three queries; called inside the transaction that found them."""
+    """Some VMs, in five queries; called inside the transaction that found them."""
     ids = [vm.id for vm in vms]
     counts = catalog.snapshot_counts(ids)
     disks: dict[int, list[DiskRow]] = defaultdict(list)
     for disk in catalog.disks_of(ids):
         disks[disk.vm_id].append(disk)
+    guards: dict[int, list[GuardedRow]] = defaultdict(list)
+    for guard in catalog.guards_of(ids):
+        guards[guard.vm_id].append(guard)
     links = {link.vm_id: link for link in catalog.links_of(ids)}
-    return [_vm(vm, disks[vm.id], counts.get(vm.id, 0), None, links.get(vm.id)) for vm in vms]
+    origins = {origin.vm_id: origin for origin in catalog.origins_of(ids)}
+    return [
+        _vm(vm, disks[vm.id], counts.get(vm.id, 0), None, links.get(vm.id), guards[vm.id], origins.get(vm.id)) for vm in vms
+    ]
+
+
+def _first(origins: list[OriginRow]) -> OriginRow | None:
+    return origins[0] if origins else None
 
 
 def view_domain(link: LinkRow) -> Domain:
     return Domain(link.hypervisor, link.name, link.uuid, link.state, bool(link.made))
 
 
-def _vm(vm: VMRow, disks: list[DiskRow], snapshot_count: int, clients: Clients | None, link: LinkRow | None) -> VM:
+def _vm(
+    vm: VMRow,
+    disks: list[DiskRow],
+    snapshot_count: int,
+    clients: Clients | None,
+    link: LinkRow | None,
+    guards: list[GuardedRow],
+    origin: OriginRow | None,
+) -> VM:
     return VM(
         name=vm.name,
         uuid=vm.uuid,
@@ -69,6 +90,8 @@ def _vm(vm: VMRow, disks: list[DiskRow], snapshot_count: int, clients: Clients |
         policy=Policy(vm.compression, vm.dedup),
         agent=vm.agent,
         domain=None if link is None else view_domain(link),
+        protected_over=[guard.path for guard in guards],
+        received=None if origin is None else Received(origin.peer, origin.since, origin.promoted),
         disks=[view_disk(vm, disk, clients) for disk in disks],
     )
 
@@ -79,6 +102,7 @@ def view_snapshot(
     disks: list[SnapshotDiskRow],
     config: str | None = None,
     clients: Clients | None = None,
+    guards: Sequence[GuardedRow] = (),
 ) -> Snapshot:
     return Snapshot(
         vm=vm.name,
@@ -98,6 +122,7 @@ def view_snapshot(
         schedule=snapshot.schedule,
         uuid=snapshot.uuid,
         changed_bytes=snapshot.changed_bytes,
+        newest_on=[guard.path for guard in guards if guard.newest_uuid == snapshot.uuid],
     )
 
 
@@ -115,11 +140,12 @@ def _snapshot_disk(
 
 
 def view_snapshots(catalog: Catalog, vm: VMRow, snapshots: list[SnapshotRow]) -> list[Snapshot]:
-    """Some snapshots of a VM, in one query; called inside the transaction that found them."""
+    """Some snapshots of a VM, in two queries; called inside the transaction that found them."""
     disks: dict[int, list[SnapshotDiskRow]] = defaultdict(list)
     for disk in catalog.snapshot_disks_of(snapshot.id for snapshot in snapshots):
         disks[disk.snapshot_id].append(disk)
-    return [view_snapshot(vm, snapshot, disks[snapshot.id]) for snapshot in snapshots]
+    guards = catalog.guards_of([vm.id])
+    return [view_snapshot(vm, snapshot, disks[snapshot.id], guards=guards) for snapshot in snapshots]
 
 
 def view_import(vm: VMRow, row: ImportRow) -> Import:
