@@ -18,6 +18,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from blockdev.api.addresses import Address
 from blockdev.api.app import create_app
@@ -38,6 +39,7 @@ from blockdev.hypervisor.hypervisors import Hypervisors
 from blockdev.hypervisor.place import Place
 from blockdev.hypervisor.registration import Registrations
 from blockdev.hypervisor.settling import Settling
+from blockdev.replicate.service import Replication
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
 from blockdev.vmmap.catalog import Catalog
@@ -64,7 +66,8 @@ def main() -> None:
     try:
         home = Home.at(arguments.home)
         home.require_initialised()
-        serve(home, _tcp(home, arguments), arguments.ready_fd, Address.parse(arguments.nbd) if arguments.nbd else None)
+        listening = Listening(_tcp(home, arguments), _address(arguments.nbd), _address(arguments.replicate))
+        serve(home, listening, arguments.ready_fd)
     except BlockdevError as error:
         report_error(arguments.ready_fd, error)
         print(f"error: {error.message}", file=sys.stderr)
@@ -78,15 +81,28 @@ def _parse(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--api-tls", metavar="DIR", type=Path, help="with the certificate there, not the home's own")
     parser.add_argument("--api-plain", action="store_true", help="without TLS, on a loopback address")
     parser.add_argument("--nbd", metavar="ADDR:PORT", help="where the engine serves NBD over TCP")
+    parser.add_argument("--replicate", metavar="ADDR:PORT", help="where peers reach this home")
     parser.add_argument("--ready-fd", type=int, help="write one line there when serving, or when starting failed")
     return parser.parse_args(given)
+
+
+class Listening(NamedTuple):
+    """Where else than at its own sockets a home is reached; None: not at all."""
+
+    tcp: Tcp | None = None  # REST
+    nbd: Address | None = None  # the engine's
+    replicate: Address | None = None  # for peers
+
+
+def _address(text: str | None) -> Address | None:
+    return Address.parse(text) if text else None
 
 
 def _tcp(home: Home, given: argparse.Namespace) -> Tcp | None:
     return prepare_tcp(home, Address.parse(given.api), given.api_tls, given.api_plain) if given.api else None
 
 
-def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None, nbd: Address | None = None) -> None:
+def serve(home: Home, listening: Listening, ready_fd: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT.  Raises Busy, InvalidArgument, UnknownFormat."""
     home.make_directories()
     with open(home.control_lock, "a") as lock:
@@ -94,10 +110,11 @@ def serve(home: Home, tcp: Tcp | None = None, ready_fd: int | None = None, nbd: 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Busy(f"{home.path} has a control plane already: stop the other blockdevd first") from None
+        tcp = listening.tcp
         over_tcp = None if tcp is None else (tcp.address.listen(), tcp.context())
         local = listen_local(home)
         catalog = Catalog(home.catalog, DEFAULT_RESERVE)
-        services = _wire(home, catalog, nbd)
+        services = _wire(home, catalog, listening)
         watch = Watch(catalog, services.engine, services.recorder, services.events, now_seconds)
         stopped = threading.Event()
         counting = threading.Thread(target=_count_changes, args=(services, stopped), name="count", daemon=True)
@@ -143,7 +160,7 @@ def _let_the_collector_skip_what_stays() -> None:
     gc.freeze()
 
 
-def _wire(home: Home, catalog: Catalog, nbd: Address | None) -> Services:
+def _wire(home: Home, catalog: Catalog, listening: Listening) -> Services:
     engine = EngineClient(home.engine_socket, f"blockdevd (pid {os.getpid()})")
     recorder = Recorder(catalog)
     events = Events(recorder.put, now_seconds)
@@ -151,8 +168,10 @@ def _wire(home: Home, catalog: Catalog, nbd: Address | None) -> Services:
     vms = VMs(catalog, engine, events=events)
     schedules = Schedules(catalog, now_seconds)
     scheduler = Scheduler(vms, catalog, schedules, now_seconds, events=events, ended=history.note_round)
+    nbd, peers = listening.nbd, listening.replicate
     place = Place(home.nbd_socket, nbd.host, nbd.port) if nbd else Place(home.nbd_socket)
     hypervisors = Hypervisors(vms, catalog, now_seconds, place)
+    listen = None if peers is None else (peers.host, peers.port)
     return Services(
         home=home,
         vms=vms,
@@ -168,6 +187,7 @@ def _wire(home: Home, catalog: Catalog, nbd: Address | None) -> Services:
         history=history,
         hypervisors=hypervisors,
         registrations=Registrations(hypervisors),
+        replication=Replication(home, vms, catalog, engine, now_seconds, events, recorder, listen),
     )
 
 

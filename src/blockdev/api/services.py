@@ -15,6 +15,7 @@ from blockdev.engine.client import EngineClient
 from blockdev.home import Home
 from blockdev.hypervisor.hypervisors import Hypervisors
 from blockdev.hypervisor.registration import Registrations
+from blockdev.replicate.service import Replication
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
 from blockdev.targets import attach
@@ -40,6 +41,7 @@ class Services:
     history: History
     hypervisors: Hypervisors
     registrations: Registrations
+    replication: Replication
 
     def uri(self, export: str) -> str:
         """Where qemu-img finds an export."""

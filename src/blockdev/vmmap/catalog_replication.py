@@ -190,6 +190,9 @@ class ReplicationRecords(Database):
     def set_throttle(self, path_id: int, throttle: str) -> None:
         self._do("UPDATE path SET throttle = ? WHERE id = ?", throttle, path_id)
 
+    def set_level(self, path_id: int, level: int) -> None:
+        self._do("UPDATE path SET level = ? WHERE id = ?", level, path_id)
+
     def delete_path(self, path_id: int) -> None:
         """With the protections over it."""
         self._do("DELETE FROM protection WHERE path_id = ?", path_id)

@@ -1,0 +1,91 @@
+"""What all operations of replication share: the VMs, the catalog, the way to the other ends, finding what was named.
+
+Threads: any.  Durable: whatever a method returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blockdev.engine.client import EngineClient
+from blockdev.errors import AlreadyExists, NotFound
+from blockdev.home import Home
+from blockdev.vmmap.catalog import Catalog, VMRow
+from blockdev.vmmap.catalog_replication import PathRow, PeerRow, ProtectionRow
+from blockdev.vmmap.clock import Clock, to_text
+from blockdev.vmmap.events import Events
+from blockdev.vmmap.names import check_name
+from blockdev.vmmap.recorder import Recorder
+from blockdev.vmmap.service import VMs
+
+
+class Parts:
+    """The base of the service's operations."""
+
+    def __init__(
+        self,
+        home: Home,
+        vms: VMs,
+        catalog: Catalog,
+        engine: EngineClient,
+        clock: Clock,
+        events: Events,
+        recorder: Recorder,
+        listen: tuple[str, int] | None = None,
+    ) -> None:
+        """listen: host and port where peers reach this home; None: they do not."""
+        self._home = home
+        self._vms = vms
+        self._catalog = catalog
+        self._engine = engine
+        self._clock = clock
+        self._events = events
+        self._recorder = recorder
+        self._listen = listen
+
+    def _now(self) -> str:
+        return to_text(self._clock())
+
+    def _peer(self, name: str) -> PeerRow:
+        row = self._catalog.peer(name)
+        if row is None:
+            raise NotFound(f"there is no peer {name}")
+        return row
+
+    def _path(self, name: str) -> PathRow:
+        row = self._catalog.path_named(name)
+        if row is None:
+            raise NotFound(f"there is no path {name}: blockdevctl replicate path list shows those that there are")
+        return row
+
+    def _vm(self, name: str) -> VMRow:
+        row = self._catalog.vm(name) if isinstance(name, str) else None
+        if row is None:
+            raise NotFound(f"there is no VM {name}")
+        return row
+
+    def _protections(self, vm: VMRow, path: str | None) -> Sequence[tuple[ProtectionRow, PathRow]]:
+        """Those of a VM, or the one over a path.  NotFound: there is none."""
+        wanted = None if path is None else self._path(path)
+        found = [
+            (row, way)
+            for row in self._catalog.protections(vm.id)
+            if (way := self._catalog.path_by_id(row.path_id)) is not None and wanted in (None, way)
+        ]
+        if not found:
+            over = "" if path is None else f" over path {path}"
+            raise NotFound(f"VM {vm.name} is not protected{over}: blockdevctl replicate protect {vm.name} --path PATH")
+        return found
+
+    def _check_new_peer(self, name: str, key: str | None = None) -> None:
+        check_name("peer", name)
+        if self._catalog.peer(name) is not None:
+            raise AlreadyExists(f"there is a peer {name} already: choose another name, or change that one")
+        other = None if key is None else self._catalog.peer_of_key(key)
+        if other is not None:
+            raise AlreadyExists(f"that home is peer {other.name} already: change that one")
+
+    def _check_new_path(self, name: str) -> None:
+        check_name("path", name)
+        if self._catalog.path_named(name) is not None:
+            raise AlreadyExists(f"there is a path {name} already: choose another name")

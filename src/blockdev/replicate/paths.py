@@ -1,0 +1,118 @@
+"""Ways to other homes: added, tested, throttled, removed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+from blockdev.errors import Busy, InvalidArgument
+from blockdev.replicate.keys import fingerprint, parse_key
+from blockdev.replicate.model import Path, PathTest
+from blockdev.replicate.parts import Parts
+from blockdev.vmmap.catalog_replication import PathRow
+
+PORT = 10810
+LEVEL = 3
+LEVEL_MAX = 19
+_HOST = re.compile(r"[A-Za-z0-9.:_%-]{1,255}")  # a name, or an IPv4 or IPv6 address
+
+
+class PathOperations(Parts):
+    """The operations on paths."""
+
+    def list_paths(self) -> list[Path]:
+        """By name."""
+        with self._catalog.transaction():
+            counts = Counter(row.path_id for row in self._catalog.protections())
+            return [self._view_path(row, counts[row.id]) for row in self._catalog.paths()]
+
+    def show_path(self, name: str) -> Path:
+        """NotFound."""
+        with self._catalog.transaction():
+            row = self._path(name)
+            return self._view_path(row, sum(one.path_id == row.id for one in self._catalog.protections()))
+
+    def add_path(
+        self, name: str, host: str, port: int = PORT, key: str | None = None, code: str | None = None, level: int = LEVEL
+    ) -> Path:
+        """A way to the home at host:port, which must have this public key, or whose invitation's code is this.
+
+        With a key nothing is connected yet.  With a code both ends know each other's keys afterwards.
+        InvalidArgument; AlreadyExists; NotAllowed: the code is not (or no more) valid, or the other end's key is not
+        what the code says; Unavailable.
+        """
+        if (key is None) == (code is None):
+            raise InvalidArgument("give the other end's public key, or the code of its invitation")
+        check_endpoint(host, port)
+        check_level(level)
+        self._check_new_path(name)
+        pinned = parse_key(key) if key is not None else self._pair(host, port, code or "")
+        with self._catalog.transaction(grows=True):
+            self._check_new_path(name)
+            self._catalog.insert_path(name, host, port, pinned, level, "{}", self._now())
+        return self.show_path(name)
+
+    def _pair(self, host: str, port: int, code: str) -> str:
+        """The key of the other end, which knows ours then."""
+        raise NotImplementedError
+
+    def test_path(self, name: str) -> PathTest:
+        """Connect and ask.  NotFound; Unavailable: it cannot be reached; NotAllowed: it does not know this home, or is another."""
+        raise NotImplementedError
+
+    def set_throttle(self, name: str, throttle: dict[str, Any]) -> Path:
+        """Replace a path's throttle (replicate.throttle.Throttle's JSON); what is being sent follows at once.  InvalidArgument."""
+        with self._catalog.transaction(grows=True):
+            self._catalog.set_throttle(self._path(name).id, json.dumps(throttle))
+        return self.show_path(name)
+
+    def set_level(self, name: str, level: int) -> Path:
+        """How much effort goes into compression: 0 (none) to 19; transfers that begin follow.  InvalidArgument."""
+        check_level(level)
+        with self._catalog.transaction(grows=True):
+            self._catalog.set_level(self._path(name).id, level)
+        return self.show_path(name)
+
+    def remove_path(self, name: str, force: bool = False) -> Path:
+        """What it was is returned.  Busy: VMs are protected over it, unless forced: they are not, then.  NotFound."""
+        was = self.show_path(name)
+        if was.protected_count and not force:
+            raise Busy(f"{was.protected_count} VMs are protected over path {name}: unprotect them first, or force it")
+        with self._catalog.transaction():
+            self._catalog.delete_path(self._path(name).id)
+        return was
+
+    def _view_path(self, row: PathRow, protected_count: int) -> Path:
+        peer = self._catalog.peer_of_key(row.key)
+        return Path(
+            name=row.name,
+            host=row.host,
+            port=row.port,
+            key=row.key,
+            fingerprint=fingerprint(row.key),
+            peer=None if peer is None else peer.name,
+            level=row.level,
+            throttle=json.loads(row.throttle),
+            connected=False,
+            error=None,
+            protected_count=protected_count,
+            running_count=0,
+            network_bytes_per_second=0,
+            created=row.created,
+        )
+
+
+def check_endpoint(host: str, port: int) -> None:
+    """InvalidArgument when nothing can be reached there."""
+    if not isinstance(host, str) or _HOST.fullmatch(host) is None:
+        raise InvalidArgument(f"{host!r} is no host: give a name or an IP address")
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+        raise InvalidArgument(f"{port!r} is no port: 1 to 65535")
+
+
+def check_level(level: int) -> None:
+    """InvalidArgument when zstd has no such level."""
+    if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level <= LEVEL_MAX:
+        raise InvalidArgument(f"{level!r} is no level of compression: 0 (none) to {LEVEL_MAX}")
