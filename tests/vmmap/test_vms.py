@@ -70,7 +70,7 @@ def test_values_have_stable_field_names(web: VMs) -> None:
     assert vm["created"] == "2026-11-22T12:00:02.000Z"
     assert list(vm) == [
         *("name", "uuid", "description", "created", "size_bytes", "snapshot_count", "cloned_from"),
-        *("policy", "agent", "domain", "disks"),
+        *("policy", "agent", "domain", "protected_over", "received", "disks"),
     ]
     assert vm["policy"] == {"compression": None, "dedup": None}
     assert list(vm["disks"][0]) == [
@@ -95,7 +95,7 @@ def test_values_have_stable_field_names(web: VMs) -> None:
             "size_bytes",
             "disks",
             "config",
-            *("asked", "frozen_ms", "expires", "locked_until", "schedule", "uuid", "changed_bytes"),
+            *("asked", "frozen_ms", "expires", "locked_until", "schedule", "uuid", "changed_bytes", "newest_on"),
         )
     ]
     assert list(snapshot["disks"][0]) == ["name", "size_bytes", "export", "object_id", "state", "clients"]

@@ -12,6 +12,7 @@ from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError
 from blockdev.policies import DiskPolicy
 from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.catalog_schema import snapshot_uuid
 from blockdev.vmmap.clones import CustomClone
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
 from blockdev.vmmap.model import Agreement, Terms
@@ -100,6 +101,30 @@ def copy_of(vms: VMs, based_on: str | None) -> SnapshotCopy:
         vm_name="far-away",
         base_uuid=base.uuid if base else None,
         base_name=base.name if base else "",
+    )
+
+
+def add_peer(catalog: Catalog, name: str) -> int:
+    with catalog.transaction():
+        return catalog.put_peer(name, f"ssh-ed25519 {name}", '["*"]', None, "2026-11-22T12:00:00.000Z")
+
+
+def sent_copy(number: int) -> SnapshotCopy:
+    """The snapshot of that number of a VM that a peer has."""
+    vm_uuid, name, created = "77777777-2222-4333-8444-555555555555", f"far-{number}", f"2026-11-20T12:00:0{number}.000Z"
+    return SnapshotCopy(
+        uuid=snapshot_uuid(vm_uuid, name, created),
+        name=name,
+        description="of a peer",
+        created=created,
+        lsn=100 + number,
+        terms=Terms("replication", "vm", "vm", 12),
+        config=f"<far>{number}</far>",
+        disks=[CopiedDisk("root", MEBIBYTE, False), CopiedDisk("data", 8192, False)],
+        vm_uuid=vm_uuid,
+        vm_name="far-away",
+        base_uuid=None,
+        base_name="",
     )
 
 

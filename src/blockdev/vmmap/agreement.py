@@ -8,7 +8,7 @@ was interrupted.
 from __future__ import annotations
 
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from blockdev.vmmap.catalog import Catalog, VMRow
 from blockdev.vmmap.catalog_schema import Contradiction
 from blockdev.vmmap.intents import PoolView, load_intent
 from blockdev.vmmap.model import Agreement, Terms
-from blockdev.vmmap.names import NAME_CHARACTERS_MAX, ObjectName, object_name, parse_object_name
+from blockdev.vmmap.names import ObjectName, free_name, object_name, parse_object_name
 from blockdev.vmmap.tags import Tag, encode_tag
 
 ITEMS_AT_ONCE = 1000  # objects in one record of the pool
@@ -59,7 +59,7 @@ def agree(
     """What was changed, and which engine process was agreed with.
 
     Imports under way end here, but for `live_imports` (import id -> engine process) of this very engine process; so do
-    copies under way, but for those whose objects are `live_temporaries` (object id -> engine process).
+    copies under way, but for those whose objects are `live_temporaries` (object id -> engine process), and for receipts.
     """
     result = Agreement()
     led = engine.lead()
@@ -73,6 +73,7 @@ def agree(
     at_step("agree:settled")
     spared = {import_id for import_id, instance in live_imports.items() if instance == led.instance}
     copied = {id for id, instance in live_temporaries.items() if instance == led.instance}
+    copied |= _receiving(catalog, view)
     _drop_temporary(catalog, engine, view, spared, copied, result)
     at_step("agree:dropped")
     groups = _group(catalog, view, result)
@@ -144,6 +145,19 @@ def _drop_temporary(
                 catalog.delete_import(row.id)
 
 
+def _receiving(catalog: Catalog, view: PoolView) -> set[int]:
+    """The vdisks of receipts; a receipt that lacks one goes, and then its others are nobody's."""
+    disks: dict[int, list[int]] = defaultdict(list)
+    for row in catalog.receipt_disks():
+        disks[row.receipt_id].append(row.object_id)
+    whole = {receipt_id: ids for receipt_id, ids in disks.items() if all(map(view.is_temporary, ids))}
+    with catalog.transaction():
+        for receipt in catalog.receipts():
+            if receipt.id not in whole:
+                catalog.delete_receipt(receipt.id)
+    return {id for ids in whole.values() for id in ids}
+
+
 def _group(catalog: Catalog, view: PoolView, result: Agreement) -> list[_Group]:
     """The pool's objects by VM.  A VM's uuid and name are each in one group only."""
     by_label: dict[tuple[str | None, str], _Group] = {}
@@ -208,18 +222,8 @@ def _give_names(groups: list[_Group], known: dict[str, VMRow]) -> None:
             key=lambda group: (vm is None or group.vm_uuid != vm.uuid, -len(group.members), group.vm_uuid)
         )
         for group in rivals[1:]:
-            group.vm_name = _free_name(name, taken)
+            group.vm_name = free_name(name, taken)
             taken.add(group.vm_name)
-
-
-def _free_name(name: str, taken: Collection[str]) -> str:
-    number = 2
-    while True:
-        ending = f"-{number}"
-        candidate = name[: NAME_CHARACTERS_MAX - len(ending)] + ending
-        if candidate not in taken:
-            return candidate
-        number += 1
 
 
 def _label(engine: EngineClient, view: PoolView, groups: list[_Group], now: str, result: Agreement) -> None:
@@ -309,7 +313,7 @@ def _follow_names(catalog: Catalog, groups: list[_Group], now: str, result: Agre
     taken = given | {vm.name for vm in vms.values()}
     for vm in vms.values():  # a VM without objects yields its name to one that has them
         if vm.uuid not in wanted and vm.name in given:
-            wanted[vm.uuid] = _free_name(vm.name, taken)
+            wanted[vm.uuid] = free_name(vm.name, taken)
             taken.add(wanted[vm.uuid])
     renamed = [vm for vm in vms.values() if wanted.get(vm.uuid, vm.name) != vm.name]
     for vm in renamed:

@@ -245,7 +245,7 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Token
         self._drop_unused_configs([before])
 
     def delete_vm(self, vm_id: int) -> None:
-        """With its disks, snapshots and imports."""
+        """With its disks, snapshots, imports, protections, and what a peer sends of it."""
         configs = self._rows(
             int,
             "SELECT config_id FROM vm WHERE id = ?1 UNION SELECT config_id FROM snapshot WHERE vm_id = ?1",
@@ -418,13 +418,25 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Token
         )
         return self._rows(SnapshotDiskRow, query, vm_id)
 
-    def put_snapshot_disk(self, snapshot_id: int, name: str, object_id: int, size_bytes: int) -> None:
-        self._do(
+    def put_snapshot_disk(self, snapshot_id: int, name: str, object_id: int, size_bytes: int) -> int:
+        """A new one, or another object behind the one of that name; its id."""
+        return self._rows(
+            int,
             "INSERT INTO snapshot_disk (snapshot_id, name, object_id, size_bytes) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (snapshot_id, name) DO UPDATE"
-            " SET object_id = excluded.object_id, size_bytes = excluded.size_bytes, digest = NULL",
+            " SET object_id = excluded.object_id, size_bytes = excluded.size_bytes, digest = NULL RETURNING id",
             *(snapshot_id, name, object_id, size_bytes),
+        )[0]
+
+    def newest_digests(self, vm_id: int, lsn: int) -> dict[str, SnapshotDiskRow]:
+        """By disk, that of the newest snapshot older than `lsn` of which the digest is known."""
+        rows = self._rows(
+            SnapshotDiskRow,
+            "SELECT d.* FROM snapshot s JOIN snapshot_disk d ON d.snapshot_id = s.id WHERE s.vm_id = ? AND s.lsn < ?"
+            " AND d.digest IS NOT NULL AND d.object_id IS NOT NULL ORDER BY s.lsn, s.id",
+            *(vm_id, lsn),
         )
+        return {row.name: row for row in rows}
 
     def lose_snapshot_disk(self, snapshot_disk_id: int) -> None:
         """The pool has no such object."""

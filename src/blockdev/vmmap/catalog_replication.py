@@ -85,16 +85,29 @@ class OriginRow(NamedTuple):
     promoted: str | None
 
 
+class NewReceipt(NamedTuple):
+    """What a receipt begins with."""
+
+    peer_id: int
+    purpose: Any  # a word of Purpose
+    vm_uuid: str  # as the sender has it
+    snapshot_uuid: str
+    name: str  # of the VM that a copy makes; "" when its purpose is to protect
+    body: str  # JSON: receipts' to read
+    began: str
+
+
 class ReceiptRow(NamedTuple):
     """A snapshot of which a part is here."""
 
     id: int
     peer_id: int
-    purpose: Any  # a word of Purpose
-    vm_uuid: str  # as the sender has it
+    purpose: Any  # as in NewReceipt, and so on
+    vm_uuid: str
     snapshot_uuid: str
+    name: str
     vm_id: int | None  # None: it makes a VM
-    body: str  # JSON: copies' to read
+    body: str
     data_bytes: int  # received so far
     began: str
     touched: str
@@ -290,30 +303,35 @@ class ReplicationRecords(Database):
         """From one peer, or all."""
         return self._rows(ReceiptRow, "SELECT * FROM receipt WHERE ?1 IS NULL OR peer_id = ?1 ORDER BY id", peer_id)
 
-    def receipt(self, peer_id: int, purpose: Purpose, vm_uuid: str, snapshot_uuid: str) -> ReceiptRow | None:
-        return self._row(
+    def receipt(self, receipt_id: int) -> ReceiptRow | None:
+        return self._row(ReceiptRow, "SELECT * FROM receipt WHERE id = ?", receipt_id)
+
+    def receipts_of(self, peer_id: int, purpose: Purpose, vm_uuid: str, name: str) -> list[ReceiptRow]:
+        """Those of one VM, or of one copy of it, oldest first."""
+        return self._rows(
             ReceiptRow,
-            "SELECT * FROM receipt WHERE peer_id = ? AND purpose = ? AND vm_uuid = ? AND snapshot_uuid = ?",
-            *(peer_id, purpose, vm_uuid, snapshot_uuid),
+            "SELECT * FROM receipt WHERE peer_id = ? AND purpose = ? AND vm_uuid = ? AND name = ? ORDER BY id",
+            *(peer_id, purpose, vm_uuid, name),
         )
+
+    def receipts_into(self, vm_id: int) -> list[ReceiptRow]:
+        """Of a VM that is here."""
+        return self._rows(ReceiptRow, "SELECT * FROM receipt WHERE vm_id = ? ORDER BY id", vm_id)
 
     def receipt_disks(self, receipt_id: int | None = None) -> list[ReceiptDiskRow]:
         """Of one receipt by number, or all."""
         query = "SELECT * FROM receipt_disk WHERE ?1 IS NULL OR receipt_id = ?1 ORDER BY receipt_id, number"
         return self._rows(ReceiptDiskRow, query, receipt_id)
 
-    def insert_receipt(
-        self, peer_id: int, purpose: Purpose, vm_uuid: str, snapshot_uuid: str, vm_id: int | None, body: str,
-        object_ids: list[int], began: str,
-    ) -> int:  # fmt: skip
+    def insert_receipt(self, new: NewReceipt, vm_id: int | None, object_ids: list[int]) -> None:
+        """vm_id: of the VM that it is added to; object_ids: the vdisks that its disks are written to."""
         receipt_id = self._do(
-            "INSERT INTO receipt (peer_id, purpose, vm_uuid, snapshot_uuid, vm_id, body, data_bytes, began, touched)"
-            " VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?)",
-            *(peer_id, purpose, vm_uuid, snapshot_uuid, vm_id, body, began, began),
+            "INSERT INTO receipt (peer_id, purpose, vm_uuid, snapshot_uuid, name, vm_id, body, data_bytes, began, touched)"
+            " VALUES (?1, ?2, ?3, ?4, ?5, ?8, ?6, 0, ?7, ?7)",
+            *(*new, vm_id),
         )
         for number, object_id in enumerate(object_ids):
             self._do("INSERT INTO receipt_disk VALUES (?, ?, ?, 0)", receipt_id, number, object_id)
-        return receipt_id
 
     def save_receipt(self, receipt_id: int, next_blocks: list[int], data_bytes: int, touched: str) -> None:
         """next_blocks: for each disk; what is before them is durable."""
@@ -324,7 +342,7 @@ class ReplicationRecords(Database):
     def delete_receipt(self, receipt_id: int) -> None:
         self._do("DELETE FROM receipt WHERE id = ?", receipt_id)
 
-    # digests of content
+    # digests of content: Catalog.newest_digests finds what one can be made from
 
     def set_digest(self, snapshot_disk_id: int, digest: bytes) -> None:
         self._do("UPDATE snapshot_disk SET digest = ? WHERE id = ?", digest, snapshot_disk_id)

@@ -243,12 +243,13 @@ CREATE TABLE receipt (
     purpose TEXT NOT NULL,
     vm_uuid TEXT NOT NULL,
     snapshot_uuid TEXT NOT NULL,
+    name TEXT NOT NULL,
     vm_id INTEGER REFERENCES vm (id) ON DELETE CASCADE,
     body TEXT NOT NULL,
     data_bytes INTEGER NOT NULL,
     began TEXT NOT NULL,
     touched TEXT NOT NULL,
-    UNIQUE (peer_id, purpose, vm_uuid, snapshot_uuid)
+    UNIQUE (peer_id, purpose, vm_uuid, name, snapshot_uuid)
 ) STRICT;
 
 CREATE TABLE receipt_disk (

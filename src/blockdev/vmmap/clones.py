@@ -109,6 +109,7 @@ class CloneOperations(Operations):
             self._lookup.check_new_vm(name)
         if snapshot is not None:
             return row, self._lookup.snapshot(row, snapshot)
+        self._refuse_received(row)
         name = self._time_name(row, "clone-")
         return row, self._take_snapshot(row, name, f"for clone {names[0]}", Terms("clone"))
 
@@ -170,6 +171,7 @@ class CloneOperations(Operations):
         under a running guest).
         """
         row = self._lookup.vm(vm)
+        self._refuse_received(row)
         wanted = self._lookup.snapshot(row, snapshot)
         sources = {
             one.name: present(one, object_name(vm, one.name, snapshot))
@@ -207,6 +209,7 @@ class CloneOperations(Operations):
         if disk is None:
             [made] = self._clone(vm, snapshot, [new_name], f"restored from {vm}@{snapshot} of {wanted.created}")
             return Restored(made, snapshot, [one.name for one in made.disks], None)
+        self._refuse_received(row)
         self._lookup.check_new_disk(row, new_name)
         [source] = self._lookup.snapshot_disks(row, snapshot, disk)
         now = self._journal.now()
@@ -220,7 +223,7 @@ class CloneOperations(Operations):
         return Restored(view_vm(self._catalog, row, self._lookup.clients()), snapshot, [new_name], None)
 
     def _put_back(
-        self, vm: VMRow, sources: list[int], places: list[tuple[str, int | None, str]], force: bool
+        self, vm: VMRow, sources: list[int], places: Sequence[tuple[str, int | None, str]], force: bool
     ) -> list[EngineObject]:
         """The engine step of a restore: clones beside the disks, then in their places, by one record."""
         temporary = encode_tag(Tag(vm.uuid, self._journal.now(), temporary=True))

@@ -1,14 +1,14 @@
 """Copies: a snapshot that was taken elsewhere comes into this pool, with its uuid, when all of its bytes are here.
 
 Its bytes are written to vdisks that nobody was told of; one record of the pool makes the snapshot of them, and a VM
-when it builds on no other snapshot.  A copy that is not finished when either process ends is dropped.
+when it builds on no other snapshot.  An import, which is a copy from a stream, is dropped when it is not finished and
+either process ends; a receipt, which is one that a peer sends, goes on (receipts.py).
 """
 
 from __future__ import annotations
 
-import itertools
 import uuid
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from blockdev.engine.protocol import EngineObject
 from blockdev.errors import AlreadyExists, BlockdevError, InvalidArgument, NotFound
@@ -20,8 +20,6 @@ from blockdev.vmmap.model import Snapshot, Terms
 from blockdev.vmmap.names import check_name, object_name
 from blockdev.vmmap.operation import Label, Operations, change
 from blockdev.vmmap.tags import Tag, decode_tag, encode_tag
-
-_numbers = itertools.count(1)  # in the names of temporary objects
 
 
 class CopiedDisk(NamedTuple):
@@ -71,32 +69,17 @@ class CopyOperations(Operations):
         NotFound: no VM has its base; AlreadyExists: a name is taken, or the snapshot is here.
         """
         copy = copy._replace(name=name or copy.name, terms=copy.terms._replace(expires=expires))
+        row = base = None
         if copy.base_uuid is None:
             copy = copy._replace(vm_name=vm or copy.vm_name, vm_uuid=self._free_uuid(copy.vm_uuid))
-            row, sources = None, {}
         else:
             row, base = self._find_base(copy, vm)
+            self._refuse_received(row)
             copy = copy._replace(vm_name=row.name, vm_uuid=row.uuid)
-            needed = {disk.name for disk in copy.disks if disk.is_based}
-            sources = {
-                one.name: present(one, object_name(row.name, one.name, base.name))
-                for one in self._catalog.snapshot_disks(base.id)
-                if one.name in needed
-            }
         self._refuse_taken(copy, row)
-        ending = f"~copy-{next(_numbers)}"
-        exports = [f"{object_name(copy.vm_name, disk.name)}{ending}" for disk in copy.disks]
-        intent = intents.BeginCopy(None if row is None else row.id, copy.vm_name, copy.name)
-        ids: list[int] = []
-
-        def apply() -> list[EngineObject]:
-            made = self._make_vdisks(copy, exports, sources)
-            ids[:] = [thing.id for thing in made]
-            return made
-
-        self._journal.run(intent, apply)
-        self._journal.keep_temporaries(ids)
-        return BegunCopy(copy, intent.vm_id, ids, exports)
+        begun = self._begin(copy, row, base)
+        self._journal.keep_temporaries(begun.vdisk_ids)
+        return begun
 
     @change
     def finish_copy(self, begun: BegunCopy) -> Snapshot:
@@ -115,16 +98,7 @@ class CopyOperations(Operations):
         else:
             copy = copy._replace(vm_uuid=self._free_uuid(copy.vm_uuid))  # the same VM may have come meanwhile
         self._refuse_taken(copy, row)
-        intent = intents.FinishCopy(
-            *(begun.vm_id, copy.vm_uuid, copy.vm_name, copy.name, copy.uuid, copy.description, copy.created),
-            *(list(copy.terms), copy.config, [disk.name for disk in copy.disks], self._journal.now()),
-        )
-        self._journal.run(intent, lambda: self._publish(begun, copy))
-        self._journal.forget_temporaries(begun.vdisk_ids)
-        if row is not None:
-            self._journal.drop(begun.vdisk_ids)
-        made = self._lookup.vm(copy.vm_name)
-        return self._view_snapshot(made, self._lookup.snapshot(made, copy.name), {})
+        return self._finish(begun._replace(copy=copy), self._finishing(begun.vm_id, copy))
 
     def abort_copy(self, begun: BegunCopy) -> None:
         """Drop what was written; nothing is seen of it.  A copy that is no more is no error."""
@@ -186,6 +160,44 @@ class CopyOperations(Operations):
         if self._catalog.snapshot(row.id, copy.name) is not None:
             raise AlreadyExists(f"VM {row.name} has another snapshot {copy.name}: give this one another name with --name")
 
+    def _begin(
+        self, copy: SnapshotCopy, row: VMRow | None, base: SnapshotRow | None, receipt: list[Any] | None = None
+    ) -> BegunCopy:
+        """Make the vdisks.  row: the VM that it is added to; receipt: that the catalog is to know, NewReceipt."""
+        needed = {disk.name for disk in copy.disks if disk.is_based}
+        parts = [] if base is None else [one for one in self._catalog.snapshot_disks(base.id) if one.name in needed]
+        sources = {one.name: present(one, f"disk {one.name} of snapshot {copy.base_name}") for one in parts}
+        ending = f"~copy-{uuid.uuid4().hex[:12]}"  # receipts of earlier control planes may be there
+        exports = [f"{object_name(copy.vm_name, disk.name)}{ending}" for disk in copy.disks]
+        intent = intents.BeginCopy(None if row is None else row.id, copy.vm_name, copy.name, receipt)
+        ids: list[int] = []
+
+        def apply() -> list[EngineObject]:
+            made = self._make_vdisks(copy, exports, sources)
+            ids[:] = [thing.id for thing in made]
+            return made
+
+        self._journal.run(intent, apply)
+        return BegunCopy(copy, intent.vm_id, ids, exports)
+
+    def _finishing(self, vm_id: int | None, copy: SnapshotCopy, *ending: Any) -> intents.FinishCopy:
+        """ending: the fields of FinishCopy that an import does not have."""
+        return intents.FinishCopy(
+            *(vm_id, copy.vm_uuid, copy.vm_name, copy.name, copy.uuid, copy.description, copy.created),
+            *(list(copy.terms), copy.config, [disk.name for disk in copy.disks], self._journal.now(), *ending),
+        )
+
+    def _finish(self, begun: BegunCopy, intent: intents.FinishCopy) -> Snapshot:
+        """Make the snapshot of the vdisks; these become the disks of the VM that it makes, or go."""
+        makes_heads = intent.vm_id is None and intent.heads
+        self._journal.run(intent, lambda: self._publish(begun, makes_heads))
+        self._journal.forget_temporaries(begun.vdisk_ids)
+        if not makes_heads:
+            self._journal.drop(begun.vdisk_ids)
+        made = self._lookup.vm(intent.vm)
+        self.on_snapshot(made.id)
+        return self._view_snapshot(made, self._lookup.snapshot(made, intent.name), {})
+
     def _make_vdisks(self, copy: SnapshotCopy, exports: list[str], sources: dict[str, int]) -> list[EngineObject]:
         """The engine step of a beginning: what is based as a clone of the base, of the right size, the rest empty."""
         tag = encode_tag(Tag(copy.vm_uuid, self._journal.now(), temporary=True))
@@ -209,8 +221,9 @@ class CopyOperations(Operations):
             raise
         return made
 
-    def _publish(self, begun: BegunCopy, copy: SnapshotCopy) -> list[EngineObject]:
+    def _publish(self, begun: BegunCopy, makes_heads: bool) -> list[EngineObject]:
         """The engine step of an end: snapshots of the vdisks; then all get their names, by one record."""
+        copy = begun.copy
         temporary = encode_tag(Tag(copy.vm_uuid, self._journal.now(), temporary=True))
         ids = begun.vdisk_ids
         made = self._engine.snapshot(ids, [f"{export}-done" for export in begun.exports], [temporary] * len(ids))
@@ -221,7 +234,7 @@ class CopyOperations(Operations):
             for disk, thing in zip(copy.disks, made, strict=True)
         ]
         heads: list[EngineObject] = []
-        if begun.vm_id is None:
+        if makes_heads:
             tag = encode_tag(Tag(copy.vm_uuid, self._journal.now()))
             heads = [
                 EngineObject(id, None, object_name(copy.vm_name, disk.name), tag, disk.size_bytes, None)

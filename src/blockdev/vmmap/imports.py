@@ -32,6 +32,7 @@ class ImportOperations(Operations):
         not be attached.  An import that is not finished when either process ends is dropped.
         """
         row = self._lookup.vm(vm)
+        self._refuse_received(row)
         check_size(f"disk {disk}", size_bytes)
         if create:
             self._lookup.check_new_disk(row, disk)

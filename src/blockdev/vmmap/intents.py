@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from blockdev.engine.protocol import EngineObject
 from blockdev.policies import AS_POOL, Compression, Dedup, DiskPolicy
 from blockdev.vmmap.catalog import Catalog, IntentRow, RunRow
+from blockdev.vmmap.catalog_replication import NewReceipt
 from blockdev.vmmap.model import Terms
 from blockdev.vmmap.names import object_name
 from blockdev.vmmap.tags import Tag, decode_tag
@@ -42,6 +43,11 @@ class PoolView:
         if len(things) < len(names) or any(tag is None or tag.vm_uuid != vm_uuid for tag in tags):
             return None
         return things
+
+    def is_temporary(self, id: int) -> bool:
+        """Whether it is there, and no user was told of it."""
+        tag = self.tags.get(id)
+        return id in self.by_id and tag is not None and tag.temporary
 
     def lacks(self, ids: Sequence[int]) -> bool:
         return not any(id in self.by_id for id in ids)
@@ -348,6 +354,7 @@ class Restore(Intent):
     whole: bool  # all disks and the configuration, not one disk alone
     disks: list[list[Any]]  # [disk, id of the vdisk that it replaces or None]
     created: str
+    promotes: bool = False  # the VM was a peer's until now
 
     def policy(self, catalog: Catalog) -> DiskPolicy:
         return _policy_of(catalog, self.vm_id)
@@ -364,8 +371,12 @@ class Restore(Intent):
             catalog.put_disk(self.vm_id, disk, thing.id, thing.size_bytes, self.created)
         if self.whole:
             catalog.use_config_of_snapshot(self.vm_id, self.snapshot_id)
+        if self.promotes:
+            catalog.set_promoted(self.vm_id, self.created)
 
     def __str__(self) -> str:
+        if self.promotes:
+            return f"promote {self.vm} to {self.vm}@{self.snapshot}"
         what = self.vm if self.whole else f"{self.vm}/{self.disks[0][0]}"
         return f"restore {what} to {self.vm}@{self.snapshot}"
 
@@ -468,6 +479,7 @@ class BeginCopy(Intent):
     vm_id: int | None  # None: it makes a VM
     vm: str
     name: str
+    receipt: list[Any] | None = None  # of a snapshot that a peer sends: NewReceipt
 
     def policy(self, catalog: Catalog) -> DiskPolicy:
         return AS_POOL if self.vm_id is None else _policy_of(catalog, self.vm_id)
@@ -476,10 +488,15 @@ class BeginCopy(Intent):
         return None  # whoever asked was not told: the vdisks go, being marked as temporary
 
     def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
-        pass  # the catalog knows nothing of it before it is whole
+        if self.receipt is not None:  # of others the catalog knows nothing before they are whole
+            catalog.insert_receipt(NewReceipt(*self.receipt), self.vm_id, [thing.id for thing in made])
 
     def __str__(self) -> str:
-        return f"begin import of snapshot {self.vm}@{self.name}"
+        return f"begin {_copying(self.receipt)} of snapshot {self.vm}@{self.name}"
+
+
+def _copying(receipt: object) -> str:
+    return "import" if receipt is None else "receipt"
 
 
 @dataclass(frozen=True)
@@ -496,18 +513,22 @@ class FinishCopy(Intent):
     config: str
     disks: list[str]
     imported: str  # when
+    heads: bool = True  # of the VM that it makes; else it has snapshots alone
+    receipt: int | None = None  # the id of that which ends
+    peer: list[Any] | None = None  # [peer id, rpo_seconds] of the VM that this makes or keeps a received one
+    digests: list[str] | None = None  # of the disks, in hexadecimal
 
     def evidence(self, view: PoolView) -> list[EngineObject] | None:
         names = [object_name(self.vm, disk, self.name) for disk in self.disks]
-        if self.vm_id is None:
+        if self.vm_id is None and self.heads:
             names += [object_name(self.vm, disk) for disk in self.disks]
         return view.named(names, self.uuid)
 
     def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
-        vm_id = self.vm_id
+        vm_id, taken, heads = self.vm_id, made[: len(self.disks)], made[len(self.disks) :]
         if vm_id is None:
             vm_id = catalog.insert_vm(self.uuid, self.vm, self.imported, config=self.config)
-            for disk, thing in zip(self.disks, made[len(self.disks) :], strict=True):
+            for disk, thing in zip(self.disks if self.heads else [], heads, strict=True):
                 catalog.put_disk(vm_id, disk, thing.id, thing.size_bytes, self.imported)
         snapshot_id = catalog.insert_snapshot(
             *(vm_id, self.name, self.created, made[0].lsn or 0),
@@ -516,11 +537,64 @@ class FinishCopy(Intent):
             uuid=self.snapshot_uuid,
             config=self.config,
         )
-        for disk, thing in zip(self.disks, made[: len(self.disks)], strict=True):
-            catalog.put_snapshot_disk(snapshot_id, disk, thing.id, thing.size_bytes)
+        for disk, thing, digest in zip(self.disks, taken, self.digests or [""] * len(taken), strict=True):
+            row_id = catalog.put_snapshot_disk(snapshot_id, disk, thing.id, thing.size_bytes)
+            if digest:
+                catalog.set_digest(row_id, bytes.fromhex(digest))
+        if self.peer is not None:
+            peer_id, rpo_seconds = self.peer
+            catalog.use_config_of_snapshot(vm_id, snapshot_id)
+            catalog.put_received_vm(vm_id, peer_id, rpo_seconds, self.imported)
+        if self.receipt is not None:
+            catalog.delete_receipt(self.receipt)
 
     def __str__(self) -> str:
-        return f"finish import of snapshot {self.vm}@{self.name}"
+        return f"finish {_copying(self.receipt)} of snapshot {self.vm}@{self.name}"
+
+
+@dataclass(frozen=True)
+class DropReceipts(Intent):
+    kind = "drop_receipts"
+    frees = True
+    receipt_ids: list[int]
+    object_ids: list[int]
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        return [] if view.lacks(self.object_ids) else None
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        for receipt_id in self.receipt_ids:
+            catalog.delete_receipt(receipt_id)
+
+    def __str__(self) -> str:
+        return f"drop {len(self.receipt_ids)} half-received snapshots"
+
+
+@dataclass(frozen=True)
+class DemoteVM(Intent):
+    """The VM's disks go, its snapshots stay; from here on a peer sends more."""
+
+    kind = "demote_vm"
+    frees = True
+    vm_id: int
+    vm: str
+    object_ids: list[int]  # of its disks
+    peer_id: int
+    demoted: str
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        return [] if view.lacks(self.object_ids) else None
+
+    def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
+        for disk in catalog.disks(self.vm_id):
+            catalog.delete_disk(disk.id)
+        for protection in catalog.protections(self.vm_id):
+            catalog.delete_protection(self.vm_id, protection.path_id)
+        catalog.delete_received_vm(self.vm_id)
+        catalog.put_received_vm(self.vm_id, self.peer_id, None, self.demoted)
+
+    def __str__(self) -> str:
+        return f"make {self.vm} a received VM"
 
 
 @dataclass(frozen=True)

@@ -115,3 +115,9 @@ def present(row: DiskRow | SnapshotDiskRow, what: str) -> int:
     if row.object_id is None:
         raise NotFound(f"{what} is missing from the pool: see blockdevctl pool status")
     return row.object_id
+
+
+def looks_received(catalog: Catalog, vm: VMRow) -> bool:
+    """Whether all that it has came from a peer: so a received VM looks when the catalog that knew its peer is lost."""
+    snapshots = catalog.snapshots(vm.id)
+    return bool(snapshots) and not catalog.disks(vm.id) and all(one.origin == "replication" for one in snapshots)

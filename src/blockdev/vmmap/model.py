@@ -178,6 +178,15 @@ class Restored(_Value):
 
 
 @dataclass(frozen=True)
+class Demoted(_Value):
+    """What came of a VM that is received from now on."""
+
+    vm: VM
+    safety_snapshot: str | None  # what its disks held, origin `restore`; None: its newest snapshot holds the same
+    cut_off: list[str] = field(default_factory=list)  # as in Restored
+
+
+@dataclass(frozen=True)
 class Import(_Value):
     """An import under way.  Write the image to `export`; the disk changes only when the import is finished."""
 

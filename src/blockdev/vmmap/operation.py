@@ -13,7 +13,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from blockdev.clock import now_seconds
 from blockdev.engine.client import EngineClient, EngineRestarted
-from blockdev.errors import InvalidArgument, Locked
+from blockdev.errors import InvalidArgument, Locked, ReadOnly
 from blockdev.vmmap import intents
 from blockdev.vmmap.catalog import Catalog, SnapshotRow, VMRow
 from blockdev.vmmap.clock import Clock, to_name
@@ -91,6 +91,8 @@ class Operations:
         self._lookup = Lookup(catalog, engine)
         # takes a VM's configuration from where it runs; never raises
         self.refresh_config: Callable[[str], str | None] = lambda vm: None
+        # is told that the VM of an id has a new snapshot, under the journal's lock; never raises, never waits
+        self.on_snapshot: Callable[[int], None] = lambda vm_id: None
 
     def _delete(self, intent: intents.Intent, ids: list[int], force: bool) -> None:
         """Runs an operation whose engine step deletes objects; what the pool lacks anyway is no error."""
@@ -117,6 +119,7 @@ class Operations:
             vm.id, vm.uuid, vm.name, name, description, now, list(terms), [disk for disk, _ in disks]
         )
         self._journal.run(intent, lambda: self._engine.snapshot(ids, names, [tag] * len(ids)))
+        self.on_snapshot(vm.id)
         return self._lookup.snapshot(vm, name)
 
     def _refuse_locked(self, vm: VMRow, snapshot: SnapshotRow | None) -> None:
@@ -125,6 +128,19 @@ class Operations:
                 f"snapshot {vm.name}@{snapshot.name} is locked until {snapshot.locked_until}: wait, or release it with "
                 f"blockdevctl snapshot lock {vm.name}@{snapshot.name} --release"
             )
+
+    def _refuse_received(self, vm: VMRow) -> None:
+        """Nobody but its peer changes it."""
+        received = self._catalog.received_vm(vm.id)
+        if received is not None and received.promoted is None:
+            raise ReadOnly(
+                f"VM {vm.name} is received from {self._peer_name(received.peer_id)}: it cannot be changed before "
+                f"blockdevctl replicate promote {vm.name}"
+            )
+
+    def _peer_name(self, peer_id: int) -> str:
+        peer = self._catalog.peer_by_id(peer_id)
+        return "a peer that is gone" if peer is None else f"peer {peer.name}"
 
     def _time_name(self, vm: VMRow, prefix: str = "") -> str:
         """A snapshot name that says when, and is free."""

@@ -16,9 +16,8 @@ from blockdev.errors import AlreadyExists, BlockdevError, Busy, InvalidArgument
 from blockdev.policies import AS_POOL, DiskPolicy, check_disk_policy, check_pool_policy
 from blockdev.vmmap import intents
 from blockdev.vmmap.catalog import VMRow
-from blockdev.vmmap.clones import CloneOperations
-from blockdev.vmmap.copies import CopyOperations
 from blockdev.vmmap.diffs import DiffOperations
+from blockdev.vmmap.digests import DigestOperations
 from blockdev.vmmap.domains import DomainOperations
 from blockdev.vmmap.imports import ImportOperations
 from blockdev.vmmap.lookup import object_ids, present, refuse_importing
@@ -39,6 +38,7 @@ from blockdev.vmmap.names import (
     object_name,
 )
 from blockdev.vmmap.operation import Label, change
+from blockdev.vmmap.received import ReceivedOperations
 from blockdev.vmmap.snapshots import SnapshotOperations
 from blockdev.vmmap.space import space_of_vms
 from blockdev.vmmap.tags import Tag, encode_tag
@@ -52,7 +52,14 @@ from blockdev.vmmap.views import (
 SOCKET_PATH_BYTES_MAX = 107
 
 
-class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, ImportOperations, DomainOperations):
+class VMs(
+    SnapshotOperations,
+    ReceivedOperations,  # and so those on clones, copies and receipts
+    DiffOperations,
+    DigestOperations,
+    ImportOperations,
+    DomainOperations,
+):
     """The VMs of one home: a catalog and an engine."""
 
     def reconcile(self) -> Agreement:
@@ -179,15 +186,20 @@ class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, I
 
     @change
     def delete_vm(self, name: str, force: bool = False) -> VM:
-        """Delete the VM with its disks and snapshots; what it was is returned.  Busy; forced, clients are cut off."""
+        """Delete the VM with its disks and snapshots; what it was is returned.  Busy; forced, clients are cut off.
+
+        Busy also while a peer sends it.
+        """
         vm = self._lookup.vm(name)
         imports = self._catalog.imports(vm.id)
         self._refuse_locked(vm, self._catalog.locked_snapshot(vm.id, self._journal.now()))
         self._refuse_registered(vm)
         if not force:
             refuse_importing(vm, imports)
+            self._refuse_sent(vm)
         was = view_vm(self._catalog, vm)
-        things = [*self._catalog.disks(vm.id), *self._catalog.snapshot_disks_of_vm(vm.id), *imports]
+        received = [disk for one in self._catalog.receipts_into(vm.id) for disk in self._catalog.receipt_disks(one.id)]
+        things = [*self._catalog.disks(vm.id), *self._catalog.snapshot_disks_of_vm(vm.id), *imports, *received]
         intent = intents.DeleteVM(vm.id, name, object_ids(things))
         self._delete(intent, intent.object_ids, force)
         self.events.end("quiesce", name)  # another VM of that name has troubles of its own
@@ -201,6 +213,12 @@ class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, I
                 f"VM {vm.name} is registered with hypervisor {link.hypervisor}, as domain {link.name}: "
                 f"blockdevctl vm unregister {vm.name} first"
             )
+
+    def _refuse_sent(self, vm: VMRow) -> None:
+        received = self._catalog.received_vm(vm.id)
+        if received is not None and received.promoted is None:
+            peer = self._peer_name(received.peer_id)
+            raise Busy(f"VM {vm.name} is received from {peer}, which sends it again: end that there first, or force it (--force)")
 
     def _refuse_linked(self, vm: VMRow) -> None:
         link = self._catalog.link(vm.id)
@@ -219,8 +237,10 @@ class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, I
     def set_config(self, name: str, config: str) -> VM:
         """Replace the VM's configuration text (at most 1 MiB)."""
         check_text("configuration", config, CONFIG_BYTES_MAX)
+        vm = self._lookup.vm(name)
+        self._refuse_received(vm)
         with self._catalog.transaction(grows=True):
-            self._catalog.set_config(self._lookup.vm(name).id, config)
+            self._catalog.set_config(vm.id, config)
         return view_vm(self._catalog, self._lookup.vm(name))
 
     @change
@@ -266,6 +286,7 @@ class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, I
     def add_disk(self, vm: str, disk: str, size_bytes: int) -> Disk:
         """A new, empty disk.  AlreadyExists, also while a disk of that name is being imported."""
         row = self._lookup.vm(vm)
+        self._refuse_received(row)
         self._lookup.check_new_disk(row, disk)
         check_size(f"disk {disk}", size_bytes)
         now = self._journal.now()
@@ -278,6 +299,7 @@ class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, I
     def remove_disk(self, vm: str, disk: str, force: bool = False) -> Disk:
         """Delete a disk; what snapshots hold of it stays.  Busy; forced, clients are cut off."""
         row = self._lookup.vm(vm)
+        self._refuse_received(row)
         was = self._lookup.disk(row, disk)
         imports = self._lookup.imports_into(row, disk)
         if not force:
@@ -295,6 +317,7 @@ class VMs(SnapshotOperations, CloneOperations, CopyOperations, DiffOperations, I
         InvalidArgument: shrinking without `force_shrink`; Busy: shrinking while attached.
         """
         row = self._lookup.vm(vm)
+        self._refuse_received(row)
         was = self._lookup.disk(row, disk)
         check_size(f"disk {disk}", size_bytes)
         object_id = present(was, f"disk {vm}/{disk}")

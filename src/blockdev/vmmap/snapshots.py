@@ -47,6 +47,7 @@ class SnapshotOperations(Operations):
         keep_seconds: it expires so long from now; else as `terms` say.
         """
         row = self._lookup.vm(vm)
+        self._refuse_received(row)
         check_text("description", description, DESCRIPTION_BYTES_MAX)
         if name is not None:
             self._lookup.check_new_snapshot(row, name)
