@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 from blockdev.clock import now_seconds
 from blockdev.errors import BlockdevError
+from blockdev.replicate import model as replication
 from blockdev.transfer.qemu_img import Cancelled
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ class Jobs:
             if not job.begin():
                 return
             job.finish("done", work(job))
-        except Cancelled:
+        except (Cancelled, replication.Cancelled):
             job.finish("cancelled")
         except BlockdevError as error:
             logger.warning("%s of %s failed: %s", job.kind, job.subject, error.message)

@@ -227,5 +227,5 @@ class MadeThere(Value):
 
     path: str
     vm: str  # its name there
-    vm_uuid: str
+    vm_uuid: str | None  # None: not told
     snapshot: str  # VM@SNAPSHOT here

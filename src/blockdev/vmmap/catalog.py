@@ -306,6 +306,10 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Token
             return self._rows(SnapshotRow, "SELECT * FROM snapshot ORDER BY lsn, id")
         return self._rows(SnapshotRow, "SELECT * FROM snapshot WHERE vm_id = ? ORDER BY lsn, id", vm_id)
 
+    def snapshots_from(self, vm_id: int, lsn: int) -> list[SnapshotRow]:
+        """Of one VM, oldest first, those of this LSN and later ones."""
+        return self._rows(SnapshotRow, "SELECT * FROM snapshot WHERE vm_id = ? AND lsn >= ? ORDER BY lsn, id", vm_id, lsn)
+
     def snapshot_count(self, vm_id: int | None = None) -> int:
         if vm_id is None:
             return self._number("SELECT count(*) FROM snapshot")

@@ -152,6 +152,15 @@ class SampleRow(NamedTuple):
     lag_seconds: int | None
 
 
+class NewestRow(NamedTuple):
+    """The newest snapshot of a VM that came from a peer; its newest of all when none did."""
+
+    vm_id: int
+    name: str
+    uuid: str
+    created: str
+
+
 class ReplicationRecords(Database):
     """The rows of replication."""
 
@@ -296,6 +305,21 @@ class ReplicationRecords(Database):
     def delete_received_vm(self, vm_id: int) -> None:
         """It is a VM like others."""
         self._do("DELETE FROM received_vm WHERE vm_id = ?", vm_id)
+
+    def newest_received(self, vm_ids: list[int]) -> dict[int, NewestRow]:
+        """By VM id; those without snapshots are not in it."""
+        query = (
+            "SELECT vm_id, name, uuid, created FROM (SELECT *, row_number() OVER (PARTITION BY vm_id"
+            " ORDER BY origin = 'replication' DESC, lsn DESC, id DESC) AS place FROM snapshot"
+            " WHERE vm_id IN (SELECT value FROM json_each(?))) WHERE place = 1"
+        )
+        return {row.vm_id: row for row in self._rows(NewestRow, query, json.dumps(vm_ids))}
+
+    def snapshot_names(self, uuids: list[str]) -> dict[tuple[int, str], str]:
+        """(VM id, uuid) -> name of snapshots that are here."""
+        query = "SELECT vm_id, uuid, name FROM snapshot WHERE uuid IN (SELECT value FROM json_each(?))"
+        rows = self._rows(lambda *row: row, query, json.dumps(uuids))
+        return {(vm_id, uuid): name for vm_id, uuid, name in rows}
 
     # half-received snapshots
 

@@ -1,0 +1,158 @@
+"""What goes on beside transfers: how fast they are, who is late, how much is left, and a sample of it all each minute.
+
+One thread.  It counts what is left only for what waits for longer than it takes to send, and each pair of snapshots once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from blockdev.clock import monotonic_seconds
+from blockdev.engine.client import EngineClient
+from blockdev.errors import BlockdevError
+from blockdev.replicate.dispatcher import Dispatcher, rpo_trouble
+from blockdev.replicate.flow import NOTHING, Flow
+from blockdev.replicate.lanes import Lane
+from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.clock import Clock, to_text
+from blockdev.vmmap.events import Events
+from blockdev.vmmap.recorder import Recorder
+
+logger = logging.getLogger(__name__)
+
+BEAT_SECONDS = 1.0
+LATE_BEATS = 5  # between looks for who is late
+SAMPLE_BEATS = 60
+SAMPLE_LAG_SECONDS_MIN = 60.0  # what is late by less, and does not move, gives no sample
+COUNTED_AT_ONCE = 20  # pairs of snapshots in one beat
+
+
+class Pulse:
+    """One home's."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        inbound: Callable[[], list[Flow]],
+        catalog: Catalog,
+        engine: EngineClient,
+        clock: Clock,
+        events: Events,
+        recorder: Recorder,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._inbound = inbound
+        self._catalog = catalog
+        self._engine = engine
+        self._clock = clock
+        self._events = events
+        self._recorder = recorder
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._waiting: set[tuple[str | None, str]] = set()  # pairs that the beat before found uncounted
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread.start()
+
+    def stop(self, seconds: float) -> None:
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _run(self) -> None:
+        beat = 0
+        while not self._stopping.wait(BEAT_SECONDS):
+            beat += 1
+            try:
+                self.beat(beat)
+            except BlockdevError as error:
+                logger.debug("pulse: %s", error.message)
+            except Exception:
+                if self._stopping.is_set():
+                    return
+                logger.exception("the figures of replication could not be made; it is tried again")
+
+    def beat(self, number: int) -> None:
+        """What is due at the beat of this number."""
+        lanes, now = self._dispatcher.lanes(), monotonic_seconds()
+        flows = [*(lane.flow for lane in lanes), *self._inbound()]
+        for flow in flows:
+            flow.mark(now)
+        if number % LATE_BEATS == 0:
+            self._tell_late(lanes)
+        if number % SAMPLE_BEATS == 0:
+            self._sample(lanes)
+        self._count_remaining(lanes)
+
+    def _tell_late(self, lanes: list[Lane]) -> None:
+        now = self._clock()
+        for lane in lanes:
+            flow = lane.flow
+            if lane.is_over_rpo(now) and not lane.row.paused:
+                lag, rpo = int(lane.lag_seconds(now)), lane.row.rpo_seconds
+                message = f"its newest snapshots are not at the other end of path {flow.way} for {lag} s, and its RPO is {rpo} s"
+                self._events.begin("error", "replication", flow.vm, message, of=rpo_trouble(lane))
+            elif not lane.is_over_rpo(now):
+                self._events.end("replication", flow.vm, f"within its RPO over path {flow.way} again", of=rpo_trouble(lane))
+
+    def _sample(self, lanes: list[Lane]) -> None:
+        now = self._clock()
+        time = to_text(now)
+        rows: list[tuple[Any, ...]] = []
+        for lane in lanes:
+            moved, lag = lane.flow.sample(), lane.lag_seconds(now)
+            if moved != NOTHING or lag > SAMPLE_LAG_SECONDS_MIN:
+                rows.append((time, "sent", lane.flow.way, lane.flow.vm_uuid, *moved, lane.bytes_remaining(), int(lag)))
+        for flow in self._inbound():
+            moved = flow.sample()
+            if moved != NOTHING:
+                rows.append((time, "received", flow.way, flow.vm_uuid, *moved, None, None))
+        if rows:
+            self._recorder.put(lambda catalog: catalog.add_samples(rows))
+
+    def _count_remaining(self, lanes: list[Lane]) -> None:
+        """Of pairs that were uncounted a beat ago already."""
+        uncounted = [(lane, pair) for lane in lanes for pair in _uncounted(lane)]
+        due = [(lane, pair) for lane, pair in uncounted if pair in self._waiting]
+        self._waiting = {pair for _lane, pair in uncounted}
+        for lane, (older, newer) in due[:COUNTED_AT_ONCE]:
+            if self._stopping.is_set():
+                return
+            size = self._changed_bytes(lane.row.vm_id, older, newer)
+            if size is not None:
+                lane.sizes[older, newer] = size
+
+    def _changed_bytes(self, vm_id: int, older: str | None, newer: str) -> int | None:
+        """None: one of them went meanwhile."""
+        with self._catalog.transaction():
+            disks = [self._disks(vm_id, uuid) for uuid in (older, newer)]
+        before, after = disks
+        if after is None:
+            return None
+        try:
+            return sum(self._engine.count_changes((before or {}).get(name), id)[0] for name, id in after.items())
+        except BlockdevError:  # deleted meanwhile, or the engine is away: the next beat tries again
+            return None
+
+    def _disks(self, vm_id: int, uuid: str | None) -> dict[str, int] | None:
+        """Name -> object id of a snapshot's disks; None: there is no such snapshot."""
+        rows = [row for row in self._catalog.snapshots_of_uuid(uuid or "") if row.vm_id == vm_id]
+        if not rows:
+            return None
+        return {one.name: one.object_id for one in self._catalog.snapshot_disks(rows[0].id) if one.object_id is not None}
+
+
+def _uncounted(lane: Lane) -> list[tuple[str | None, str]]:
+    older, pairs = lane.row.newest_uuid, []
+    for one in list(lane.pending):
+        if (older, one.uuid) not in lane.sizes:
+            pairs.append((older, one.uuid))
+        older = one.uuid
+    for pair in [pair for pair in lane.sizes if pair[1] not in {one.uuid for one in lane.pending}]:
+        lane.sizes.pop(pair, None)
+    return pairs
+

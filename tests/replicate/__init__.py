@@ -1,0 +1,1 @@
+"""Replication: each part, and two homes that replicate to each other over real SSH."""
