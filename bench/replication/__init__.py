@@ -1,0 +1,1 @@
+"""What replication costs and withstands, measured from outside on served homes and real SSH; see bench/README.md."""
