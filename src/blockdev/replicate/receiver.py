@@ -55,14 +55,14 @@ class Store(Protocol):
     def clear(self, disk: int, runs: Runs) -> None:
         """Make runs of blocks holes."""
 
-    def flush(self) -> None:
-        """What was put, taken and cleared since `begin` is durable.  Unavailable: some of it may be lost."""
-
     def save(self, next_blocks: list[int], data_bytes: int) -> int:
-        """Keep how far it is: next_blocks of each disk, data_bytes more than before; how many of all connections."""
+        """Make durable what was put, taken and cleared since `begin`; then keep that it reaches to next_blocks of the disks.
 
-    def digest(self, disk: int) -> bytes:
-        """The content digest of the disk as it is now."""
+        data_bytes: of this channel; returns those of all.  Unavailable: some of it may be lost, nothing was kept.
+        """
+
+    def digests(self) -> list[bytes]:
+        """The content digest of each disk as it is now, durable.  Unavailable: as `save`."""
 
     def finish(self, digests: list[bytes]) -> None:
         """Make the snapshot."""
@@ -293,8 +293,7 @@ class Receiver:
         return self._unsaved_bytes >= SAVE_BYTES or self._monotonic() - self._saved_at >= SAVE_SECONDS
 
     def _save(self) -> bytes:
-        self._store.flush()
-        data_bytes = self._store.save(self._next_blocks, self._unsaved_bytes)
+        data_bytes = self._store.save(self._next_blocks, self.data_bytes)
         self._unsaved_bytes = 0
         self._has_unsaved = False
         self._saved_at = self._monotonic()
@@ -306,7 +305,7 @@ class Receiver:
             raise ProtocolError("the sender ends before all that it offered is here")
         if end.sizes != [disk.size_bytes for disk in disks]:
             raise ProtocolError("the sender ends with disks of other sizes than it began with")
-        digests = [self._store.digest(number) for number in range(len(disks))]
+        digests = self._store.digests()
         wrong = [disk.name for disk, own, other in zip(disks, digests, end.digests, strict=True) if own != other]
         if wrong:
             self._has_unsaved = False
