@@ -9,7 +9,7 @@ import pytest
 
 from blockdev import Pool
 from blockdev.engine.client import EngineClient
-from blockdev.errors import BlockdevError, NotFound
+from blockdev.errors import BlockdevError, InvalidArgument, NotFound
 
 BLOCK = 4096
 MEBIBYTE = 1 << 20
@@ -57,3 +57,19 @@ def test_what_cannot_be_done_is_an_error_and_the_connection_goes_on(client: Engi
     with pytest.raises(BlockdevError, match="verify"):
         client.put(source.id, offers, b"b" * BLOCK)
     assert client.fetch(snapshot.id, numbers(offers)) == b"a" * BLOCK
+
+
+def test_runs_of_blocks_become_holes_with_what_is_behind_the_end_of_the_disk(client: EngineClient, pool: Pool) -> None:
+    disk = pool.create_vdisk(10 * BLOCK)
+    content = random.Random(3).randbytes(10 * BLOCK)
+    disk.write(0, content)
+    client.clear(disk.id, struct.pack("<4Q", 1, 2, 5, 1))
+    wanted = content[:BLOCK] + bytes(2 * BLOCK) + content[3 * BLOCK : 5 * BLOCK] + bytes(BLOCK) + content[6 * BLOCK :]
+    assert disk.read(0, 10 * BLOCK) == wanted
+    client.resize(disk.id, 8 * BLOCK + 512, shrink=True)
+    client.clear(disk.id, struct.pack("<2Q", 0, 9))
+    empty = pool.create_vdisk(8 * BLOCK + 512)
+    assert client.digest(None, b"", disk.id) == client.digest(None, b"", empty.id)
+    for runs in ((9, 1), (0, 10), (8, 1 << 63), ((1 << 64) - 1, 1)):
+        with pytest.raises(InvalidArgument, match="beyond its end"):
+            client.clear(disk.id, struct.pack("<2Q", *runs))

@@ -69,6 +69,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "known": {"id": 1, "offers": bytes(48)},
     "take": {"id": 1, "offers": bytes(24), "proofs": bytes(32)},
     "put": {"id": 1, "offers": bytes(24), "data": bytes(4096)},
+    "clear": {"id": 1, "runs": bytes(16)},
 }
 GROUPS = [Group([1, 2], [[(5, None)], [(7, 5), (8, None)]]), Group([], [])]
 USAGE = Usage(
@@ -189,6 +190,8 @@ def test_a_request_with_a_missing_or_an_unknown_argument_is_refused(operation: s
         ("fetch", "blocks", bytes(8 * 2049)),
         ("put", "data", "text"),
         ("take", "proofs", bytes(33)),
+        ("clear", "runs", bytes(8)),
+        ("clear", "runs", bytes(16 * 8193)),
         ("set_disk_policies", "policies", [[0, None, None]]),
         ("set_disk_policies", "policies", [[1, "pool", None]]),
         ("set_disk_policies", "policies", [[1, None, ["on"]]]),

@@ -31,7 +31,7 @@ CONNECT_SECONDS_MAX = 5.0
 HELLO_SECONDS_MAX = 10.0
 IDLE_MAX = 8
 UNTIMED = frozenset(
-    {"flush", "checkpoint", "changes", "count_changes", "offers", "digest", "fetch", "prove", "take", "put"}
+    {"flush", "checkpoint", "changes", "count_changes", "offers", "digest", "fetch", "prove", "take", "put", "clear"}
 )
 READ_SECONDS_MAX = 10.0  # for answers that need no long work
 

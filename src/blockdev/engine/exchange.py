@@ -1,20 +1,27 @@
 """Both halves of what the engine socket does with single blocks, for replication: offers, proofs, bytes (_exchange.pxd).
 
-None of it is a change in the protocol's sense: `take` and `put` write to a vdisk as a guest would, durable by `flush`,
-and doing one of them twice is doing it once.
+None of it is a change in the protocol's sense: `take`, `put` and `clear` write to a vdisk as a guest would, durable by
+`flush`, and doing one of them twice is doing it once.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
+import xxhash
+
 from blockdev import Pool, VDisk, _exchange
+from blockdev.constants import BLOCK_BYTES
 from blockdev.engine import protocol
 from blockdev.engine.protocol import ProtocolError
-from blockdev.errors import NotFound
+from blockdev.errors import InvalidArgument, NotFound
 
 OFFER_BYTES = protocol.OFFER_BYTES
+RUN = struct.Struct("<QQ")
+ZEROS = bytes(BLOCK_BYTES)
+ZEROS_FINGERPRINT = xxhash.xxh3_128_digest(ZEROS)[::-1]  # little-endian, low half first
 Answer = dict[str, Any]
 
 
@@ -33,6 +40,7 @@ class ExchangeOperations:
             "known": self._known,
             "take": self._take,
             "put": self._put,
+            "clear": self._clear,
         }
 
     def _offers(self, older: int | None, newer: int, first_block: int, count: int) -> Answer:
@@ -56,6 +64,19 @@ class ExchangeOperations:
 
     def _put(self, id: int, offers: bytes, data: bytes) -> Answer:
         _exchange.put_blocks(self._vdisk(id), offers, data)
+        return {}
+
+    def _clear(self, id: int, runs: bytes) -> Answer:
+        disk = self._vdisk(id)
+        whole = disk.size_bytes // BLOCK_BYTES  # the rest of the disk is less than a block
+        for first, count in RUN.iter_unpack(runs):
+            end = first + count
+            if end * BLOCK_BYTES >= disk.size_bytes + BLOCK_BYTES:
+                raise InvalidArgument(f"clearing blocks of {disk.name or disk.id}: there is a block beyond its end")
+            if first < min(end, whole):
+                disk.discard(first * BLOCK_BYTES, (min(end, whole) - first) * BLOCK_BYTES)
+            if whole < end:  # as a whole block: what is behind the disk's end goes, too
+                _exchange.put_blocks(disk, RUN.pack(whole, 0)[:8] + ZEROS_FINGERPRINT, ZEROS)
         return {}
 
     def _thing(self, id: int | None) -> Any:
@@ -108,6 +129,10 @@ class ExchangeClient:
     def put(self, id: int, offers: bytes, data: bytes) -> None:
         """Write offered blocks.  Corrupt: a block is not what its offer said."""
         self._ask("put", id=id, offers=offers, data=data)
+
+    def clear(self, id: int, runs: bytes) -> None:
+        """Make holes of runs of blocks: of each the first, and how many they are, as u64."""
+        self._ask("clear", id=id, runs=runs)
 
 
 def _field(answer: dict[str, Any], name: str, byte_count: int | None) -> bytes:

@@ -40,6 +40,8 @@ OBJECTS_PAGE_MAX = 8192  # objects in one answer: at their longest names and tag
 MESSAGE_CHARACTERS_MAX = 8192
 SESSION_BYTES = 16
 OFFER_BYTES = 24  # a block's number and fingerprint
+RUN_BYTES = 16  # the first block of a run, and how many they are
+RUNS_MAX = 8192  # in one `clear`
 BLOCKS_MAX = 2048  # in one `fetch`, `prove`, `take` or `put`: 8 MiB
 WAIT_MS_MAX = 1000  # that the answer to `inspection` or `compaction` may take
 CLIENT_CHARACTERS_MAX = 200
@@ -351,6 +353,7 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "known": {"id": is_id, "offers": _bytes_of(OFFER_BYTES, ITEMS_MAX)},
     "take": {"id": is_id, "offers": _bytes_of(OFFER_BYTES, BLOCKS_MAX), "proofs": _bytes_of(32, BLOCKS_MAX)},
     "put": {"id": is_id, "offers": _bytes_of(OFFER_BYTES, BLOCKS_MAX), "data": _bytes_of(4096, BLOCKS_MAX)},
+    "clear": {"id": is_id, "runs": _bytes_of(RUN_BYTES, RUNS_MAX)},
 }
 # These change the pool: one at a time, and none from a session that another has taken the lead from.
 CHANGES = frozenset(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from blockdev.clock import monotonic_seconds
+from blockdev.constants import BLOCK_BYTES
 from blockdev.errors import BlockdevError, Corrupt
 from blockdev.replicate import control, messages
 from blockdev.replicate.control import Begin, End, State
@@ -70,9 +71,6 @@ class Store(Protocol):
     def drop(self) -> None:
         """What was received is of no use."""
 
-    def release(self) -> None:
-        """The channel ends; what was saved stays for the next one.  Never raises."""
-
     def answer(self, what: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request that is no transfer."""
 
@@ -83,6 +81,7 @@ class _Batch:
     def __init__(self, offer: Offer, wanted: Mask) -> None:
         self.disk = offer.disk
         self.next_block = offer.next_block
+        self.block_count = len(offer.data) + int(offer.holes["count"].sum(dtype=np.uint64))
         self.wanted: Offers = offer.data[wanted]  # in the order of asking
         self.proved: Offers = offer.data[~wanted]
         self.received = 0  # of wanted
@@ -102,6 +101,7 @@ class Receiver:
         self.error: BlockdevError | None = None  # that it was refused with
         self.begin: Begin | None = None
         self.data_bytes = 0  # of DATA, stored
+        self.logical_bytes = 0  # of blocks and holes of complete batches
         self.network_bytes = 0  # of all messages
         self._store = store
         self._monotonic = monotonic
@@ -150,7 +150,6 @@ class Receiver:
         self.is_closed = True
         self._batches.clear()
         self._asked.clear()
-        self._store.release()
 
     def _refuse(self, error: BlockdevError) -> bytes:
         self.error = error
@@ -283,6 +282,7 @@ class Receiver:
             if not batch.is_complete:
                 break
             self._next_blocks[batch.disk] = batch.next_block
+            self.logical_bytes += batch.block_count * BLOCK_BYTES
             del self._batches[number]
 
     # saves and the end

@@ -39,6 +39,7 @@ from blockdev.vmmap.names import (
 )
 from blockdev.vmmap.operation import Label, change
 from blockdev.vmmap.received import ReceivedOperations
+from blockdev.vmmap.sending import SendingOperations
 from blockdev.vmmap.snapshots import SnapshotOperations
 from blockdev.vmmap.space import space_of_vms
 from blockdev.vmmap.tags import Tag, encode_tag
@@ -57,6 +58,7 @@ class VMs(
     ReceivedOperations,  # and so those on clones, copies and receipts
     DiffOperations,
     DigestOperations,
+    SendingOperations,
     ImportOperations,
     DomainOperations,
 ):

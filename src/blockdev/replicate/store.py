@@ -1,0 +1,109 @@
+"""Where a Receiver puts what a peer sends: the receipts of this home.
+
+What a peer may do is looked at when it begins, and again each time that something is saved.  Threads: one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from blockdev.engine.client import EngineClient
+from blockdev.errors import NotAllowed
+from blockdev.replicate.control import Begin, DiskState, State
+from blockdev.replicate.messages import Runs
+from blockdev.replicate.space import PeerSpace
+from blockdev.vmmap.model import Snapshot
+from blockdev.vmmap.receipts import Receipt
+from blockdev.vmmap.service import VMs
+
+Answer = Callable[[str, dict[str, Any]], dict[str, Any]]
+
+
+class PeerStore:
+    """What one channel of a peer brings; see receiver.Store for what its methods mean."""
+
+    def __init__(self, vms: VMs, engine: EngineClient, peer_id: int, space: PeerSpace, answer: Answer) -> None:
+        """answer: to a request that is no transfer, of what and arguments."""
+        self.answer = answer
+        self.made: Snapshot | None = None  # what became of it
+        self._vms = vms
+        self._engine = engine
+        self._peer_id = peer_id
+        self._space = space
+        self._begun: Begin | None = None
+        self._receipt: Receipt | None = None
+        self._earlier_bytes = 0  # of data, of earlier channels
+
+    @property
+    def receipt(self) -> Receipt:
+        assert self._receipt is not None, "nothing was begun"
+        return self._receipt
+
+    def begin(self, begin: Begin) -> State:
+        self._check_allowed(begin)
+        copy = begin.snapshot
+        if begin.purpose == "copy":
+            copy = copy._replace(vm_name=begin.vm_name or copy.vm_name)
+        receipt = self._vms.begin_receipt(self._peer_id, begin.purpose, copy, begin.ancestors)
+        if receipt is None:
+            return State(True, None, [])
+        self._begun, self._receipt = begin, receipt
+        self._earlier_bytes = receipt.data_bytes
+        disks = [DiskState(disk.next_block, disk.is_based) for disk in receipt.disks]
+        return State(False, receipt.base_uuid, disks)
+
+    def _check_allowed(self, begin: Begin) -> None:
+        peer = self._vms.peer_now(self._peer_id)
+        names = {begin.snapshot.vm_name, begin.vm_name or begin.snapshot.vm_name}
+        globs: list[str] = json.loads(peer.vms)
+        for name in sorted(names):
+            if not any(fnmatchcase(name, glob) for glob in globs):
+                raise NotAllowed(
+                    f"this peer may not send VM {name}: blockdevctl replicate peer change {peer.name} --vm {name} there allows it"
+                )
+        self._space.take(peer, 0)
+
+    def known(self, disk: int, offers: bytes) -> bytes:
+        return self._engine.known(self._object(disk), offers)
+
+    def take(self, disk: int, offers: bytes, proofs: bytes) -> bytes:
+        return self._engine.take(self._object(disk), offers, proofs)
+
+    def put(self, disk: int, offers: bytes, data: bytes) -> None:
+        self._space.take(self._vms.peer_now(self._peer_id), len(data))
+        self._engine.put(self._object(disk), offers, data)
+
+    def clear(self, disk: int, runs: Runs) -> None:
+        packed = np.empty((len(runs), 2), "<u8")
+        packed[:, 0], packed[:, 1] = runs["block"], runs["count"]
+        self._engine.clear(self._object(disk), packed.tobytes())
+
+    def save(self, next_blocks: list[int], data_bytes: int) -> int:
+        self._check_allowed(self._begin)
+        total = self._earlier_bytes + data_bytes
+        self._vms.save_receipt(self.receipt, next_blocks, total)
+        return total
+
+    def digests(self) -> list[bytes]:
+        return self._vms.receipt_digests(self.receipt)
+
+    def finish(self, digests: list[bytes]) -> None:
+        self._check_allowed(self._begin)
+        keep_seconds, rpo_seconds = self._begin.keep_seconds, self._begin.rpo_seconds
+        self.made = self._vms.finish_receipt(self.receipt, digests, keep_seconds, rpo_seconds)
+
+    def drop(self) -> None:
+        self._vms.drop_receipt(self.receipt.id)
+
+    @property
+    def _begin(self) -> Begin:
+        assert self._begun is not None, "nothing was begun"
+        return self._begun
+
+    def _object(self, disk: int) -> int:
+        return self.receipt.disks[disk].object_id

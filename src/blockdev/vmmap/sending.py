@@ -1,0 +1,89 @@
+"""What is sent of a VM to another home: a snapshot as the other one is told of it, and what a peer's snapshots take here.
+
+Nothing is changed, and nothing waits.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from blockdev.accounting import Group
+from blockdev.errors import NotFound
+from blockdev.vmmap.catalog import SnapshotRow
+from blockdev.vmmap.catalog_replication import PeerRow
+from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
+from blockdev.vmmap.lookup import object_ids, present
+from blockdev.vmmap.model import Terms
+from blockdev.vmmap.names import is_unfinished, object_name
+from blockdev.vmmap.operation import Operations
+
+
+class SentSnapshot(NamedTuple):
+    """A snapshot that is to be sent."""
+
+    snapshot_id: int  # the catalog's
+    copy: SnapshotCopy  # with no base: the receiver chooses it
+    ancestors: list[str]  # uuids of the VM's older snapshots, newest first
+    object_ids: list[int]  # the pool's, of copy.disks
+
+
+class SendingOperations(Operations):
+    """What replication asks of the catalog without changing it."""
+
+    def sent_snapshot(self, vm_id: int, snapshot_uuid: str) -> SentSnapshot:
+        """NotFound: it was deleted, or the pool lacks a disk of it."""
+        with self._catalog.transaction():
+            vm = self._catalog.vm_by_id(vm_id)
+            rows = self._catalog.snapshots(vm_id)
+            row = next((one for one in rows if one.uuid == snapshot_uuid), None)
+            if vm is None or row is None:
+                raise NotFound("the snapshot that was to be sent was deleted")
+            disks = self._catalog.snapshot_disks(row.id)
+            config = self._catalog.config_text(row.config_id)
+        copy = SnapshotCopy(
+            uuid=row.uuid,
+            name=row.name,
+            description=row.description,
+            created=row.created,
+            lsn=row.lsn,
+            terms=Terms("replication", row.consistency, row.asked, row.frozen_ms),
+            config=config,
+            disks=[CopiedDisk(disk.name, disk.size_bytes, False) for disk in disks],
+            vm_uuid=vm.uuid,
+            vm_name=vm.name,
+            base_uuid=None,
+            base_name="",
+        )
+        older = [one.uuid for one in reversed(rows) if one.lsn < row.lsn and not is_unfinished(one.description)]
+        ids = [present(disk, object_name(vm.name, disk.name, row.name)) for disk in disks]
+        return SentSnapshot(row.id, copy, older, ids)
+
+    def snapshot_objects(self, vm_id: int, snapshot_uuid: str) -> dict[str, int]:
+        """The pool's ids of the disks of one of a VM's snapshots, by their names.  NotFound."""
+        with self._catalog.transaction():
+            row = self._snapshot_of(vm_id, snapshot_uuid)
+            disks = self._catalog.snapshot_disks(row.id)
+        return {disk.name: present(disk, f"disk {disk.name} of snapshot {row.name}") for disk in disks}
+
+    def _snapshot_of(self, vm_id: int, snapshot_uuid: str) -> SnapshotRow:
+        for row in self._catalog.snapshots_of_uuid(snapshot_uuid):
+            if row.vm_id == vm_id:
+                return row
+        raise NotFound("a snapshot of the VM was deleted")
+
+    def peer_now(self, peer_id: int) -> PeerRow:
+        """What a peer may do by now.  NotFound: it was removed."""
+        found = self._catalog.peer_by_id(peer_id)
+        if found is None:
+            raise NotFound("you are no peer of this home any more")
+        return found
+
+    def peer_bytes(self, peer_id: int) -> int:
+        """What deleting all that a peer has sent would give back.  Cost: a walk over all maps."""
+        with self._catalog.transaction():
+            vm_ids = [row.vm_id for row in self._catalog.received_vms(peer_id) if row.promoted is None]
+            points = [object_ids(self._catalog.snapshot_disks_of_vm(vm_id)) for vm_id in vm_ids]
+            receipts = [disk for one in self._catalog.receipts(peer_id) for disk in self._catalog.receipt_disks(one.id)]
+        snapshots: list[list[tuple[int, int | None]]] = [[(id, None) for id in ids] for ids in points if ids]
+        usage = self._engine.account([Group([disk.object_id for disk in receipts], snapshots)])
+        return usage.groups[0].unique_stored_bytes
