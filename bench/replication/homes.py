@@ -138,7 +138,8 @@ class Home:
 class Pair:
     """Two homes and a path `there` from `source` to `target`, through a proxy that counts; served until it is left."""
 
-    def __init__(self, folder: Path, capacity_bytes: int = 64 * GIB, level: int | None = None, vms: str = "*") -> None:
+    def __init__(self, folder: Path, capacity_bytes: int = 64 * GIB, level: int | None = None, through_proxy: bool = True) -> None:
+        """through_proxy: what goes over the path is counted, and may be cut; it takes some of this machine's time."""
         self.source = Home(folder, "a", capacity_bytes)
         self.target = Home(folder, "b", capacity_bytes)
         self.port = free_port()
@@ -146,7 +147,8 @@ class Pair:
         try:
             self.target.serve("--replicate", f"127.0.0.1:{self.port}")
             self.source.serve()
-            pair(self.source, self.target, f"127.0.0.1:{self.proxy.port}", vms, level)
+            port = self.proxy.port if through_proxy else self.port
+            pair(self.source, self.target, f"127.0.0.1:{port}", level=level)
         except BaseException:
             self.close()
             raise

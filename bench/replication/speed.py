@@ -1,0 +1,205 @@
+"""How fast it replicates beside a bare SSH channel, what a snapshot without changes takes, and what a guest notices.
+
+`python -m bench.replication.speed [--part channel|unchanged|guest]... [--size MIB] [--mapped GIB] [--rounds N]`
+
+- `channel`: in turns, a bare asyncssh channel moves bytes from one process to another, and a new VM of incompressible blocks
+  goes to a home that has nothing of it.  Seconds are from `protect` until the snapshot is there, MB are of the disk.
+- `unchanged`: a VM of which every block is mapped (a few blocks over and over, which makes maps as large as any) has a
+  snapshot taken of which nothing changed: seconds until it is there.
+- `guest`: fio writes and reads blocks of 4 KiB of one VM while another one replicates, and while nothing does, in turns; once
+  as fast as it can, once at a rate that leaves the machine room.  Both ends and fio share this machine's cores, which is
+  harder than two machines are.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.replication import channel, results
+from bench.replication.cuts import random_data
+from bench.replication.homes import Pair, write
+from bench.replication.results import note
+from bench.workloads import DISTINCT_DATA, GIB, MIB
+from blockdev.transfer.nbd import Export
+
+PARTS = ("channel", "unchanged", "guest")
+CHANNEL_SHARE_MIN = 0.8
+UNCHANGED_SECONDS_MAX = 2.0
+GUEST_RATIO_MAX = 2.0
+FEW_BLOCKS_BYTES = MIB  # that a large disk is filled with, over and over
+GUEST_BYTES = 512 * MIB
+GUEST_SECONDS = 8
+GUEST_LOADS = {"as fast as it can, depth 16": ("--iodepth=16",), "2,000 IOPS, depth 4": ("--iodepth=4", "--rate_iops=1400,600")}
+
+
+def replicate(pair: Pair, vm: str, size_bytes: int, seed: int) -> float:
+    """Bytes a second of a new VM with random blocks."""
+    pair.source("vm", "create", vm, "--disk", f"root={size_bytes}")
+    write(pair.source, f"{vm}/root", random_data(size_bytes, seed))
+    pair.source("snapshot", "create", vm, "--name", "first")
+    begun = time.perf_counter()
+    pair.source("replicate", "protect", vm, "--path", f"to-{pair.target.name}")
+    pair.target.until_received(vm, "first")
+    seconds = time.perf_counter() - begun
+    pair.source("replicate", "unprotect", vm)
+    pair.source("vm", "delete", vm, "--yes")
+    return size_bytes / seconds
+
+
+def measure_channel(folder: Path, size_bytes: int, rounds: int, seed: int) -> dict[str, Any]:
+    """In turns; the ratio is taken within each round."""
+    bare, ours, cpu = [], [], []
+    with Pair(folder, 8 * rounds * size_bytes + 8 * GIB, through_proxy=False) as pair:
+        for number in range(rounds):
+            bare.append(channel.measure(size_bytes))
+            before = [home.cpu_seconds() for home in (pair.source, pair.target)]
+            ours.append(replicate(pair, f"vm-{number}", size_bytes, seed + number))
+            after = [home.cpu_seconds() for home in (pair.source, pair.target)]
+            cpu.append([end - begin for begin, end in zip(before, after, strict=True)])
+            note(f"round {number + 1}: bare channel {bare[-1] / 1e6:.0f} MB/s, replication {ours[-1] / 1e6:.0f} MB/s")
+    ratios = [mine / theirs for mine, theirs in zip(ours, bare, strict=True)]
+    return {"bare": bare, "ours": ours, "ratios": ratios, "ratio": statistics.median(ratios), "cpu_seconds_source_target": cpu}
+
+
+def fill_with_few_blocks(pair: Pair, vm: str, size_bytes: int, seed: int) -> None:
+    (_, piece), = random_data(FEW_BLOCKS_BYTES, seed)
+    begun = time.perf_counter()
+    with Export(pair.source.socket, f"{vm}/root") as disk:
+        large = piece * 4
+        for offset in range(0, size_bytes, len(large)):
+            disk.write(offset, large)
+        disk.flush()
+    note(f"mapped {size_bytes / GIB:.0f} GiB in {time.perf_counter() - begun:.0f} s")
+
+
+def measure_unchanged(folder: Path, mapped_bytes: int, rounds: int, seed: int) -> dict[str, Any]:
+    with Pair(folder, 2 * mapped_bytes) as pair:
+        pair.source("vm", "create", "large", "--disk", f"root={mapped_bytes}")
+        fill_with_few_blocks(pair, "large", mapped_bytes, seed)
+        pair.source("snapshot", "create", "large", "--name", "first")
+        begun, sent = time.perf_counter(), pair.proxy.total_bytes
+        pair.source("replicate", "protect", "large", "--path", f"to-{pair.target.name}")
+        pair.target.until_received("large", "first", 3600)
+        first = {"seconds": time.perf_counter() - begun, "wire_bytes": pair.proxy.total_bytes - sent}
+        note(f"the first one took {first['seconds']:.0f} s and {first['wire_bytes'] / 1e6:,.0f} MB")
+        seconds, wire = [], []
+        for number in range(rounds):
+            begun, sent = time.perf_counter(), pair.proxy.total_bytes
+            pair.source("snapshot", "create", "large", "--name", f"again-{number}")
+            pair.target.until_received("large", f"again-{number}")
+            seconds.append(time.perf_counter() - begun)
+            wire.append(pair.proxy.total_bytes - sent)
+            note(f"nothing changed: {seconds[-1]:.2f} s, {wire[-1]:,} bytes on the wire")
+    return {"first": first, "seconds": seconds, "wire_bytes": wire, "seconds_median": statistics.median(seconds)}
+
+
+def guest_load(pair: Pair, options: tuple[str, ...], seed: int, output: Path) -> dict[str, float]:
+    """Microseconds at p50 and p99 of all requests, and requests a second."""
+    command = [
+        *("fio", "--name=guest", "--ioengine=nbd", f"--uri={pair.source.uri('guest/root')}", f"--size={GUEST_BYTES}", "--rw=randrw"),
+        *("--rwmixread=70", "--bs=4k", "--time_based", f"--runtime={GUEST_SECONDS}", "--norandommap", f"--randseed={seed}"),
+        *("--randrepeat=0", "--unified_rw_reporting=1", "--output-format=json", f"--output={output}", *DISTINCT_DATA, *options),
+    ]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+    job = json.loads("{" + output.read_text().partition("{")[2])["jobs"][0]["mixed"]
+    return {**{f"p{p[:2]}": job["clat_ns"]["percentile"][p] / 1000 for p in ("50.000000", "99.000000")}, "iops": job["iops"]}
+
+
+@contextmanager
+def replicating(pair: Pair, size_bytes: int, first_seed: int) -> Iterator[list[float]]:
+    """New VMs of random blocks go over, one after the other; their rates. They are made before."""
+    path, stop, rates = f"to-{pair.target.name}", threading.Event(), []
+    vms = [f"big-{first_seed}-{number}" for number in range(3)]
+    for number, vm in enumerate(vms):
+        pair.source("vm", "create", vm, "--disk", f"root={size_bytes}")
+        write(pair.source, f"{vm}/root", random_data(size_bytes, first_seed + number))
+        pair.source("snapshot", "create", vm, "--name", "first")
+
+    def work() -> None:
+        for vm in vms:
+            if not stop.is_set():
+                pair.source("replicate", "protect", vm, "--path", path)
+                rates.append(size_bytes / pair.target.until_received(vm, "first"))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        time.sleep(1.0)  # past the connecting and the first answers: what is measured is the transfer
+        yield rates
+        if not thread.is_alive():
+            raise RuntimeError("the replication was over before fio was: give it a larger --size")
+    finally:
+        stop.set()
+        thread.join()
+        for vm in vms:
+            pair.source("replicate", "unprotect", vm)
+            pair.source("vm", "delete", vm, "--yes")
+
+
+def measure_guest(folder: Path, size_bytes: int, rounds: int, seed: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    with Pair(folder, 16 * rounds * size_bytes + 16 * GIB, through_proxy=False) as pair:
+        pair.source("vm", "create", "guest", "--disk", f"root={GUEST_BYTES}")
+        write(pair.source, "guest/root", random_data(GUEST_BYTES, seed))
+        for load, options in GUEST_LOADS.items():
+            alone, beside, rates = [], [], []
+            for number in range(rounds):
+                run_seed = seed + 10 * number + 1000 * len(found)
+                alone.append(guest_load(pair, options, run_seed, folder / "fio.json"))
+                with replicating(pair, size_bytes, run_seed + 5000) as reached:
+                    beside.append(guest_load(pair, options, run_seed + 1, folder / "fio.json"))
+                rates += reached
+                note(f"{load}: p99 {alone[-1]['p99']:.0f} us alone, {beside[-1]['p99']:.0f} us beside replication at {rates}")
+            ratios = [two["p99"] / one["p99"] for one, two in zip(alone, beside, strict=True)]
+            found[load] = {"alone": alone, "beside": beside, "ratios": ratios, "ratio": statistics.median(ratios), "bytes_per_second": rates}
+    return found
+
+
+def rows_of(found: dict[str, Any]) -> list[list[str]]:
+    rows = [["", "median", "all", "asked"]]
+    if one := found.get("channel"):
+        for name, key in (("bare asyncssh channel, MB/s", "bare"), ("replication of incompressible blocks, MB/s", "ours")):
+            rows.append([name, f"{statistics.median(one[key]) / 1e6:.0f}", " ".join(f"{v / 1e6:.0f}" for v in one[key]), ""])
+        rows.append(["  of the channel", f"{one['ratio']:.2f}", " ".join(f"{v:.2f}" for v in one["ratios"]), f">= {CHANNEL_SHARE_MIN}"])
+    if one := found.get("unchanged"):
+        values = " ".join(f"{value:.2f}" for value in one["seconds"])
+        rows.append(["a snapshot without changes, s", f"{one['seconds_median']:.2f}", values, f"< {UNCHANGED_SECONDS_MAX:.0f}"])
+    for load, one in found.get("guest", {}).items():
+        for name, key in (("alone", "alone"), ("beside replication", "beside")):
+            values = [each["p99"] for each in one[key]]
+            rows.append([f"guest, {load}: p99 us {name}", f"{statistics.median(values):.0f}", " ".join(f"{v:.0f}" for v in values), ""])
+        rows.append(["  ratio", f"{one['ratio']:.2f}", " ".join(f"{v:.2f}" for v in one["ratios"]), f"<= {GUEST_RATIO_MAX}"])
+    return rows
+
+
+def main() -> None:
+    parser = results.parser("bench.replication.speed", __doc__)
+    parser.add_argument("--part", action="append", choices=PARTS)
+    parser.add_argument("--size", type=int, default=2048, metavar="MIB", help="of a VM that replicates")
+    parser.add_argument("--mapped", type=float, default=100, metavar="GIB", help="of the VM of which nothing changes")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    seed, parts = results.seed_of(given), given.part or list(PARTS)
+    with results.scratch_folder(given.scratch, "speed") as folder:
+        result = results.Result("speed", seed, folder, size_mib=given.size, mapped_gib=given.mapped, rounds=given.rounds)
+        found: dict[str, Any] = {}
+        if "channel" in parts:
+            found["channel"] = measure_channel(folder, given.size * MIB, given.rounds, seed)
+        if "unchanged" in parts:
+            found["unchanged"] = measure_unchanged(folder, int(given.mapped * GIB), given.rounds, seed)
+        if "guest" in parts:
+            found["guest"] = measure_guest(folder, given.size * MIB, given.rounds, seed)
+        result["found"] = found
+        result.tell(rows_of(found), given.json)
+
+
+if __name__ == "__main__":
+    main()
