@@ -247,7 +247,7 @@ def test_retention_keeps_what_is_locked_needed_or_the_last_good_one() -> None:
         Kept("b", "hourly", 2, expires=10, locked_until=100),
         Kept("c", None, 3, expires=10),
         Kept("d", None, 4),
-        Kept("e", "daily", 5, expires=10, is_base=True),
+        Kept("e", "daily", 5, expires=10, is_held=True),
         Kept("f", "hourly", 6, expires=10),
         Kept("g", "daily", 7, expires=30),
     ]

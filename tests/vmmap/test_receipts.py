@@ -10,13 +10,9 @@ from blockdev.engine.client import AnswerLost, EngineClient
 from blockdev.engine.server import EngineServer
 from blockdev.errors import AlreadyExists, Busy, InvalidArgument, NotAllowed, NotFound, Unavailable
 from blockdev.vmmap.catalog import Catalog
-from blockdev.vmmap.catalog_replication import Purpose
-from blockdev.vmmap.model import Snapshot
-from blockdev.vmmap.receipts import Receipt
 from blockdev.vmmap.service import VMs
+from tests.vmmap.receiving import FAR, begin, fill, receive
 from tests.vmmap.world import LATER, MEBIBYTE, add_peer, build, check_agreed, sent_copy
-
-FAR = "far-away"
 
 
 @pytest.fixture
@@ -32,25 +28,6 @@ def peer(world: VMs, catalog: Catalog) -> int:
 
 def names(pool: Pool) -> set[str | None]:
     return {thing.name for thing in pool.things()}
-
-
-def begin(vms: VMs, peer: int, number: int = 1, ancestors: list[int] | None = None, purpose: Purpose = "protect") -> Receipt:
-    """Of the peer's snapshot of that number, the ones of `ancestors` being there, too."""
-    uuids = [sent_copy(one).uuid for one in ancestors or []]
-    begun = vms.begin_receipt(peer, purpose, sent_copy(number), uuids)
-    assert begun is not None
-    return begun
-
-
-def fill(pool: Pool, receipt: Receipt, byte: bytes) -> None:
-    for disk in receipt.disks:
-        pool.get(disk.object_id).write(0, byte * 512)
-
-
-def receive(vms: VMs, pool: Pool, peer: int, number: int = 1, ancestors: list[int] | None = None) -> Snapshot:
-    receipt = begin(vms, peer, number, ancestors)
-    fill(pool, receipt, b"%d" % number)
-    return vms.finish_receipt(receipt, vms.receipt_digests(receipt))
 
 
 def test_the_first_snapshot_makes_a_VM_without_disks(world: VMs, pool: Pool, peer: int, catalog: Catalog, client: EngineClient) -> None:

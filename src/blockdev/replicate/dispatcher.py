@@ -17,11 +17,12 @@ from blockdev.errors import BlockdevError, NotFound, Unavailable
 from blockdev.replicate.flow import Count, Flow
 from blockdev.replicate.halt import Halt, Halted, Rejected, Unreached
 from blockdev.replicate.lanes import Lane, Pending, Way, choose, next_time
-from blockdev.replicate.queue import Rules, queued_snapshots
+from blockdev.replicate.queue import as_pending
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_replication import PathRow, ProtectionRow
 from blockdev.vmmap.clock import Clock, to_text
 from blockdev.vmmap.events import Events, enumerate_some
+from blockdev.vmmap.holds import Rules, queued_snapshots
 from blockdev.vmmap.names import is_unfinished
 
 logger = logging.getLogger(__name__)
@@ -200,7 +201,7 @@ class Dispatcher:
                 return
             row = found[0]
             received = self._catalog.received_vm(vm.id)
-            pending = queued_snapshots(self._catalog, row, vm, rules)
+            pending = [as_pending(one) for one in queued_snapshots(self._catalog, row, vm, rules)]
         is_held = is_unfinished(vm.description) or (received is not None and received.promoted is None)
         path = paths[row.path_id]
         with self._changed:

@@ -16,7 +16,7 @@ class Kept(NamedTuple):
     lsn: int
     expires: float = FOREVER
     locked_until: float = 0.0
-    is_base: bool = False  # replication needs it for its next transfer
+    is_held: bool = False  # replication needs it, or is to send it
 
 
 def expired(snapshots: Sequence[Kept], now: float, failing: Collection[str]) -> list[Kept]:
@@ -31,7 +31,7 @@ def expired(snapshots: Sequence[Kept], now: float, failing: Collection[str]) -> 
             for one in snapshots
             if one.expires <= now
             and one.locked_until <= now
-            and not one.is_base
+            and not one.is_held
             and not (one.schedule in failing and one.lsn == newest.get(one.schedule or ""))
         ),
         key=lambda one: one.lsn,

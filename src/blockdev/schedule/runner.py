@@ -31,6 +31,7 @@ from blockdev.schedule.times import latest_run, next_run, parse_when, parse_zone
 from blockdev.vmmap.catalog import Catalog, RunRow, SnapshotRow, VMRow
 from blockdev.vmmap.clock import Clock, to_text
 from blockdev.vmmap.events import Events
+from blockdev.vmmap.holds import Rules, held_ids
 from blockdev.vmmap.names import is_unfinished
 from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs
@@ -232,6 +233,7 @@ class Scheduler:
         candidates: dict[int, list[SnapshotRow]] = defaultdict(list)
         failing: dict[int, set[str]] = defaultdict(set)
         with self._catalog.transaction():
+            rules = Rules(self._catalog)
             for row in self._catalog.snapshots_expired(to_text(now)):
                 candidates[row.vm_id].append(row)
             for run in self._catalog.schedule_runs():
@@ -240,7 +242,7 @@ class Scheduler:
             going = [
                 row.id
                 for vm_id, rows in candidates.items()
-                for row in _going(rows, self._catalog, now, failing[vm_id])
+                for row in _going(rows, self._catalog, now, failing[vm_id], rules)
             ]
         for first in range(0, len(going), EXPIRED_AT_ONCE):
             if self._stopping.is_set():
@@ -310,22 +312,25 @@ class _Runs:
 
 
 def _going(
-    rows: list[SnapshotRow], catalog: Catalog, now: float, failing: set[str]
+    rows: list[SnapshotRow], catalog: Catalog, now: float, failing: set[str], rules: Rules
 ) -> Iterator[SnapshotRow]:
-    """Of one VM's expired snapshots those that may go; the newest of a failing schedule may not."""
+    """Of one VM's expired snapshots those that may go; the newest of a failing schedule may not, nor what replication needs."""
+    vm = catalog.vm_by_id(rows[0].vm_id)
+    held = held_ids(catalog, vm, rules) if vm is not None else set()
     newest = {schedule: catalog.newest_of_schedule(rows[0].vm_id, schedule) for schedule in failing}
-    kept = [_kept(row) for row in {row.id: row for row in [*rows, *(one for one in newest.values() if one)]}.values()]
+    kept = [_kept(row, row.id in held) for row in {row.id: row for row in [*rows, *(one for one in newest.values() if one)]}.values()]
     names = {one.name for one in expired(kept, now, failing)}
     return (row for row in rows if row.name in names)
 
 
-def _kept(row: SnapshotRow) -> Kept:
+def _kept(row: SnapshotRow, is_held: bool) -> Kept:
     return Kept(
         row.name,
         row.schedule,
         row.lsn,
         FOREVER if row.expires is None else _seconds(row.expires),
         0.0 if row.locked_until is None else _seconds(row.locked_until),
+        is_held,
     )
 
 

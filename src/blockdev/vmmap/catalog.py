@@ -310,6 +310,10 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Token
         """Of one VM, oldest first, those of this LSN and later ones."""
         return self._rows(SnapshotRow, "SELECT * FROM snapshot WHERE vm_id = ? AND lsn >= ? ORDER BY lsn, id", vm_id, lsn)
 
+    def snapshots_until(self, vm_id: int, lsn: int) -> list[SnapshotRow]:
+        """Of one VM, oldest first, those of this LSN and earlier ones."""
+        return self._rows(SnapshotRow, "SELECT * FROM snapshot WHERE vm_id = ? AND lsn <= ? ORDER BY lsn, id", vm_id, lsn)
+
     def snapshot_count(self, vm_id: int | None = None) -> int:
         if vm_id is None:
             return self._number("SELECT count(*) FROM snapshot")

@@ -280,6 +280,11 @@ class ReceiptOperations(CopyOperations):
         return Receipt(receipt.id, copy.base_uuid, copy.vm_name, receipt.data_bytes, disks, instance)
 
 
+def base_uuid_of(receipt: ReceiptRow) -> str | None:
+    """Of the snapshot that it was begun on."""
+    return _load_copy(receipt.body).base_uuid
+
+
 def _key(peer_id: int, purpose: Purpose, copy: SnapshotCopy) -> tuple[int, Purpose, str, str]:
     """Which VM it is of, or which copy: one snapshot may be copied to two names at once."""
     return peer_id, purpose, copy.vm_uuid, copy.vm_name if purpose == "copy" else ""

@@ -7,7 +7,7 @@ from typing import Any
 
 from blockdev.errors import Busy
 from blockdev.vmmap import intents
-from blockdev.vmmap.catalog import SnapshotRow, VMRow
+from blockdev.vmmap.catalog import Catalog, SnapshotRow, VMRow
 from blockdev.vmmap.clock import to_text
 from blockdev.vmmap.lookup import object_ids
 from blockdev.vmmap.model import (
@@ -28,6 +28,11 @@ SCHEDULED_SNAPSHOTS_MAX = 256  # of one VM, unless the catalog says another cap
 SCHEDULED_CAP = "scheduled_snapshots_max"
 
 Place = tuple[int, int]  # among the snapshots of a VM: LSN, id
+
+
+def scheduled_cap(catalog: Catalog) -> int:
+    """How many snapshots of schedules a VM may have."""
+    return int(catalog.setting(SCHEDULED_CAP) or SCHEDULED_SNAPSHOTS_MAX)
 
 
 class SnapshotOperations(Operations):
@@ -112,7 +117,7 @@ class SnapshotOperations(Operations):
         return names
 
     def _refuse_over_cap(self, vm: VMRow) -> None:
-        cap = int(self._catalog.setting(SCHEDULED_CAP) or SCHEDULED_SNAPSHOTS_MAX)
+        cap = scheduled_cap(self._catalog)
         count = self._catalog.scheduled_count(vm.id)
         if count >= cap:
             raise Busy(
@@ -147,12 +152,30 @@ class SnapshotOperations(Operations):
 
     @change
     def delete_snapshot(self, vm: str, snapshot: str, force: bool = False) -> Snapshot:
-        """Delete a snapshot; clones made of it are not touched.  Busy; forced, clients are cut off."""
+        """Delete a snapshot; clones made of it are not touched.  Busy; forced, clients are cut off.
+
+        Replication can do without any snapshot: an event says what one costs that it needs (holds.py).
+        """
         row = self._lookup.vm(vm)
         found = self._lookup.snapshot(row, snapshot)
         self._refuse_locked(row, found)
         was = self._view_snapshot(row, found)
         disks = self._catalog.snapshot_disks(found.id)
         intent = intents.DeleteSnapshot(vm, snapshot, found.id, object_ids(disks))
+        needed_by = self._needed_by(row, was)
         self._delete(intent, intent.object_ids, force)
+        if needed_by:
+            self.events.note(
+                *("warning", "snapshot", vm),
+                f"{vm}@{snapshot} was deleted, the newest one of {needed_by}: what comes next is compared with an older one, "
+                "or with all that is there",
+            )
         return was
+
+    def _needed_by(self, vm: VMRow, snapshot: Snapshot) -> str:
+        """Who has it as the newest that both ends have."""
+        received = self._catalog.received_vm(vm.id)
+        if received is not None and received.promoted is None:
+            came = [row.uuid for row in self._catalog.snapshots(vm.id) if row.origin == "replication"]
+            return self._peer_name(received.peer_id) if snapshot.uuid in came[-1:] else ""
+        return ", ".join(f"path {path}" for path in snapshot.newest_on)
