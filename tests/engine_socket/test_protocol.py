@@ -110,6 +110,16 @@ def test_a_frame_comes_back_as_it_was() -> None:
     assert protocol.decode_body(frame[16:]) == {"a": [1, b"x", None, "é"]}
 
 
+@pytest.mark.parametrize("length", [0, 65535, 65536, 70_000])
+def test_long_values_are_parts_of_their_own_and_the_bytes_are_those_of_msgpack(length: int) -> None:
+    body = {"op": "put", "id": 7, "data": bytes(length), "offers": b"o" * 70_000, "rest": None}
+    parts = protocol.encode_parts(Kind.REQUEST, 5, body)
+    assert b"".join(parts)[16:] == msgpack.packb(body)
+    assert any(part is body["offers"] for part in parts) and len(parts) == (4 if length < 65536 else 6) - 1
+    viewed = {**body, "data": memoryview(body["data"])}
+    assert protocol.encode(Kind.REQUEST, 5, viewed) == b"".join(parts)
+
+
 def test_an_error_travels_by_its_code() -> None:
     frame = protocol.encode_error(3, Busy("web/root is attached"))
     assert protocol.decode_header(frame[:16]).kind is Kind.ERROR

@@ -102,8 +102,8 @@ class PoolStore:
     def take(self, disk: int, offers: bytes, proofs: bytes) -> bytes:
         return take_blocks(self.disks[disk], offers, proofs)
 
-    def put(self, disk: int, offers: bytes, data: bytes) -> None:
-        put_blocks(self.disks[disk], offers, data)
+    def put(self, disk: int, offers: bytes, data: bytes | memoryview) -> None:
+        put_blocks(self.disks[disk], offers, bytes(data))
 
     def clear(self, disk: int, runs: Any) -> None:
         self._clear(self.disks[disk].id, np.stack((runs["block"], runs["count"].astype("<u8")), axis=1).tobytes())

@@ -277,7 +277,7 @@ def test_a_full_pool_keeps_what_is_whole_and_goes_on_from_there(pool: Pool, othe
     store = PoolStore(other, [other.create_vdisk(len(content))])
     put, room = store.put, 9 * 256
 
-    def put_or_refuse(disk: int, offers: bytes, data: bytes) -> None:
+    def put_or_refuse(disk: int, offers: bytes, data: bytes | memoryview) -> None:
         nonlocal room
         room -= len(offers) // 24
         if room < 0:

@@ -21,6 +21,7 @@ from blockdev.constants import CHUNK_EXTENTS_MAX
 from blockdev.engine import protocol
 from blockdev.engine.exchange import ExchangeClient
 from blockdev.engine.protocol import HEADER_BYTES, EngineInspection, EngineObject, Header, Kind, ProtocolError
+from blockdev.engine.stream import receive, send
 from blockdev.errors import BlockdevError, InvalidArgument, Unavailable
 from blockdev.findings import InspectionKind
 from blockdev.policies import DiskPolicy, PoolPolicy
@@ -67,7 +68,7 @@ class _Connection:
         self._request_id += 1
         self.stream.settimeout(timeout_s)
         body = {"op": operation, **arguments}
-        self.stream.sendall(protocol.encode(Kind.REQUEST, self._request_id, body), socket.MSG_NOSIGNAL)
+        send(self.stream, protocol.encode_parts(Kind.REQUEST, self._request_id, body))
         header = protocol.decode_header(self._receive(HEADER_BYTES))
         answer = protocol.decode_body(self._receive(header.body_bytes))
         return self._check_answer(header, answer)
@@ -79,14 +80,11 @@ class _Connection:
             raise protocol.check_error(answer)
         return answer
 
-    def _receive(self, byte_count: int) -> bytes:
-        data = bytearray()
-        while len(data) < byte_count:
-            part = self.stream.recv(min(byte_count - len(data), 1 << 20))
-            if not part:
-                raise ConnectionResetError("the engine closed the connection")
-            data += part
-        return bytes(data)
+    def _receive(self, byte_count: int) -> bytearray:
+        data = receive(self.stream, byte_count)
+        if data is None:
+            raise ConnectionResetError("the engine closed the connection")
+        return data
 
     def is_alive(self) -> bool:
         """False when the engine has closed it: an idle connection has nothing to read."""

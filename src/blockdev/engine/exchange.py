@@ -126,7 +126,7 @@ class ExchangeClient:
         """Let a vdisk have what the pool has and is proved; a byte for each offer: 1 if it was taken."""
         return _field(self._ask("take", id=id, offers=offers, proofs=proofs), "taken", len(offers) // OFFER_BYTES)
 
-    def put(self, id: int, offers: bytes, data: bytes) -> None:
+    def put(self, id: int, offers: bytes, data: bytes | memoryview) -> None:
         """Write offered blocks.  Corrupt: a block is not what its offer said."""
         self._ask("put", id=id, offers=offers, data=data)
 

@@ -34,6 +34,8 @@ VERSION = 1
 HEADER = struct.Struct("<4sBBHII")  # magic, version, kind, reserved, request id, body length
 HEADER_BYTES = HEADER.size
 BODY_BYTES_MAX = 16 << 20
+PART_BYTES_MIN = 1 << 16  # of a value that is sent as it is; no less, as msgpack writes the length of a shorter one otherwise
+BIN_32 = struct.Struct(">BI")  # msgpack's mark of bytes, and how many follow
 ITEMS_MAX = 65536  # ids, names or specs in one request
 USAGE_PAGE_MAX = 65536  # VMs and snapshots in one answer
 OBJECTS_PAGE_MAX = 8192  # objects in one answer: at their longest names and tags they still fit a frame
@@ -49,6 +51,7 @@ INSPECTION_KINDS: tuple[str, ...] = get_args(InspectionKind)
 COMPACTION_KINDS = (COMPACT, RECLAIM)
 
 R = TypeVar("R")
+Part = bytes | memoryview
 
 
 class ProtocolError(InvalidArgument):
@@ -116,16 +119,36 @@ class Request(NamedTuple):
 
 def encode(kind: Kind, request_id: int, body: Mapping[str, Any]) -> bytes:
     """One frame.  ProtocolError when the body is larger than a frame may be."""
+    return b"".join(encode_parts(kind, request_id, body))
+
+
+def encode_parts(kind: Kind, request_id: int, body: Mapping[str, Any]) -> list[Part]:
+    """The same in parts that follow each other; a long value of bytes is a part of its own, and is not copied."""
     try:
-        packed = msgpack.packb(body, use_bin_type=True)
+        parts = _pack(body)
     except (TypeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"not a value for the engine socket: {error}") from error
-    if len(packed) > BODY_BYTES_MAX:
-        raise ProtocolError(f"a message of {len(packed)} bytes is over the limit of {BODY_BYTES_MAX}")
-    return HEADER.pack(MAGIC, VERSION, kind, 0, request_id, len(packed)) + packed
+    byte_count = sum(map(len, parts))
+    if byte_count > BODY_BYTES_MAX:
+        raise ProtocolError(f"a message of {byte_count} bytes is over the limit of {BODY_BYTES_MAX}")
+    return [HEADER.pack(MAGIC, VERSION, kind, 0, request_id, byte_count) + parts[0], *parts[1:]]
 
 
-def decode_header(data: bytes) -> Header:
+def _pack(body: Mapping[str, Any]) -> list[Part]:
+    parts: list[Part] = []
+    packer = msgpack.Packer(use_bin_type=True)
+    packed = bytearray(packer.pack_map_header(len(body)))
+    for key, value in body.items():
+        packed += packer.pack(key)
+        if isinstance(value, bytes | memoryview) and len(value) >= PART_BYTES_MIN:
+            parts += [bytes(packed) + BIN_32.pack(0xC6, len(value)), value]
+            packed = bytearray()
+        else:
+            packed += packer.pack(value)
+    return [*parts, bytes(packed)] if packed or not parts else parts
+
+
+def decode_header(data: bytes | bytearray) -> Header:
     """The header of a frame from its first 16 bytes."""
     if len(data) != HEADER_BYTES:
         raise ProtocolError(f"a frame header has {HEADER_BYTES} bytes, not {len(data)}")
@@ -141,7 +164,7 @@ def decode_header(data: bytes) -> Header:
     return Header(Kind(kind), request_id, body_bytes)
 
 
-def decode_body(data: bytes) -> dict[str, Any]:
+def decode_body(data: bytes | bytearray) -> dict[str, Any]:
     """The map that a frame's body is."""
     try:
         body = msgpack.unpackb(data, raw=False, strict_map_key=True)

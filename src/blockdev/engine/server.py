@@ -11,14 +11,15 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from blockdev import Pool, diagnostics
 from blockdev.engine import protocol
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.operations import Operations, Session
-from blockdev.engine.protocol import HEADER_BYTES, Kind, ProtocolError
+from blockdev.engine.protocol import HEADER_BYTES, Kind, Part, ProtocolError
+from blockdev.engine.stream import receive, send
 from blockdev.errors import AlreadyExists, BlockdevError, Busy, MediumError
 
 CONNECTIONS_MAX = 64  # a control plane uses a handful
@@ -93,7 +94,7 @@ class EngineServer:
                 self._connections[thread] = connection
         if refused:
             _try_send(
-                connection, protocol.encode_error(0, Busy("the engine socket has too many connections"))
+                connection, [protocol.encode_error(0, Busy("the engine socket has too many connections"))]
             )
             connection.close()
         else:
@@ -121,23 +122,23 @@ class EngineServer:
                 raise ProtocolError("a client sends requests only")
             body = _receive(connection, header.body_bytes)
         except ProtocolError as error:  # where the next frame begins is not known any more
-            _try_send(connection, protocol.encode_error(0, error))
+            _try_send(connection, [protocol.encode_error(0, error)])
             return False
         if body is None:
             return False
         return _try_send(connection, self._answer(session, header.request_id, body))
 
-    def _answer(self, session: Session, request_id: int, body: bytes) -> bytes:
+    def _answer(self, session: Session, request_id: int, body: bytearray) -> list[Part]:
         try:
             request = protocol.check_request(protocol.decode_body(body))
             answer = self._operations.perform(session, request)
-            return protocol.encode(Kind.ANSWER, request_id, answer)
+            return protocol.encode_parts(Kind.ANSWER, request_id, answer)
         except BlockdevError as error:
-            return protocol.encode_error(request_id, error)
+            return [protocol.encode_error(request_id, error)]
         except Exception as error:
             diagnostics.report_bug(error)
             text = f"bug in the engine: {type(error).__name__}: {error}; its log has the trace"
-            return protocol.encode_error(request_id, BlockdevError(text))
+            return [protocol.encode_error(request_id, BlockdevError(text))]
 
 
 def _listen(path: str) -> socket.socket:
@@ -172,25 +173,19 @@ def _remove_stale(path: str) -> None:
     raise Busy(f"another engine answers at {path}: stop it first")
 
 
-def _receive(connection: socket.socket, byte_count: int) -> bytes | None:
+def _receive(connection: socket.socket, byte_count: int) -> bytearray | None:
     """Exactly so many bytes, or None when the client has left."""
-    data = bytearray()
-    while len(data) < byte_count:
-        try:
-            part = connection.recv(min(byte_count - len(data), 1 << 20))
-        except OSError:
-            return None
-        if not part:
-            return None
-        data += part
-    return bytes(data)
+    try:
+        return receive(connection, byte_count)
+    except OSError:
+        return None
 
 
-def _try_send(connection: socket.socket, data: bytes) -> bool:
+def _try_send(connection: socket.socket, parts: Sequence[Part]) -> bool:
     """False when the client has left, or does not take its answer."""
     try:
         connection.settimeout(ANSWER_SECONDS_MAX)
-        connection.sendall(data, socket.MSG_NOSIGNAL)
+        send(connection, parts)
         connection.settimeout(None)
     except OSError:
         return False

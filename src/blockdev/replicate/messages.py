@@ -215,10 +215,10 @@ def decode_data(body: memoryview) -> Data:
     return Data(batch, first, count, codec, stored)
 
 
-def plain_of(data: Data) -> bytes:
+def plain_of(data: Data) -> bytes | memoryview:
     """The bytes of its blocks."""
     if data.codec == RAW:
-        return bytes(data.stored)
+        return data.stored
     wanted = data.length * BLOCK_BYTES
     try:  # the frame says how much memory it wants: look before
         if zstandard.frame_content_size(data.stored) != wanted:

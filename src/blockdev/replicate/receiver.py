@@ -50,7 +50,7 @@ class Store(Protocol):
     def take(self, disk: int, offers: bytes, proofs: bytes) -> bytes:
         """As EngineClient.take."""
 
-    def put(self, disk: int, offers: bytes, data: bytes) -> None:
+    def put(self, disk: int, offers: bytes, data: bytes | memoryview) -> None:
         """As EngineClient.put.  PoolFull also when the peer may not take more."""
 
     def clear(self, disk: int, runs: Runs) -> None:

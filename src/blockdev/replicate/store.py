@@ -74,7 +74,7 @@ class PeerStore:
     def take(self, disk: int, offers: bytes, proofs: bytes) -> bytes:
         return self._engine.take(self._object(disk), offers, proofs)
 
-    def put(self, disk: int, offers: bytes, data: bytes) -> None:
+    def put(self, disk: int, offers: bytes, data: bytes | memoryview) -> None:
         self._space.take(self._vms.peer_now(self._peer_id), len(data))
         self._engine.put(self._object(disk), offers, data)
 
