@@ -78,15 +78,18 @@ def test_cut_resets_both_ends_and_the_next_connection_works() -> None:
 
 
 def test_cut_ends_a_connection_whose_reader_has_stopped() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as deaf, Proxy(deaf.getsockname()[1]) as proxy:
-        with socket.create_connection(("127.0.0.1", proxy.port)) as client:
-            client.settimeout(0.3)
-            with pytest.raises(TimeoutError):
-                client.sendall(b"x" * (64 << 20))
-            client.settimeout(30)
-            assert proxy.cut() == 1
-            with pytest.raises(ConnectionResetError):
-                client.sendall(b"x" * (64 << 20))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as deaf,
+        Proxy(deaf.getsockname()[1]) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.port)) as client,
+    ):
+        client.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            client.sendall(b"x" * (64 << 20))
+        client.settimeout(30)
+        assert proxy.cut() == 1
+        with pytest.raises(ConnectionResetError):
+            client.sendall(b"x" * (64 << 20))
 
 
 def test_places_of_cuts_follow_from_the_seed_and_have_all_kinds() -> None:
