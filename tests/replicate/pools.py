@@ -123,6 +123,9 @@ class PoolStore:
     def drop(self) -> None:
         self.is_dropped = True
 
+    def release(self) -> None:
+        pass
+
     def answer(self, what: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"what": what, **arguments}
 

@@ -71,6 +71,9 @@ class Store(Protocol):
     def drop(self) -> None:
         """What was received is of no use."""
 
+    def release(self) -> None:
+        """The channel ends; what was saved stays for the next one.  Never raises."""
+
     def answer(self, what: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request that is no transfer."""
 
@@ -150,6 +153,7 @@ class Receiver:
         self.is_closed = True
         self._batches.clear()
         self._asked.clear()
+        self._store.release()
 
     def _refuse(self, error: BlockdevError) -> bytes:
         self.error = error

@@ -1,6 +1,7 @@
 """Where a Receiver puts what a peer sends: the receipts of this home.
 
-What a peer may do is looked at when it begins, and again each time that something is saved.  Threads: one at a time.
+What a peer may do is looked at when it begins, and again each time that something is saved.  One channel has a receipt: it
+is given to the latest that begins with it.  Threads: one at a time.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import numpy as np
 from blockdev.engine.client import EngineClient
 from blockdev.errors import NotAllowed
 from blockdev.replicate.control import Begin, DiskState, State
+from blockdev.replicate.holding import Hold, Holds
 from blockdev.replicate.messages import Runs
 from blockdev.replicate.space import PeerSpace
+from blockdev.vmmap.copies import SnapshotCopy
 from blockdev.vmmap.model import Snapshot
 from blockdev.vmmap.receipts import Receipt
 from blockdev.vmmap.service import VMs
@@ -27,14 +30,18 @@ Answer = Callable[[str, dict[str, Any]], dict[str, Any]]
 class PeerStore:
     """What one channel of a peer brings; see receiver.Store for what its methods mean."""
 
-    def __init__(self, vms: VMs, engine: EngineClient, peer_id: int, space: PeerSpace, answer: Answer) -> None:
-        """answer: to a request that is no transfer, of what and arguments."""
+    def __init__(
+        self, vms: VMs, engine: EngineClient, peer_id: int, space: PeerSpace, holds: Holds, answer: Answer
+    ) -> None:
+        """space, holds: the home's; answer: to a request that is no transfer, of what and arguments."""
         self.answer = answer
         self.made: Snapshot | None = None  # what became of it
         self._vms = vms
         self._engine = engine
         self._peer_id = peer_id
         self._space = space
+        self._holds = holds
+        self._hold: Hold | None = None
         self._begun: Begin | None = None
         self._receipt: Receipt | None = None
         self._earlier_bytes = 0  # of data, of earlier channels
@@ -49,13 +56,36 @@ class PeerStore:
         copy = begin.snapshot
         if begin.purpose == "copy":
             copy = copy._replace(vm_name=begin.vm_name or copy.vm_name)
-        receipt = self._vms.begin_receipt(self._peer_id, begin.purpose, copy, begin.ancestors)
+        receipt = self._take_hold(begin, copy)
         if receipt is None:
             return State(True, None, [])
         self._begun, self._receipt = begin, receipt
         self._earlier_bytes = receipt.data_bytes
         disks = [DiskState(disk.next_block, disk.is_based) for disk in receipt.disks]
         return State(False, receipt.base_uuid, disks)
+
+    def _take_hold(self, begin: Begin, copy: SnapshotCopy) -> Receipt | None:
+        """The receipt, when no other channel has it, nor has ended it before it was taken from it."""
+        arguments = self._peer_id, begin.purpose, copy, begin.ancestors
+        receipt = self._vms.begin_receipt(*arguments)
+        while receipt is not None:
+            hold = self._holds.take(receipt.id)
+            now = self._vms.begin_receipt(*arguments)
+            if now is not None and now.id == receipt.id:
+                self._hold = hold
+                return now
+            self._holds.release(receipt.id, hold)
+            receipt = now
+        return None
+
+    @property
+    def _held(self) -> Hold:
+        assert self._hold is not None, "nothing was begun"
+        return self._hold
+
+    def release(self) -> None:
+        if self._hold is not None:
+            self._holds.release(self.receipt.id, self._hold)
 
     def _check_allowed(self, begin: Begin) -> None:
         peer = self._vms.peer_now(self._peer_id)
@@ -72,33 +102,40 @@ class PeerStore:
         return self._engine.known(self._object(disk), offers)
 
     def take(self, disk: int, offers: bytes, proofs: bytes) -> bytes:
-        return self._engine.take(self._object(disk), offers, proofs)
+        with self._held:
+            return self._engine.take(self._object(disk), offers, proofs)
 
     def put(self, disk: int, offers: bytes, data: bytes | memoryview) -> None:
         self._space.take(self._vms.peer_now(self._peer_id), len(data))
-        self._engine.put(self._object(disk), offers, data)
+        with self._held:
+            self._engine.put(self._object(disk), offers, data)
 
     def clear(self, disk: int, runs: Runs) -> None:
         packed = np.empty((len(runs), 2), "<u8")
         packed[:, 0], packed[:, 1] = runs["block"], runs["count"]
-        self._engine.clear(self._object(disk), packed.tobytes())
+        with self._held:
+            self._engine.clear(self._object(disk), packed.tobytes())
 
     def save(self, next_blocks: list[int], data_bytes: int) -> int:
         self._check_allowed(self._begin)
         total = self._earlier_bytes + data_bytes
-        self._vms.save_receipt(self.receipt, next_blocks, total)
+        with self._held:
+            self._vms.save_receipt(self.receipt, next_blocks, total)
         return total
 
     def digests(self) -> list[bytes]:
-        return self._vms.receipt_digests(self.receipt)
+        with self._held:
+            return self._vms.receipt_digests(self.receipt)
 
     def finish(self, digests: list[bytes]) -> None:
         self._check_allowed(self._begin)
         keep_seconds, rpo_seconds = self._begin.keep_seconds, self._begin.rpo_seconds
-        self.made = self._vms.finish_receipt(self.receipt, digests, keep_seconds, rpo_seconds)
+        with self._held:
+            self.made = self._vms.finish_receipt(self.receipt, digests, keep_seconds, rpo_seconds)
 
     def drop(self) -> None:
-        self._vms.drop_receipt(self.receipt.id)
+        with self._held:
+            self._vms.drop_receipt(self.receipt.id)
 
     @property
     def _begin(self) -> Begin:
