@@ -149,6 +149,14 @@ class GuestFailed(BlockdevError):
     exit_status = 17
 
 
+class Behind(BlockdevError):
+    """A VM whose replication exceeds its RPO, or failed."""
+
+    code = "behind"
+    errno = errno.ETIME
+    exit_status = 18
+
+
 class MediumError(BlockdevError):
     """The file system below the pool refused an operation; `errno` is its own."""
 

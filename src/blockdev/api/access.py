@@ -27,6 +27,8 @@ LEAST: dict[Role, frozenset[str]] = {
             *("show_status", "list_attachments", "show_usage"),
             *("list_jobs", "show_job", "list_events"),
             *("list_hypervisors", "show_hypervisor", "show_domain"),
+            *("show_identity", "list_peers", "show_peer", "list_paths", "show_path"),
+            *("list_replications", "list_transfers", "list_protections", "show_replication", "list_samples"),
         }
     ),
     "operator": frozenset(
@@ -38,6 +40,7 @@ LEAST: dict[Role, frozenset[str]] = {
             *("replace_vm_schedules", "use_default_schedules", "put_vm_schedule", "remove_vm_schedule", "run_schedule"),
             *("check_pool", "scrub_pool", "compact_pool", "cancel_job"),
             *("discover_one", "discover_all"),
+            *("test_path", "protect_vm", "replicate_vm", "pause_vm", "resume_vm", "clone_vm_there", "copy_vm"),
         }
     ),
     "admin": frozenset(
@@ -47,6 +50,8 @@ LEAST: dict[Role, frozenset[str]] = {
             *("replace_default_schedules", "put_default_schedule", "remove_default_schedule", "change_schedule_settings"),
             *("list_tokens", "add_token", "remove_token"),
             *("add_hypervisor", "remove_hypervisor", "register_vms", "unregister_vm"),
+            *("add_peer", "change_peer", "remove_peer", "invite_peer", "add_path", "change_path", "remove_path"),
+            *("unprotect_vm", "promote_vm", "reverse_vm", "receive_vm"),  # by which a site is lost, or two have one VM
         }
     ),
 }

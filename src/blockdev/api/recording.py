@@ -27,12 +27,20 @@ BODY_BYTES_MAX = 1 << 20  # of an answer, to take a result from; 500 clones have
 REQUEST_BYTES_MAX = 1 << 16  # to take a name from
 NAMES_MAX = 20
 # where the rule gives no good word
-KINDS = {"set_config": "vm.config", "discover_one": "hypervisor.discover", "discover_all": "hypervisor.discover", "change_schedule_settings": "schedule.cap"}
+KINDS = {
+    "set_config": "vm.config",
+    "discover_one": "hypervisor.discover",
+    "discover_all": "hypervisor.discover",
+    "change_schedule_settings": "schedule.cap",
+    "replicate_vm": "replicate.now",
+    "clone_vm_there": "replicate.clone",
+    **{f"{verb}_vm": f"replicate.{verb}" for verb in ("protect", "unprotect", "pause", "resume", "promote", "reverse", "receive")},
+}
 MAKING = ("create", "add", "import")
 SEPARATORS = {"snapshot": "@", "disk": "/"}
 # of an answer, what history keeps; nothing else gets in, so that no secret does
-KEPT = ("vm", "name", "uuid", "snapshot", "safety_snapshot", "consistency", "frozen_ms", "expires", "locked_until", "size_bytes")
-KEPT_LISTS = ("vms", "disks", "schedules")  # by the names of what is in them
+KEPT = ("vm", "name", "uuid", "snapshot", "safety_snapshot", "consistency", "frozen_ms", "expires", "locked_until", "size_bytes", "path", "peer")
+KEPT_LISTS = ("vms", "disks", "schedules", "paths")  # by the names of what is in them
 # what somebody who was not there wants to be told of
 TOLD = {"vm.delete": "was deleted", "vm.restore": "was restored", "disk.remove": "was removed"}
 

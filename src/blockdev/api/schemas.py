@@ -380,7 +380,7 @@ class PoolFindings(BaseModel):
 
 
 class JobView(BaseModel):
-    """An operation.  `result` depends on its kind: a VM, a Disk, an Exported, an Inspected, a Compacted, a RegistrationResults; of past ones a part of it."""
+    """An operation.  `result` depends on its kind: a VM, a Disk, an Exported, an Inspected, a Compacted, a RegistrationResults, a MadeThere; of past ones a part of it."""
 
     id: str
     kind: str = Field(description="noun.verb, as on the command line", examples=["disk.import", "pool.check", "snapshot.create"])

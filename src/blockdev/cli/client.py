@@ -50,10 +50,10 @@ class Client:
     def __init__(self, home: Home) -> None:
         self._home = home
 
-    def get(self, path: str, **query: Any) -> Any:
+    def get(self, path: str, /, **query: Any) -> Any:
         return self._send("GET", path, None, query)
 
-    def get_all(self, path: str, things: str, **query: Any) -> Any:
+    def get_all(self, path: str, things: str, /, **query: Any) -> Any:
         """All pages of a list as one: {things: [...]}."""
         found: list[Any] = []
         after: str | None = None
@@ -73,7 +73,7 @@ class Client:
     def patch(self, path: str, body: Any) -> Any:
         return self._send("PATCH", path, body, {})
 
-    def delete(self, path: str, **query: Any) -> Any:
+    def delete(self, path: str, /, **query: Any) -> Any:
         return self._send("DELETE", path, None, query)
 
     def _send(self, method: str, path: str, body: Any, query: dict[str, Any]) -> Any:

@@ -94,6 +94,7 @@ def list_(session: Session, vm: str, origin: str | None, schedule: str | None) -
     found = session.client.get_all(f"/vms/{vm}/snapshots", "snapshots", origin=origin, schedule=schedule)
 
     def tell() -> None:
+        any_there = any(s["newest_on"] for s in found["snapshots"])
         rows = [
             [
                 f"{vm}@{s['name']}",
@@ -104,10 +105,11 @@ def list_(session: Session, vm: str, origin: str | None, schedule: str | None) -
                 _taken_by(s),
                 s["expires"] or "-",
                 s["locked_until"] or "-",
+                *([", ".join(s["newest_on"]) or "-"] if any_there else []),
             ]
             for s in found["snapshots"]
         ]
-        headers = ["SNAPSHOT", "SIZE", "CHANGED", "CREATED", "CONSISTENCY", "TAKEN BY", "EXPIRES", "LOCKED UNTIL"]
+        headers = ["SNAPSHOT", "SIZE", "CHANGED", "CREATED", "CONSISTENCY", "TAKEN BY", "EXPIRES", "LOCKED UNTIL", *(["NEWEST ON"] if any_there else [])]
         print_columns(headers, rows, right=(1, 2))
         if not rows:
             none_yet = f"VM {vm} has no snapshots: take one with blockdevctl snapshot create {vm}"
@@ -137,6 +139,8 @@ def _tell_snapshot(found: dict[str, Any]) -> None:
         ("expires", found["expires"] or "never"),
         ("locked until", found["locked_until"] or "not locked"),
     ]
+    if found["newest_on"]:
+        fields.append(("newest on", ", ".join(found["newest_on"])))
     if found["frozen_ms"] is not None:
         fields.insert(4, ("guest frozen", f"{found['frozen_ms']} ms"))
     if found["description"]:

@@ -19,6 +19,10 @@ SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 DURATION_TEXT = re.compile(r"([0-9]{1,10})\s*([smhdw])", re.IGNORECASE)
 DURATION_SECONDS_MAX = 100 * 366 * 86400
 FOREVER = SAME = 0  # as a duration
+NO_LIMIT = 0  # as a rate
+MB = 10**6
+RATE_TEXT = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*(?:MB(?:/s)?)?", re.IGNORECASE)
+ENDPOINT = re.compile(r"\[([\w:.%-]+)\](?::(\d{1,5}))?|([^:\s\[\]]+)(?::(\d{1,5}))?|([0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[\w.%:-]*)")
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:iB|B)?", re.IGNORECASE)
 
 
@@ -43,6 +47,41 @@ def parse_rate(text: str) -> int:
     return rate_bytes
 
 
+def parse_link_rate(text: str) -> int:
+    """Bytes in a second of `20` or `2.5 MB/s`, decimal as networks are; 0 of `none`.  Raises InvalidArgument."""
+    match = RATE_TEXT.fullmatch(text.strip())
+    if text.strip().lower() == "none":
+        return NO_LIMIT
+    rate_bytes = 0 if match is None else int(Fraction(match[1]) * MB)
+    if rate_bytes == 0:
+        raise InvalidArgument(f"{text!r} is no rate: write MB in a second, like 20 or 2.5, or none for no limit")
+    return rate_bytes
+
+
+def parse_window(text: str) -> tuple[str, int]:
+    """When, and the rate then, of `mon-fri 08:00-18:00=20`; the service reads the first.  Raises InvalidArgument."""
+    at, equals, rate = text.rpartition("=")
+    if not (equals and at.strip()):
+        raise InvalidArgument(f"{text!r} is no window: write it like 'mon-fri 08:00-18:00=20', in MB/s, or =none")
+    return at.strip(), parse_link_rate(rate)
+
+
+class Endpoint(NamedTuple):
+    """Where another home listens."""
+
+    host: str
+    port: int | None  # None: the usual one
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """`b.example.org`, `192.0.2.7:10811`, `[2001:db8::7]:10811`.  Raises InvalidArgument."""
+    match = ENDPOINT.fullmatch(text.strip())
+    port = None if match is None else match[2] or match[4]
+    if match is None or (port is not None and not 0 < int(port) < 65536):
+        raise InvalidArgument(f"{text!r} is no place to reach: write HOST or HOST:PORT, like 192.0.2.7:10810 or [2001:db8::7]:10810")
+    return Endpoint(match[1] or match[3] or match[5], None if port is None else int(port))
+
+
 def parse_duration(text: str) -> int:
     """Seconds of `90s`, `30m`, `12h`, `3d`, `2w`.  Raises InvalidArgument."""
     match = DURATION_TEXT.fullmatch(text.strip())
@@ -57,6 +96,11 @@ def parse_duration(text: str) -> int:
 def parse_duration_or_forever(text: str) -> int:
     """Seconds; 0 of `forever`.  Raises InvalidArgument."""
     return FOREVER if text.strip().lower() == "forever" else parse_duration(text)
+
+
+def parse_duration_or_none(text: str) -> int:
+    """Seconds; 0 of `none`.  Raises InvalidArgument."""
+    return 0 if text.strip().lower() == "none" else parse_duration(text)
 
 
 def parse_duration_or_same(text: str) -> int:
@@ -171,6 +215,10 @@ DISK_SIZE = Value("size", parse_disk_size)
 DURATION = Value("duration", parse_duration)
 DURATION_OR_FOREVER = Value("duration|forever", parse_duration_or_forever)
 DURATION_OR_SAME = Value("duration|same", parse_duration_or_same)
+DURATION_OR_NONE = Value("duration|none", parse_duration_or_none)
+LINK_RATE = Value("rate", parse_link_rate)
+WINDOW = Value("window", parse_window)
+ENDPOINT_VALUE = Value("host[:port]", parse_endpoint)
 PATH = Value("file", parse_path)
 VM = Value("vm", parse_vm)
 VM_DISK = Value("vm/disk", parse_vm_disk)

@@ -115,14 +115,16 @@ def list_(session: Session, glob: str | None) -> None:
 
     def tell() -> None:
         any_domain = any(vm["domain"] for vm in found["vms"])
+        any_replicated = any(vm["protected_over"] or vm["received"] for vm in found["vms"])
         rows = [
             [
                 *(vm["name"], str(len(vm["disks"])), show_size(vm["size_bytes"]), str(vm["snapshot_count"]), vm["created"]),
                 *([show_domain(vm["domain"])] if any_domain else []),
+                *([show_replication(vm)] if any_replicated else []),
             ]
             for vm in found["vms"]
         ]
-        headers = ["VM", "DISKS", "SIZE", "SNAPSHOTS", "CREATED", *(["DOMAIN"] if any_domain else [])]
+        headers = ["VM", "DISKS", "SIZE", "SNAPSHOTS", "CREATED", *(["DOMAIN"] if any_domain else []), *(["REPLICATED"] if any_replicated else [])]
         print_columns(headers, rows, right=(1, 2, 3))
         if not rows:
             none_yet = "no VMs yet: make one with blockdevctl vm create NAME --disk root=20G"
@@ -151,6 +153,8 @@ def _tell_vm(vm: dict[str, Any]) -> None:
         fields.append(("agent", vm["agent"]))
     if vm["domain"]:
         fields.append(("domain", show_domain(vm["domain"])))
+    if vm["protected_over"] or vm["received"]:
+        fields.append(("replicated", show_replication(vm)))
     fields.append(("snapshots", str(vm["snapshot_count"])))
     print_fields(fields)
     click.echo()
@@ -159,6 +163,13 @@ def _tell_vm(vm: dict[str, Any]) -> None:
         for disk in vm["disks"]
     ]
     print_columns(["DISK", "SIZE", "EXPORT", "STATE", "ATTACHED BY"], rows, right=(1,))
+
+
+def show_replication(vm: dict[str, Any]) -> str:
+    """to site-b; from site-a, read-only; from site-a, promoted, to site-a."""
+    received, paths = vm["received"], vm["protected_over"]
+    parts = [] if received is None else [f"from {received['peer']}", "promoted" if received["promoted"] else "read-only"]
+    return ", ".join(parts + ([f"to {', '.join(paths)}"] if paths else [])) or "-"
 
 
 def show_clients(clients: list[str] | None) -> str:
