@@ -16,8 +16,10 @@ from blockdev.replicate.peers import (
     INVITATION_SECONDS_MAX,
 )
 from blockdev.replicate.protections import RPO_SECONDS_MAX
+from blockdev.schedule.times import local_zone
 
-WINDOWS_MAX = 50
+WINDOWS_MAX = 32
+RATE_BYTES_RANGE = {"minimum": 10_000, "maximum": 10**12}
 SPACE_BYTES_MAX = RATE_BYTES_MAX  # the same number in a document that has it as 4e+18
 
 # What only `json_schema_extra` says is checked further down, where the message knows what it is about.
@@ -46,7 +48,7 @@ Host = Annotated[
         json_schema_extra={"pattern": r"^[A-Za-z0-9.:_%-]{1,255}$"},
     ),
 ]
-RateBytes = Annotated[int, Field(gt=0, le=RATE_BYTES_MAX, description="in a second; null: no limit")]
+RateBytes = Annotated[int, Field(description="in a second; null: no limit", json_schema_extra=RATE_BYTES_RANGE)]
 
 
 class NewPeer(Body):
@@ -94,6 +96,10 @@ class ThrottleBody(Body):
     rate_bytes: RateBytes | None = Field(None, description="in a second, outside of all windows; null: no limit")
     zone: str | None = Field(None, max_length=100, description="the time zone of `windows`; null: the server's", examples=["Europe/Zurich"])
     windows: list[Window] = Field(default_factory=list, max_length=WINDOWS_MAX, description="the first that fits holds")
+
+    def to_json(self) -> dict[str, Any]:
+        """As replicate.throttle reads it."""
+        return {**self.model_dump(), "zone": self.zone or local_zone()}
 
 
 class NewPath(Body):

@@ -111,7 +111,7 @@ def change_path(name: str, body: PathChange, services: Wired) -> Path:
     """How fast it may send, at once also what is being sent; how much it compresses."""
     changed = None
     if body.throttle is not None:
-        changed = services.replication.set_throttle(name, body.throttle.model_dump())
+        changed = services.replication.set_throttle(name, body.throttle.to_json())
     if body.level is not None:
         changed = services.replication.set_level(name, body.level)
     if changed is None:
