@@ -22,11 +22,10 @@ from blockdev.errors import Unavailable
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.service import VMs
 from tests.vmmap.child import DIED_AS_TOLD, Child, Say, die_at
+from tests.vmmap.receiving import ALL_OPERATIONS, build_receiving
 from tests.vmmap.world import (
-    OPERATIONS,
     Clock,
     Observation,
-    build,
     check_agreed,
     observe,
     without_automatic_snapshots,
@@ -54,6 +53,16 @@ ENGINE_CHANGES = {
     "import a VM with a snapshot": ["create", "snapshot", "relabel"],
     "give up an import of a snapshot": ["clone", "create", "resize", "set_disk_policies", "delete"],
     "give up an import": ["create", "set_disk_policies", "delete"],
+    "begin to receive a VM": ["create"],
+    "begin to receive a snapshot": ["clone"],
+    "begin to receive a snapshot anew": ["delete", "clone"],
+    "receive a snapshot": ["snapshot", "relabel", "delete"],
+    "receive a VM": ["snapshot", "relabel", "delete"],
+    "receive a copy": ["snapshot", "relabel"],
+    "drop a receipt": ["delete"],
+    "promote a VM": ["clone", "relabel", "delete"],
+    "demote a VM": ["snapshot", "delete"],
+    "delete a received VM": ["delete"],
 }
 
 
@@ -93,7 +102,7 @@ def template() -> Iterator[Home]:
         home = Home(directory)
         Pool.create(home.pool, 64 << 20, segment_bytes=1 << 20).close()
         with engine_of(home) as pool, control_plane(home) as (vms, _, _):
-            build(vms, pool)
+            build_receiving(vms, pool)
         yield home
 
 
@@ -111,18 +120,29 @@ def before(template: Home) -> Observation:
 
 
 @pytest.fixture(scope="module")
-def outcomes(template: Home) -> dict[str, tuple[Observation, list[str]]]:
-    """What each operation leads to when nobody dies, and its steps."""
+def outcomes(template: Home) -> dict[str, tuple[list[Observation], list[str]]]:
+    """What each operation leads to when nobody dies, after each of its records, and its steps."""
     found = {}
-    for operation, perform in OPERATIONS.items():
+    for operation, perform in ALL_OPERATIONS.items():
         with tempfile.TemporaryDirectory(prefix="bd-") as directory:
             shutil.copytree(template.path, directory, dirs_exist_ok=True)
-            home, steps = Home(directory), []
-            with engine_of(home) as pool, control_plane(home, steps.append) as (vms, catalog, engine):
-                perform(vms)
-                check_agreed(vms, catalog, engine)
-                found[operation] = (observe(vms, pool), steps)
+            found[operation] = _outcome(Home(directory), perform)
     return found
+
+
+def _outcome(home: Home, perform: Callable[[VMs], object]) -> tuple[list[Observation], list[str]]:
+    states: list[Observation] = []
+    steps: list[str] = []
+
+    def note(step: str) -> None:
+        steps.append(step)
+        if step.endswith(":finished"):
+            states.append(observe(vms, pool))
+
+    with engine_of(home) as pool, control_plane(home, note) as (vms, catalog, engine):
+        perform(vms)
+        check_agreed(vms, catalog, engine)
+        return [*states, observe(vms, pool)], steps
 
 
 def run_control(home: Home, operation: str, step: str) -> bool:
@@ -131,7 +151,7 @@ def run_control(home: Home, operation: str, step: str) -> bool:
     def work(say: Say) -> None:
         with control_plane(home, die_at(step)) as (vms, _, _):
             vms.reconcile()
-            OPERATIONS[operation](vms)
+            ALL_OPERATIONS[operation](vms)
             say("done")
 
     child = Child(work)
@@ -141,18 +161,18 @@ def run_control(home: Home, operation: str, step: str) -> bool:
     return said == "done"
 
 
-def check_all_or_none(after: Observation, seen: Observation, before: Observation, acknowledged: bool) -> None:
+def check_all_or_none(states: list[Observation], seen: Observation, before: Observation, acknowledged: bool) -> None:
     if acknowledged:
-        assert seen == after
+        assert seen == states[-1]
     else:
-        assert seen in (before, after) or without_automatic_snapshots(seen) == before
+        assert seen in (before, *states) or without_automatic_snapshots(seen) == before
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", ALL_OPERATIONS)
 def test_the_control_plane_dies_at_each_step(
-    operation: str, template: Home, before: Observation, outcomes: dict[str, tuple[Observation, list[str]]]
+    operation: str, template: Home, before: Observation, outcomes: dict[str, tuple[list[Observation], list[str]]]
 ) -> None:
-    after, steps = outcomes[operation]
+    states, steps = outcomes[operation]
     own_steps = [step for step in dict.fromkeys(steps) if not step.startswith("agree:")]
     for step in [*own_steps, "never"]:
         with tempfile.TemporaryDirectory(prefix="bd-") as directory:
@@ -164,17 +184,19 @@ def test_the_control_plane_dies_at_each_step(
                 with control_plane(home) as (vms, catalog, engine):
                     vms.reconcile()
                     check_agreed(vms, catalog, engine)
-                    check_all_or_none(after, observe(vms, pool), before, acknowledged)
+                    check_all_or_none(states, observe(vms, pool), before, acknowledged)
 
 
 @pytest.mark.parametrize("again", ["agree:settled", "agree:dropped", "agree:labelled", "agree:followed", "agree:policies_given"])
 @pytest.mark.parametrize(
-    "step", ["restore:cloned", "restore:applied", "clone:cloned", "clone:applied", "begin_import:applied"]
+    "step",
+    ["restore:cloned", "restore:applied", "clone:cloned", "clone:applied", "begin_import:applied"]
+    + ["begin_copy:applied", "finish_copy:taken", "finish_copy:applied", "finish_copy:finished"],
 )
 def test_the_control_plane_dies_again_while_it_agrees(
     home: Home,
     before: Observation,
-    outcomes: dict[str, tuple[Observation, list[str]]],
+    outcomes: dict[str, tuple[list[Observation], list[str]]],
     step: str,
     again: str,
 ) -> None:
@@ -182,6 +204,8 @@ def test_the_control_plane_dies_again_while_it_agrees(
         "restore": "restore a VM with a disk that is gone",
         "clone": "clone with seeds",
         "begin_import": "import over a disk",
+        "begin_copy": "begin to receive a snapshot",
+        "finish_copy": "receive a snapshot",
     }[step.split(":")[0]]
     with engine_of(home) as pool:
         assert not run_control(home, operation, step)
@@ -200,7 +224,7 @@ def test_the_control_plane_dies_again_while_it_agrees(
 def test_the_engine_dies_before_and_after_its_step(
     home: Home,
     before: Observation,
-    outcomes: dict[str, tuple[Observation, list[str]]],
+    outcomes: dict[str, tuple[list[Observation], list[str]]],
     operation: str,
     change: str,
     when: str,
@@ -211,11 +235,11 @@ def test_the_engine_dies_before_and_after_its_step(
     with control_plane(home) as (vms, catalog, engine):
         acknowledged = True
         try:
-            OPERATIONS[operation](vms)
+            ALL_OPERATIONS[operation](vms)
         except Unavailable:
             acknowledged = False
         # what a replacement or a copy left over is deleted later when the engine is away
-        leaves = operation.startswith(("restore", "import", "give up an import of"))
+        leaves = operation.startswith(("restore", "import", "give up an import of", "receive", "promote"))
         assert acknowledged == (change == "delete" and leaves)
         assert dying.wait() == DIED_AS_TOLD
         dying.close()

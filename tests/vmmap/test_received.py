@@ -219,7 +219,7 @@ def test_a_seed_is_adopted_without_a_safety_snapshot(world: VMs, pool: Pool, pee
     begun = world.begin_copy(copy_of(world, None))
     pool.find(begun.exports[0]).write(0, b"s" * 512)
     seed = world.finish_copy(begun)
-    done = world.demote(FAR, peer)
+    done = world.demote("far-away", peer)
     assert done.safety_snapshot is None
     sent = sent_copy(1)._replace(vm_uuid=done.vm.uuid)
     receipt = world.begin_receipt(peer, "protect", sent, [seed.uuid])

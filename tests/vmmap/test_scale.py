@@ -10,7 +10,8 @@ from blockdev import Pool
 from blockdev.engine.client import EngineClient
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.service import VMs
-from tests.vmmap.world import OPERATIONS, build, check_agreed
+from tests.vmmap.receiving import ALL_OPERATIONS, build_receiving
+from tests.vmmap.world import check_agreed
 
 SMALL = {"import", "intent", "setting", "json_each"}  # tables of what is under way, and the ids that a query is given
 READS = {
@@ -24,7 +25,7 @@ READS = {
 }
 
 
-@pytest.mark.parametrize("operation", [*OPERATIONS, *READS])
+@pytest.mark.parametrize("operation", [*ALL_OPERATIONS, *READS])
 def test_an_operation_searches_by_index_and_asks_for_no_list_of_objects(
     vms: VMs,
     pool: Pool,
@@ -33,7 +34,7 @@ def test_an_operation_searches_by_index_and_asks_for_no_list_of_objects(
     operation: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    build(vms, pool)
+    build_receiving(vms, pool)
     statements: set[str] = set()
 
     def refuse() -> None:
@@ -42,7 +43,7 @@ def test_an_operation_searches_by_index_and_asks_for_no_list_of_objects(
     monkeypatch.setattr(client, "objects", refuse)
     database = catalog._database
     database.set_trace_callback(statements.add)
-    (OPERATIONS | READS)[operation](vms)
+    (ALL_OPERATIONS | READS)[operation](vms)
     database.set_trace_callback(None)
     monkeypatch.undo()
     scanned = {

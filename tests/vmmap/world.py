@@ -7,6 +7,8 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
+import xxhash
+
 from blockdev import Pool
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError
@@ -16,6 +18,7 @@ from blockdev.vmmap.catalog_schema import snapshot_uuid
 from blockdev.vmmap.clones import CustomClone
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
 from blockdev.vmmap.model import Agreement, Terms
+from blockdev.vmmap.receipts import base_uuid_of
 from blockdev.vmmap.service import VMs
 
 MEBIBYTE = 1 << 20
@@ -24,6 +27,7 @@ LATER = "2026-12-22T12:00:00.000Z"
 TERMS = Terms("schedule", asked="vm", expires=LATER, locked_until=LATER, schedule="hourly", due="2026-11-22T11:05:00.000Z")
 CUSTOM_CLONES = [CustomClone(f"copy-{number}", str(UUID(int=number)), 3 * 4096) for number in (1, 2)]
 WEB_S1_ID, DB_S1_ID = 1, 3  # the catalog's
+RECEIPTS = "~receipts"  # in an observation, beside the VMs
 Observation = dict[str, Any]
 
 
@@ -122,7 +126,7 @@ def sent_copy(number: int) -> SnapshotCopy:
         config=f"<far>{number}</far>",
         disks=[CopiedDisk("root", MEBIBYTE, False), CopiedDisk("data", 8192, False)],
         vm_uuid=vm_uuid,
-        vm_name="far-away",
+        vm_name="distant",
         base_uuid=None,
         base_name="",
     )
@@ -204,6 +208,7 @@ def observe(vms: VMs, pool: Pool, content: Callable[[Pool, str, int], Any] = fir
             "config": vms.get_config(vm.name),
             "cloned_from": vm.cloned_from,
             "policy": vm.policy.to_json(),
+            "received": None if vm.received is None else (vm.received.peer, vm.received.promoted is not None),
             "policies": {disk.name: pool.find(disk.export).policy for disk in vm.disks},
             "disks": {disk.name: content(pool, disk.export, disk.size_bytes) for disk in vm.disks},
             "snapshots": {},
@@ -217,7 +222,22 @@ def observe(vms: VMs, pool: Pool, content: Callable[[Pool, str, int], Any] = fir
                 "config": snapshot.config,
                 "disks": {disk.name: content(pool, disk.export, disk.size_bytes) for disk in snapshot.disks},
             }
-    return seen
+    receipts = half_received(vms, pool)
+    return {**seen, RECEIPTS: {"snapshots": receipts}} if receipts else seen
+
+
+def half_received(vms: VMs, pool: Pool) -> Observation:
+    """What a peer is told when it goes on: how far each receipt is; and what is before that place, which is to be there."""
+    found: Observation = {}
+    for row in vms._catalog.receipts():
+        disks = vms._catalog.receipt_disks(row.id)
+        found[f"{row.purpose} {row.vm_uuid} {row.snapshot_uuid} {row.name}"] = {
+            "base": base_uuid_of(row),
+            "data_bytes": row.data_bytes,
+            "next_blocks": [disk.next_block for disk in disks],
+            "content": [xxhash.xxh3_64_hexdigest(pool.get(disk.object_id).read(0, disk.next_block * 4096)) for disk in disks],
+        }
+    return found
 
 
 def without_automatic_snapshots(seen: Observation) -> Observation:
@@ -225,14 +245,16 @@ def without_automatic_snapshots(seen: Observation) -> Observation:
     return {
         name: {
             **vm,
-            "snapshots": {key: one for key, one in vm["snapshots"].items() if one["terms"][0] == "manual"},
+            "snapshots": {
+                key: one for key, one in vm["snapshots"].items() if one.get("terms", "-")[0] not in ("clone", "restore")
+            },
         }
         for name, vm in seen.items()
     }
 
 
 def check_agreed(vms: VMs, catalog: Catalog, engine: EngineClient, missing: Sequence[str] = ()) -> None:
-    """Catalog and pool say the same but for `missing`, nothing temporary is left, there is nothing more to agree upon."""
+    """Catalog and pool say the same but for `missing`, nothing temporary is left but receipts, there is nothing more to agree upon."""
     policies = {vm.id: vm.policy for vm in catalog.vms()}
     given = {thing.id: thing.policy for thing in engine.objects()}
     for disk in catalog.disks():
@@ -248,4 +270,8 @@ def check_agreed(vms: VMs, catalog: Catalog, engine: EngineClient, missing: Sequ
         for part in catalog.snapshot_disks(snapshot.id):
             name = f"{names[snapshot.vm_id]}/{part.name}@{snapshot.name}"
             known.add((part.object_id, name, part.size_bytes))
-    assert {row for row in known if row[0] is not None} == {(thing.id, thing.name, thing.size_bytes) for thing in engine.objects()}
+    receiving = {row.object_id for row in catalog.receipt_disks()}
+    objects = {thing.id: thing for thing in engine.objects()}
+    assert {id for id, thing in objects.items() if "~copy-" in str(thing.name)} == receiving
+    shown = {(thing.id, thing.name, thing.size_bytes) for thing in objects.values() if thing.id not in receiving}
+    assert {row for row in known if row[0] is not None} == shown

@@ -222,7 +222,7 @@ def _give_names(groups: list[_Group], known: dict[str, VMRow]) -> None:
             key=lambda group: (vm is None or group.vm_uuid != vm.uuid, -len(group.members), group.vm_uuid)
         )
         for group in rivals[1:]:
-            group.vm_name = free_name(name, taken)
+            group.vm_name = free_name(name, taken.__contains__)
             taken.add(group.vm_name)
 
 
@@ -313,7 +313,7 @@ def _follow_names(catalog: Catalog, groups: list[_Group], now: str, result: Agre
     taken = given | {vm.name for vm in vms.values()}
     for vm in vms.values():  # a VM without objects yields its name to one that has them
         if vm.uuid not in wanted and vm.name in given:
-            wanted[vm.uuid] = free_name(vm.name, taken)
+            wanted[vm.uuid] = free_name(vm.name, taken.__contains__)
             taken.add(wanted[vm.uuid])
     renamed = [vm for vm in vms.values() if wanted.get(vm.uuid, vm.name) != vm.name]
     for vm in renamed:

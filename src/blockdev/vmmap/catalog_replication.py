@@ -224,8 +224,9 @@ class ReplicationRecords(Database):
 
     def protections(self, vm_id: int | None = None) -> list[ProtectionRow]:
         """Of one VM, or all."""
-        query = "SELECT * FROM protection WHERE ?1 IS NULL OR vm_id = ?1 ORDER BY vm_id, path_id"
-        return self._rows(ProtectionRow, query, vm_id)
+        if vm_id is None:
+            return self._rows(ProtectionRow, "SELECT * FROM protection ORDER BY vm_id, path_id")
+        return self._rows(ProtectionRow, "SELECT * FROM protection WHERE vm_id = ? ORDER BY path_id", vm_id)
 
     def guards_of(self, vm_ids: Iterable[int]) -> list[GuardedRow]:
         """Of some VMs, by the paths' names."""
@@ -325,7 +326,9 @@ class ReplicationRecords(Database):
 
     def receipts(self, peer_id: int | None = None) -> list[ReceiptRow]:
         """From one peer, or all."""
-        return self._rows(ReceiptRow, "SELECT * FROM receipt WHERE ?1 IS NULL OR peer_id = ?1 ORDER BY id", peer_id)
+        if peer_id is None:
+            return self._rows(ReceiptRow, "SELECT * FROM receipt ORDER BY id")
+        return self._rows(ReceiptRow, "SELECT * FROM receipt WHERE peer_id = ? ORDER BY id", peer_id)
 
     def receipt(self, receipt_id: int) -> ReceiptRow | None:
         return self._row(ReceiptRow, "SELECT * FROM receipt WHERE id = ?", receipt_id)
@@ -344,8 +347,9 @@ class ReplicationRecords(Database):
 
     def receipt_disks(self, receipt_id: int | None = None) -> list[ReceiptDiskRow]:
         """Of one receipt by number, or all."""
-        query = "SELECT * FROM receipt_disk WHERE ?1 IS NULL OR receipt_id = ?1 ORDER BY receipt_id, number"
-        return self._rows(ReceiptDiskRow, query, receipt_id)
+        if receipt_id is None:
+            return self._rows(ReceiptDiskRow, "SELECT * FROM receipt_disk ORDER BY receipt_id, number")
+        return self._rows(ReceiptDiskRow, "SELECT * FROM receipt_disk WHERE receipt_id = ? ORDER BY number", receipt_id)
 
     def insert_receipt(self, new: NewReceipt, vm_id: int | None, object_ids: list[int]) -> None:
         """vm_id: of the VM that it is added to; object_ids: the vdisks that its disks are written to."""

@@ -251,6 +251,7 @@ CREATE TABLE receipt (
     touched TEXT NOT NULL,
     UNIQUE (peer_id, purpose, vm_uuid, name, snapshot_uuid)
 ) STRICT;
+CREATE INDEX receipt_vm ON receipt (vm_id) WHERE vm_id IS NOT NULL;
 
 CREATE TABLE receipt_disk (
     receipt_id INTEGER NOT NULL REFERENCES receipt (id) ON DELETE CASCADE,

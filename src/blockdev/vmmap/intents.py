@@ -373,6 +373,8 @@ class Restore(Intent):
             catalog.use_config_of_snapshot(self.vm_id, self.snapshot_id)
         if self.promotes:
             catalog.set_promoted(self.vm_id, self.created)
+            for receipt in catalog.receipts_into(self.vm_id):
+                catalog.delete_receipt(receipt.id)
 
     def __str__(self) -> str:
         if self.promotes:
@@ -514,7 +516,7 @@ class FinishCopy(Intent):
     disks: list[str]
     imported: str  # when
     heads: bool = True  # of the VM that it makes; else it has snapshots alone
-    receipt: int | None = None  # the id of that which ends
+    receipt_ids: list[int] | None = None  # that which ends, and others of the same VM
     peer: list[Any] | None = None  # [peer id, rpo_seconds] of the VM that this makes or keeps a received one
     digests: list[str] | None = None  # of the disks, in hexadecimal
 
@@ -545,11 +547,11 @@ class FinishCopy(Intent):
             peer_id, rpo_seconds = self.peer
             catalog.use_config_of_snapshot(vm_id, snapshot_id)
             catalog.put_received_vm(vm_id, peer_id, rpo_seconds, self.imported)
-        if self.receipt is not None:
-            catalog.delete_receipt(self.receipt)
+        for receipt_id in self.receipt_ids or ():
+            catalog.delete_receipt(receipt_id)
 
     def __str__(self) -> str:
-        return f"finish {_copying(self.receipt)} of snapshot {self.vm}@{self.name}"
+        return f"finish {_copying(self.receipt_ids)} of snapshot {self.vm}@{self.name}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ None of `/`, `@` and `~` can be in a name, so that an object's name reads only o
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import NamedTuple
 
 from blockdev.constants import SECTOR_BYTES, VDISK_BYTES_MAX
@@ -51,10 +51,10 @@ def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def free_name(name: str, taken: Collection[str]) -> str:
+def free_name(name: str, is_taken: Callable[[str], bool]) -> str:
     """`name`, or when it is taken NAME-2, NAME-3, ..., as short as a name must be."""
     number, candidate = 1, name
-    while candidate in taken:
+    while is_taken(candidate):
         number += 1
         ending = f"-{number}"
         candidate = name[: NAME_CHARACTERS_MAX - len(ending)] + ending

@@ -117,7 +117,8 @@ class ReceiptOperations(CopyOperations):
         NotFound: it was dropped; AlreadyExists, NotAllowed: as `begin_receipt`, if that has come to be meanwhile.
         """
         begun = self._receipt(receipt.id)
-        copy, vdisk_ids = _load_copy(begun.body), self._vdisk_ids(begun)
+        same = self._catalog.receipts_of(begun.peer_id, begun.purpose, begun.vm_uuid, begun.name)
+        copy, vdisk_ids = _load_copy(begun.body), self._vdisk_ids([begun])
         expires = None if keep_seconds is None else to_text(self._clock() + keep_seconds)
         copy = copy._replace(terms=copy.terms._replace(expires=expires))
         row = None
@@ -129,9 +130,13 @@ class ReceiptOperations(CopyOperations):
             copy = self._named(copy, row)
             peer = [begun.peer_id, rpo_seconds]
         vm_id = None if row is None else row.id
-        intent = self._finishing(vm_id, copy, peer is None, begun.id, peer, [digest.hex() for digest in digests])
-        made = self._finish(BegunCopy(copy, vm_id, vdisk_ids, self._export_names(vdisk_ids)), intent)
-        self._drop_receipts(self._catalog.receipts_of(begun.peer_id, begun.purpose, begun.vm_uuid, begun.name))
+        others = self._vdisk_ids([one for one in same if one.id != begun.id])
+        ending = peer is None, [one.id for one in same], peer, [digest.hex() for digest in digests]
+        made = self._finish(
+            BegunCopy(copy, vm_id, vdisk_ids, self._export_names(vdisk_ids)), self._finishing(vm_id, copy, *ending)
+        )
+        if others:
+            self._journal.drop(others)
         return made
 
     @change
@@ -210,23 +215,24 @@ class ReceiptOperations(CopyOperations):
         self, peer_id: int, purpose: Purpose, row: VMRow | None, ancestors: Sequence[str]
     ) -> SnapshotRow | None:
         """The first of `ancestors` that is here whole; for a copy in any VM that the peer sent, as nobody else's may be told."""
-        if purpose == "protect":
-            vm_ids = set() if row is None else {row.id}
-        else:
-            vm_ids = {one.vm_id for one in self._catalog.received_vms(peer_id)}
-        for ancestor in ancestors if vm_ids else ():
+        for ancestor in ancestors if purpose == "copy" or row is not None else ():
             for one in self._catalog.snapshots_of_uuid(ancestor):
-                disks = self._catalog.snapshot_disks(one.id) if one.vm_id in vm_ids else []
+                is_of = self._is_sent_by(peer_id, one) if row is None else one.vm_id == row.id
+                disks = self._catalog.snapshot_disks(one.id) if is_of else []
                 if disks and all(disk.object_id is not None for disk in disks):
                     return one
         return None
 
+    def _is_sent_by(self, peer_id: int, snapshot: SnapshotRow) -> bool:
+        received = self._catalog.received_vm(snapshot.vm_id)
+        return received is not None and received.peer_id == peer_id
+
     def _named(self, copy: SnapshotCopy, row: VMRow | None) -> SnapshotCopy:
         """With the names that it will have: a received VM's may be taken here, where nobody chose them."""
         if row is None:
-            return copy._replace(vm_name=free_name(copy.vm_name, {vm.name for vm in self._catalog.vms()}))
-        taken = {one.name for one in self._catalog.snapshots(row.id)}
-        return copy._replace(vm_name=row.name, vm_uuid=row.uuid, name=free_name(copy.name, taken))
+            return copy._replace(vm_name=free_name(copy.vm_name, lambda name: self._catalog.vm(name) is not None))
+        name = free_name(copy.name, lambda name: self._catalog.snapshot(row.id, name) is not None)
+        return copy._replace(vm_name=row.name, vm_uuid=row.uuid, name=name)
 
     def _goes_on(self, receipt: ReceiptRow, copy: SnapshotCopy, ancestors: Sequence[str]) -> bool:
         """Whether what is here is of use: the same disks, on a base that the peer still has, in vdisks that the pool still has."""
@@ -235,7 +241,7 @@ class ReceiptOperations(CopyOperations):
             return False
         if [disk[:2] for disk in begun.disks] != [disk[:2] for disk in copy.disks]:
             return False
-        return all(self._is_temporary(id) for id in self._vdisk_ids(receipt))
+        return all(self._is_temporary(id) for id in self._vdisk_ids([receipt]))
 
     def _receipt(self, receipt_id: int) -> ReceiptRow:
         found = self._catalog.receipt(receipt_id)
@@ -243,8 +249,8 @@ class ReceiptOperations(CopyOperations):
             raise NotFound("what was received of this snapshot is no more: begin again")
         return found
 
-    def _vdisk_ids(self, receipt: ReceiptRow) -> list[int]:
-        return [row.object_id for row in self._catalog.receipt_disks(receipt.id)]
+    def _vdisk_ids(self, receipts: Sequence[ReceiptRow]) -> list[int]:
+        return [row.object_id for receipt in receipts for row in self._catalog.receipt_disks(receipt.id)]
 
     def _export_names(self, vdisk_ids: list[int]) -> list[str]:
         return [self._engine.get(id).name or f"object {id}" for id in vdisk_ids]
@@ -267,7 +273,7 @@ class ReceiptOperations(CopyOperations):
         """All by one record."""
         if not receipts:
             return
-        ids = [id for receipt in receipts for id in self._vdisk_ids(receipt)]
+        ids = self._vdisk_ids(receipts)
         self._delete(intents.DropReceipts([receipt.id for receipt in receipts], ids), ids, force=True)
 
     def _view_receipt(self, receipt: ReceiptRow) -> Receipt:

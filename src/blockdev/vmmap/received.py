@@ -40,8 +40,10 @@ class ReceivedOperations(CloneOperations, ReceiptOperations):
             *(row.id, row.uuid, vm, wanted.name, wanted.id, True), [[name, None] for name in sources], now, promotes=True
         )
         places = [(name, None, now) for name in sources]
+        half_received = self._vdisk_ids(self._catalog.receipts_into(row.id))
         self._journal.run(intent, lambda: self._put_back(row, list(sources.values()), places, force=False))
-        self._drop_receipts(self._catalog.receipts_into(row.id))
+        if half_received:
+            self._journal.drop(half_received)
         return Restored(view_vm(self._catalog, self._lookup.vm(vm), {}), wanted.name, list(sources), None)
 
     @refreshing

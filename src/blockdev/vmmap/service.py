@@ -200,9 +200,9 @@ class VMs(
             refuse_importing(vm, imports)
             self._refuse_sent(vm)
         was = view_vm(self._catalog, vm)
-        received = [disk for one in self._catalog.receipts_into(vm.id) for disk in self._catalog.receipt_disks(one.id)]
-        things = [*self._catalog.disks(vm.id), *self._catalog.snapshot_disks_of_vm(vm.id), *imports, *received]
-        intent = intents.DeleteVM(vm.id, name, object_ids(things))
+        things = [*self._catalog.disks(vm.id), *self._catalog.snapshot_disks_of_vm(vm.id), *imports]
+        half_received = self._vdisk_ids(self._catalog.receipts_into(vm.id))
+        intent = intents.DeleteVM(vm.id, name, [*object_ids(things), *half_received])
         self._delete(intent, intent.object_ids, force)
         self.events.end("quiesce", name)  # another VM of that name has troubles of its own
         return was
