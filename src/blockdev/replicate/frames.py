@@ -13,6 +13,7 @@ from blockdev.errors import InvalidArgument
 MESSAGE_BYTES_MAX = 2 << 20  # of a kind and its body
 LENGTH = struct.Struct("<I")
 LENGTH_BYTES = LENGTH.size
+SMALL_BYTES = 4096
 
 
 class ProtocolError(InvalidArgument):
@@ -35,29 +36,51 @@ def frame(kind: int, *parts: bytes) -> bytes:
 
 
 class Frames:
-    """Cuts what comes over a channel into messages; never keeps more than one that is not whole, and what was fed."""
+    """Cuts what comes over a channel into messages; never keeps more than one that is not whole, and what was fed.
+
+    A message's bytes are copied twice, however many pieces they come in.
+    """
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._chunks: list[bytes | bytearray] = []  # what was fed and is in no message yet
+        self._byte_count = 0  # of them
+        self._wanted = LENGTH_BYTES  # so many are needed to go on
 
     def feed(self, data: bytes) -> list[bytes]:
         """The messages that are whole by now, each its kind and body.  ProtocolError: what follows is none."""
-        self._rest += data
+        self._keep(data)
+        if self._byte_count < self._wanted:
+            return []
+        whole = bytes(self._chunks[0]) if len(self._chunks) == 1 else b"".join(self._chunks)
         found: list[bytes] = []
         place = 0
-        while len(self._rest) - place >= LENGTH_BYTES:
-            end = place + LENGTH_BYTES + message_bytes(bytes(self._rest[place : place + LENGTH_BYTES]))
-            if len(self._rest) < end:
+        self._wanted = LENGTH_BYTES
+        while len(whole) - place >= LENGTH_BYTES:
+            end = place + LENGTH_BYTES + message_bytes(whole[place : place + LENGTH_BYTES])
+            if len(whole) < end:
+                self._wanted = end - place
                 break
-            found.append(bytes(self._rest[place + LENGTH_BYTES : end]))
+            found.append(whole[place + LENGTH_BYTES : end])
             place = end
-        del self._rest[:place]
+        self._chunks = [whole[place:]] if place < len(whole) else []
+        self._byte_count = len(whole) - place
         return found
+
+    def _keep(self, data: bytes) -> None:
+        """Small pieces are put together at once: a list of them would be larger than what they hold."""
+        last = self._chunks[-1] if self._chunks else None
+        if len(data) >= SMALL_BYTES:
+            self._chunks.append(data)
+        elif isinstance(last, bytearray):
+            last += data
+        elif data:
+            self._chunks.append(bytearray(data))
+        self._byte_count += len(data)
 
     @property
     def is_between(self) -> bool:
         """Whether nothing of a next message has come yet."""
-        return not self._rest
+        return not self._byte_count
 
 
 class Cursor:

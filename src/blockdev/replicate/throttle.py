@@ -113,10 +113,10 @@ def _window(value: Any) -> Window:
     _check_fields(value, {"at", "rate_bytes"}, "a window")
     at = value.get("at")
     found = _AT.fullmatch(" ".join(at.lower().split())) if isinstance(at, str) and len(at) <= 100 else None
-    if found is None:
+    if not isinstance(at, str) or found is None:
         raise InvalidArgument(f"{at!r} is no window: {FORM}")
     first, end = _minute(found[2], found[3], at), _minute(found[4], found[5], at)
-    if first == end or first == DAY_MINUTES:
+    if first in (end, DAY_MINUTES):
         raise InvalidArgument(f"window {at!r} has no minutes in it: {FORM}")
     return Window(_days(found[1], at), first, end, _rate(value.get("rate_bytes")), found[0])
 

@@ -1,0 +1,219 @@
+"""One SSH channel as a thread sees it: whole messages come out, frames go in, and both may have to wait.
+
+Threads: `send`, `received`, `receive` and `close` are for one thread that may block, `interrupt` for any; the rest is the
+loop's.  `_changed` guards what both sides see.  Memory: INCOMING_BYTES_MAX of messages and the SSH window on one side,
+OUTGOING_BYTES_MAX and a frame on the other, then Wire.HIGH_WATER_BYTES: whatever the other end does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from blockdev.clock import monotonic_seconds
+from blockdev.errors import BlockdevError, Unavailable
+from blockdev.replicate.frames import Frames, ProtocolError
+from blockdev.replicate.gate import SMALL_BYTES, Gate
+from blockdev.replicate.halt import Halted
+from blockdev.replicate.wire import Wire
+
+logger = logging.getLogger(__name__)
+WINDOW_BYTES = 16 << 20  # of SSH: what may be on the way and unread; 400 MB/s at 40 ms
+PACKET_BYTES = 1 << 18  # of SSH: larger ones were no faster (measured), smaller ones cost a call each
+INCOMING_BYTES_MAX = 4 << 20
+OUTGOING_BYTES_MAX = 2 << 20
+SILENCE_SECONDS_MAX = 60.0  # in the middle of a message
+STUCK_SECONDS_MAX = 300.0  # in which the other end takes nothing: its engine may be busy with a flush
+
+
+class Cut(Unavailable):
+    """The channel, or the connection below it, has ended."""
+
+
+class SshChannel(Protocol):
+    """What is used of asyncssh's channels."""
+
+    def write(self, data: bytes) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Channel:
+    """One end.  Made in the loop's thread."""
+
+    def __init__(self, wire: Wire, gate: Gate | None = None) -> None:
+        """gate: holds what is sent to a throttle."""
+        self.network_bytes = 0  # of frames, both ways
+        self._wire = wire
+        self._gate = gate or Gate()
+        self._loop = asyncio.get_running_loop()
+        self._ssh: SshChannel | None = None
+        self._takes_more = asyncio.Event()  # SSH does
+        self._takes_more.set()
+        self._frames = Frames()
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._writer: asyncio.Task[None] | None = None
+        self._is_paused = False
+        self._changed = threading.Condition()
+        self._incoming: deque[bytes] = deque()
+        self._incoming_bytes = 0
+        self._outgoing_bytes = 0
+        self._heard_at = monotonic_seconds()
+        self._end: BlockdevError | None = None  # why nothing more comes or goes
+        self._is_interrupted = False
+
+    # for a thread
+
+    def send(self, frame: bytes) -> None:
+        """Have a frame written; waits while enough is on its way out.  Cut; Halted."""
+        with self._changed:
+            while self._outgoing_bytes >= OUTGOING_BYTES_MAX and self._end is None and not self._is_interrupted:
+                self._changed.wait()
+            self._check()
+            self._outgoing_bytes += len(frame)
+        self._call(lambda: self._queue.put_nowait(frame))
+
+    def received(self) -> list[bytes]:
+        """The messages that are here already."""
+        with self._changed:
+            return [self._next() for _ in range(len(self._incoming))]
+
+    def receive(self, seconds: float | None = None) -> bytes:
+        """The next message.  Cut, also when none begins in `seconds`, or one does not go on; ProtocolError; Halted."""
+        deadline = None if seconds is None else monotonic_seconds() + seconds
+        with self._changed:
+            while not self._incoming:
+                self._check()
+                if not self._frames.is_between:
+                    until = self._heard_at + SILENCE_SECONDS_MAX
+                else:
+                    until = float("inf") if deadline is None else deadline
+                now = monotonic_seconds()
+                if now >= until:
+                    raise Cut("the other end fell silent: it is tried again")
+                self._changed.wait(min(until - now, SILENCE_SECONDS_MAX))
+            return self._next()
+
+    def interrupt(self) -> None:
+        """Whoever waits here, or is about to, gets Halted."""
+        with self._changed:
+            self._is_interrupted = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Write what was sent, then end.  Does not wait for that."""
+        self._call(lambda: self._queue.put_nowait(None))
+
+    def abort(self) -> None:
+        """End at once."""
+        self._call(lambda: self.end(Cut("the channel was given up")))
+
+    def _call(self, act: Callable[[], object]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(act)
+        except RuntimeError:  # the loop is closed: so is every channel
+            raise Cut("replication is being stopped") from None
+
+    def _check(self) -> None:
+        if self._is_interrupted:
+            raise Halted
+        if self._end is not None and not self._incoming:
+            raise self._end
+
+    def _next(self) -> bytes:
+        message = self._incoming.popleft()
+        self._incoming_bytes -= len(message)
+        if self._is_paused and self._incoming_bytes < INCOMING_BYTES_MAX // 2:
+            self._is_paused = False
+            self._call(self._resume)
+        return message
+
+    # for the loop
+
+    def opened(self, ssh: SshChannel) -> None:
+        """The channel is there."""
+        self._ssh = ssh
+        self._writer = self._loop.create_task(self._write())
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            messages = self._frames.feed(data)
+        except ProtocolError as error:
+            self.end(error)
+            return
+        with self._changed:
+            self._heard_at = monotonic_seconds()
+            self._incoming.extend(messages)
+            self._incoming_bytes += sum(map(len, messages))
+            self.network_bytes += len(data)
+            pauses = self._incoming_bytes >= INCOMING_BYTES_MAX and not self._is_paused
+            self._is_paused = self._is_paused or pauses
+            if messages:
+                self._changed.notify_all()
+        if pauses and self._ssh is not None:
+            self._ssh.pause_reading()
+
+    def pause_writing(self) -> None:
+        self._takes_more.clear()
+
+    def resume_writing(self) -> None:
+        self._takes_more.set()
+
+    def end(self, error: BlockdevError) -> None:
+        """Nothing more comes or goes; the first reason is the one that is told."""
+        with self._changed:
+            if self._end is None:
+                self._end = error
+            self._changed.notify_all()
+        self._takes_more.set()
+        if self._writer is not None:
+            self._writer.cancel()
+        if self._ssh is not None:
+            ssh, self._ssh = self._ssh, None
+            ssh.abort()
+
+    def _resume(self) -> None:
+        if self._ssh is not None:
+            self._ssh.resume_reading()
+
+    async def _write(self) -> None:
+        while (frame := await self._queue.get()) is not None:
+            try:
+                await self._write_frame(memoryview(frame))
+            except TimeoutError:
+                self.end(Cut(f"the other end took nothing for {STUCK_SECONDS_MAX:g} s: it is tried again"))
+                return
+            except OSError as error:
+                self.end(Cut(f"the connection was cut: {error}"))
+                return
+            with self._changed:
+                self._outgoing_bytes -= len(frame)
+                self.network_bytes += len(frame)
+                self._changed.notify_all()
+        if self._ssh is not None:
+            self._ssh.close()
+
+    async def _write_frame(self, rest: memoryview) -> None:
+        is_small = len(rest) <= SMALL_BYTES
+        while len(rest):
+            await self._room()
+            piece = rest[: self._gate.piece_bytes]
+            await self._gate.pass_through(len(piece), is_small)
+            if self._ssh is None:
+                return
+            self._ssh.write(piece)  # type: ignore[arg-type]  # any buffer will do: it is copied
+            rest = rest[len(piece) :]
+        await asyncio.sleep(0)  # others have their turn
+
+    async def _room(self) -> None:
+        """Until SSH and the socket take more.  TimeoutError."""
+        if not self._takes_more.is_set():
+            await asyncio.wait_for(self._takes_more.wait(), STUCK_SECONDS_MAX)
+        if not self._wire.is_writable:
+            await asyncio.wait_for(self._wire.writable(), STUCK_SECONDS_MAX)

@@ -1,0 +1,66 @@
+"""The one thread in which all of SSH happens: an asyncio loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError
+from typing import Any, TypeVar
+
+from blockdev.errors import Unavailable
+from blockdev.replicate.halt import Halt, Halted
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Loop:
+    """Starts with `start`, ends with `stop`."""
+
+    def __init__(self) -> None:
+        self.asyncio = asyncio.new_event_loop()
+        self.asyncio.set_exception_handler(_tell)
+        self._thread = threading.Thread(target=self._run, name="ssh", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def call(self, work: Coroutine[Any, Any, T], halt: Halt | None = None) -> T:
+        """What it returns, from any other thread.  Halted; Unavailable: the loop has ended."""
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self.asyncio)
+        except RuntimeError:
+            work.close()
+            raise Unavailable("replication is being stopped") from None
+        if halt is not None:
+            halt.on_said(future.cancel)
+        try:
+            return future.result()
+        except CancelledError:
+            if halt is not None and halt.is_said():
+                raise Halted from None
+            raise Unavailable("replication is being stopped") from None
+
+    def stop(self) -> None:
+        """What is under way in it is cancelled."""
+        if self._thread.is_alive():
+            self.asyncio.call_soon_threadsafe(self.asyncio.stop)
+            self._thread.join()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.asyncio)
+        self.asyncio.run_forever()
+        tasks = asyncio.all_tasks(self.asyncio)
+        for task in tasks:
+            task.cancel()
+        self.asyncio.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self.asyncio.run_until_complete(self.asyncio.shutdown_default_executor())
+        self.asyncio.close()
+
+
+def _tell(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """At a level that strangers who break connections cannot fill the log with."""
+    error = context.get("exception")
+    logger.debug("in the loop of SSH: %s", context.get("message"), exc_info=error)
