@@ -132,6 +132,7 @@ def serve(home: Home, listening: Listening, ready_fd: int | None = None) -> None
             watch.start()
             threading.Thread(target=_tidy, args=(services, stopped), name="tidy", daemon=True).start()
             counting.start()
+            services.replication.start()
             # jobs are cancelled at the signal, so that whoever waits for one hears of it
             servers = Servers(create_app(services), serving, services.jobs.cancel_all)
             servers.add(local)
@@ -143,6 +144,7 @@ def serve(home: Home, listening: Listening, ready_fd: int | None = None) -> None
             services.scheduler.stop()
             settling.stop()
             services.jobs.close()
+            services.replication.stop()
             services.hypervisors.close()
             watch.stop()
             services.recorder.close()

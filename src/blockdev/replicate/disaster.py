@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
+from typing import Any
+
+from blockdev.errors import AlreadyExists, BlockdevError, Busy, NotFound
+from blockdev.replicate.answers import HAVE_MAX, matches
 from blockdev.replicate.model import Demoted, MadeThere, Promoted, Watcher
 from blockdev.replicate.parts import Parts
+from blockdev.vmmap.catalog import SnapshotRow, VMRow
+from blockdev.vmmap.catalog_replication import PathRow, PeerRow
+from blockdev.vmmap.names import check_name
+
+CLONE_SECONDS_MAX = 120.0  # for the other end's answer
+REVERSE_SECONDS_MAX = 120.0
 
 
 class DisasterOperations(Parts):
@@ -12,32 +24,75 @@ class DisasterOperations(Parts):
     def promote(self, vm: str, snapshot: str | None = None) -> Promoted:
         """A received VM goes on by itself, from its newest snapshot or the named one; its peer is refused from then on.
 
-        NotFound; Busy: it is not received, or promoted already; PoolFull.
+        NotFound; InvalidArgument: it is not received, or promoted already; PoolFull.
         """
-        raise NotImplementedError
+        row = self._vm(vm)
+        received = self._catalog.received_vm(row.id)
+        restored = self._vms.promote(vm, snapshot)
+        peer = None if received is None else self._catalog.peer_by_id(received.peer_id)
+        of = "" if peer is None else f"; peer {peer.name} can send no more of it"
+        self._events.note("warning", "replication", vm, f"promoted to its snapshot {restored.snapshot}{of}")
+        return Promoted(vm, restored.snapshot, "" if peer is None else peer.name, restored.disks)
 
     def receive(self, vm: str, peer: str, force: bool = False) -> Demoted:
         """A VM of this home is received from a peer from now on: adopt a seed that was imported, or go back to be the other end.
 
-        What its disks hold beyond its newest snapshot is kept in a safety snapshot.  Forced, attached clients are cut off.
-        NotFound; Busy: clients are attached, or it is protected.
+        What its disks hold beyond its newest snapshot is kept in a safety snapshot.  Forced, attached clients are cut off,
+        and it is protected no more.  NotFound; Busy: clients are attached, or it is protected.
         """
-        raise NotImplementedError
+        row, sender = self._vm(vm), self._peer(peer)
+        protections = self._catalog.protections(row.id)
+        if protections and not force:
+            way = self._catalog.path_by_id(protections[0].path_id)
+            raise Busy(
+                f"VM {vm} is protected over path {way.name if way else '?'}: blockdevctl replicate unprotect {vm} first, or "
+                f"blockdevctl replicate reverse {vm}, if it is to come back from there"
+            )
+        demoted = self._vms.demote(vm, sender.id, force)
+        self._look(row.id)
+        self._events.note("warning", "replication", vm, f"it is received from peer {peer} now, and has no disks of its own")
+        return Demoted(vm, peer, demoted.safety_snapshot)
 
     def reverse(self, vm: str, force: bool = False) -> Demoted:
         """On the former source, when the other end has promoted the VM: it is received here from now on, and sent from there.
 
-        Only what differs moves.  NotFound: it is not protected; Busy: it is not promoted there, there is no path back
-        (the message says what to run there), or clients are attached, unless forced; Unavailable.
+        Only what differs moves.  A reverse that was interrupted is done again, whole.  NotFound: it is not protected; Busy:
+        it is not promoted there, there is no path back (the message says what to run there), or clients are attached,
+        unless forced; Unavailable.
         """
-        raise NotImplementedError
+        row = self._vm(vm)
+        path = self._way_back(row)
+        terms = [one for one in self._catalog.protections(row.id) if one.path_id == path.id]
+        sender = self._let_send(row, path)
+        demoted = self._vms.demote(vm, sender.id, force)
+        self._look(row.id)
+        have = [one.uuid for one in reversed(self._catalog.snapshots(row.id))][:HAVE_MAX]
+        answer = self._ask(
+            path,
+            "reverse",
+            {
+                "vm_uuid": row.uuid,
+                "have": have,
+                "rpo_seconds": terms[0].rpo_seconds if terms else None,
+                "keep_seconds": terms[0].keep_seconds if terms else None,
+            },
+            REVERSE_SECONDS_MAX,
+        )
+        there = _text(answer, "path")
+        self._events.note("warning", "replication", vm, f"reversed: it is received from peer {sender.name} now, over path {there} of it")
+        return Demoted(vm, sender.name, demoted.safety_snapshot, there)
 
     def clone_there(self, vm: str, snapshot: str | None, path: str, name: str) -> MadeThere:
         """A new VM at the other end, from a snapshot that it received (None: the newest one that it has).
 
         NotFound: it does not have it; AlreadyExists: there is a VM of that name there; NotAllowed; Unavailable.
         """
-        raise NotImplementedError
+        check_name("VM", name)
+        row, way = self._vm(vm), self._path(path)
+        wanted = None if snapshot is None else self._snapshot(row, snapshot).uuid
+        asked = {"vm_uuid": row.uuid, "snapshot_uuid": wanted, "name": name}
+        answer = self._ask(way, "clone", asked, CLONE_SECONDS_MAX)
+        return MadeThere(path, _text(answer, "name"), _text(answer, "uuid"), f"{vm}@{_text(answer, 'snapshot')}")
 
     def copy(self, vm: str, snapshot: str | None, path: str, name: str, watcher: Watcher) -> MadeThere:
         """A copy of a VM at the other end, on its own from the beginning; without a snapshot one is taken.
@@ -45,4 +100,74 @@ class DisasterOperations(Parts):
         It goes on where it was when it was cut, for as long as it is waited for.  Cancelled; NotFound; AlreadyExists;
         NotAllowed; PoolFull: the other end's; Unavailable.
         """
-        raise NotImplementedError
+        check_name("VM", name)
+        row, way = self._vm(vm), self._path(path)
+        taken = None if snapshot is not None else self._vms.create_snapshot(vm, None, f"to be copied over path {path} as {name}")
+        wanted = self._snapshot(row, snapshot if taken is None else taken.name)  # type: ignore[arg-type]
+        try:
+            self._carrier.copy(row, wanted, way, name, watcher)
+        finally:
+            if taken is not None:
+                with suppress(BlockdevError):  # somebody may keep it, or have deleted it
+                    self._vms.delete_snapshot(vm, taken.name)
+        return MadeThere(path, name, None, f"{vm}@{wanted.name}")
+
+    def _snapshot(self, vm: VMRow, name: str) -> SnapshotRow:
+        found = self._catalog.snapshot(vm.id, name)
+        if found is None:
+            raise NotFound(f"VM {vm.name} has no snapshot {name}")
+        return found
+
+    def _way_back(self, vm: VMRow) -> PathRow:
+        """The path whose other end has promoted the VM, and has a path to here."""
+        ways = [self._catalog.path_by_id(one.path_id) for one in self._catalog.protections(vm.id)]
+        received = self._catalog.received_vm(vm.id)
+        if received is not None and received.promoted is None:  # a reverse was interrupted
+            peer = self._catalog.peer_by_id(received.peer_id)
+            ways = [one for one in self._catalog.paths() if peer is not None and one.key == peer.key]
+        refusal: BlockdevError = NotFound(f"VM {vm.name} is not protected over any path: there is nothing to reverse")
+        for way in ways:
+            if way is None:
+                continue
+            try:
+                self._check_promoted(vm, way)
+            except BlockdevError as error:
+                refusal = error
+            else:
+                return way
+        raise refusal
+
+    def _check_promoted(self, vm: VMRow, way: PathRow) -> None:
+        state = self._ask(way, "vm", {"vm_uuid": vm.uuid})
+        if state.get("returns_over") is not None:  # it does already
+            return
+        if state.get("promoted") is None:
+            raise Busy(f"VM {vm.name} is not promoted at the other end of path {way.name}: blockdevctl replicate promote {vm.name} there first")
+        if state.get("path_back") is None:
+            raise Busy(
+                f"the other end of path {way.name} has no path to this home: there, run blockdevctl replicate path add "
+                f"NAME HOST --peer {state.get('peer')}, with this home's name or address, while this home listens (serve --replicate)"
+            )
+
+    def _let_send(self, vm: VMRow, way: PathRow) -> PeerRow:
+        """The other end as a peer that may send this VM: whoever reverses it says so."""
+        with self._catalog.transaction(grows=True):
+            row = self._catalog.peer_of_key(way.key)
+            globs = [] if row is None else json.loads(row.vms)
+            if row is None and self._catalog.peer(way.name) is not None:
+                raise AlreadyExists(f"peer {way.name} is another home than that at the end of path {way.name}: rename the path, or add that home as a peer")
+            if not matches(vm.name, globs):
+                name = way.name if row is None else row.name
+                space_bytes = None if row is None else row.space_bytes
+                created = self._now() if row is None else row.created
+                self._catalog.put_peer(name, way.key, json.dumps([*globs, vm.name]), space_bytes, created)
+            found = self._catalog.peer_of_key(way.key)
+            assert found is not None
+            return found
+
+
+def _text(answer: dict[str, Any], field: str) -> str:
+    found = answer.get(field)
+    if not isinstance(found, str):
+        raise BlockdevError(f"the other end answered without {field}: it may be of another version")
+    return found

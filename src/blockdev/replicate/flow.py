@@ -78,13 +78,14 @@ class Flow:
             self._marks.clear()
             self._marks.append((moving.since, NOTHING))
 
-    def end(self) -> Count:
-        """What the transfer moved that is over now."""
+    def end(self, moving: Moving) -> Count:
+        """What a transfer moved that is over now, while another one may have begun already."""
         with self._lock:
-            moved = NOTHING if self._moving is None else self._moving.read()
-            self._moving = None
-            self._marks.clear()
+            moved = moving.read()
             self._ended = self._ended.plus(moved)
+            if self._moving is moving:
+                self._moving = None
+                self._marks.clear()
             return moved
 
     def mark(self, now: float) -> None:

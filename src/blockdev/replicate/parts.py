@@ -5,11 +5,22 @@ Threads: any.  Durable: whatever a method returned.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 from blockdev.engine.client import EngineClient
-from blockdev.errors import AlreadyExists, NotFound
+from blockdev.errors import AlreadyExists, NotFound, Unavailable
 from blockdev.home import Home
+from blockdev.replicate.answers import Answers
+from blockdev.replicate.carrier import Carrier
+from blockdev.replicate.dispatcher import Dispatcher
+from blockdev.replicate.doors import Doors
+from blockdev.replicate.halt import Halt, Halted
+from blockdev.replicate.inbound import Inbound
+from blockdev.replicate.pulse import Pulse
+from blockdev.replicate.sender import Requester
+from blockdev.replicate.transport import Transport
 from blockdev.vmmap.catalog import Catalog, VMRow
 from blockdev.vmmap.catalog_replication import PathRow, PeerRow, ProtectionRow
 from blockdev.vmmap.clock import Clock, to_text
@@ -17,6 +28,8 @@ from blockdev.vmmap.events import Events
 from blockdev.vmmap.names import check_name
 from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs
+
+ANSWER_SECONDS_MAX = 30.0
 
 
 class Parts:
@@ -33,7 +46,7 @@ class Parts:
         recorder: Recorder,
         listen: tuple[str, int] | None = None,
     ) -> None:
-        """listen: host and port where peers reach this home; None: they do not."""
+        """listen: host and port where peers reach this home; None: they do not.  Nothing is begun yet."""
         self._home = home
         self._vms = vms
         self._catalog = catalog
@@ -42,6 +55,40 @@ class Parts:
         self._events = events
         self._recorder = recorder
         self._listen = listen
+        self._answers = Answers(vms, catalog, clock, events, self._look)
+        self._inbound = Inbound(vms, catalog, engine, self._answers, clock, events, recorder)
+        self._doors = Doors(catalog, self._inbound, clock, events, self._reached)
+        self._transport = Transport(home, listen, self._doors)
+        self._carrier = Carrier(vms, engine, self._transport, clock, events, recorder)
+        self._dispatcher = Dispatcher(catalog, self._carrier.carry, clock, events)
+        self._pulse = Pulse(vms, self._dispatcher, self._inbound.flows, catalog, engine, clock, events, recorder)
+
+    def _look(self, vm_id: int, at_once: bool = False) -> None:
+        """Something is to be sent of this VM, or no more.  at_once: whatever the failures before."""
+        self._dispatcher.look(vm_id, at_once)
+
+    def _reached(self, key: str) -> None:
+        """The home of this public key is there."""
+        self._dispatcher.reached(key)
+
+    def _ask(
+        self, path: PathRow, what: str, arguments: dict[str, Any], seconds: float = ANSWER_SECONDS_MAX
+    ) -> dict[str, Any]:
+        """The answer of a path's other end.  Unavailable: there is none in that time; what it refuses with."""
+        return self._request(path, Requester(what, arguments), seconds)
+
+    def _request(self, path: PathRow, requester: Requester, seconds: float) -> dict[str, Any]:
+        halt = Halt()
+        timer = threading.Timer(seconds, halt.say)
+        timer.daemon = True
+        timer.start()
+        try:
+            self._transport.run(path, requester, halt)
+        except Halted:
+            raise Unavailable(f"the other end of path {path.name} did not answer within {seconds:g} s") from None
+        finally:
+            timer.cancel()
+        return requester.answer
 
     def _now(self) -> str:
         return to_text(self._clock())

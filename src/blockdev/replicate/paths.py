@@ -7,10 +7,13 @@ import re
 from collections import Counter
 from typing import Any
 
+from blockdev.clock import monotonic_seconds
 from blockdev.errors import Busy, InvalidArgument
 from blockdev.replicate.keys import fingerprint, parse_key
 from blockdev.replicate.model import Path, PathTest
-from blockdev.replicate.parts import Parts
+from blockdev.replicate.parts import ANSWER_SECONDS_MAX, Parts
+from blockdev.replicate.sender import Requester
+from blockdev.replicate.throttle import Throttle
 from blockdev.vmmap.catalog_replication import PathRow
 
 PORT = 10810
@@ -56,16 +59,33 @@ class PathOperations(Parts):
 
     def _pair(self, host: str, port: int, code: str) -> str:
         """The key of the other end, which knows ours then."""
-        raise NotImplementedError
+        return self._transport.pair(host, port, code)
 
     def test_path(self, name: str) -> PathTest:
         """Connect and ask.  NotFound; Unavailable: it cannot be reached; NotAllowed: it does not know this home, or is another."""
-        raise NotImplementedError
+        row = self._path(name)
+        requester = Requester("test", {})
+        answer = self._request(row, requester, ANSWER_SECONDS_MAX)
+        vms, space_bytes, back = answer.get("vms"), answer.get("space_bytes"), answer.get("path_back")
+        return PathTest(
+            path=name,
+            rtt_ms=round(self._transport.measure(row) * 1000, 3),
+            software=requester.software,
+            version=requester.version,
+            features=requester.features,
+            peer=str(answer.get("peer")),
+            vms=[str(glob) for glob in vms] if isinstance(vms, list) else [],
+            space_bytes=space_bytes if isinstance(space_bytes, int) else None,
+            path_back=back if isinstance(back, str) else None,
+        )
 
     def set_throttle(self, name: str, throttle: dict[str, Any]) -> Path:
         """Replace a path's throttle (replicate.throttle.Throttle's JSON); what is being sent follows at once.  InvalidArgument."""
+        wanted = Throttle.from_json(throttle)
         with self._catalog.transaction(grows=True):
-            self._catalog.set_throttle(self._path(name).id, json.dumps(throttle))
+            row = self._path(name)
+            self._catalog.set_throttle(row.id, json.dumps(wanted.to_json()))
+        self._transport.set_throttle(row.id, wanted)
         return self.show_path(name)
 
     def set_level(self, name: str, level: int) -> Path:
@@ -81,11 +101,18 @@ class PathOperations(Parts):
         if was.protected_count and not force:
             raise Busy(f"{was.protected_count} VMs are protected over path {name}: unprotect them first, or force it")
         with self._catalog.transaction():
-            self._catalog.delete_path(self._path(name).id)
+            row = self._path(name)
+            self._catalog.delete_path(row.id)
+        self._dispatcher.look()
+        self._transport.close_path(row.id)
         return was
 
     def _view_path(self, row: PathRow, protected_count: int) -> Path:
         peer = self._catalog.peer_of_key(row.key)
+        way = self._dispatcher.way(row.id)
+        error = None if way is None or way.retry.error is None else way.retry.error.message
+        moving = [lane.flow for lane in self._dispatcher.lanes() if lane.row.path_id == row.id and lane.flow.moving]
+        now = monotonic_seconds()
         return Path(
             name=row.name,
             host=row.host,
@@ -94,12 +121,12 @@ class PathOperations(Parts):
             fingerprint=fingerprint(row.key),
             peer=None if peer is None else peer.name,
             level=row.level,
-            throttle=json.loads(row.throttle),
-            connected=False,
-            error=None,
+            throttle=Throttle.from_json(json.loads(row.throttle)).to_json(),
+            connected=self._transport.is_connected(row.id),
+            error=error,
             protected_count=protected_count,
-            running_count=0,
-            network_bytes_per_second=0,
+            running_count=len(moving),
+            network_bytes_per_second=sum(flow.rates(now).recent.network for flow in moving),
             created=row.created,
         )
 

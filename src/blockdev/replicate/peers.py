@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from blockdev.errors import AlreadyExists, Busy, InvalidArgument
+from blockdev.errors import AlreadyExists, BlockdevError, Busy, InvalidArgument
 from blockdev.replicate.keys import fingerprint, parse_key
 from blockdev.replicate.model import Identity, Invitation, Peer
+from blockdev.replicate.pairing import Invited
 from blockdev.replicate.parts import Parts
 from blockdev.vmmap.catalog_replication import PeerRow
+from blockdev.vmmap.clock import to_text
 
 GLOBS_MAX = 100
 GLOB_CHARACTERS_MAX = 63
@@ -24,7 +27,8 @@ class PeerOperations(Parts):
 
     def identity(self) -> Identity:
         """Who this home is; its key is made when there is none yet.  MediumError."""
-        raise NotImplementedError
+        own, listening = self._transport.own(), self._transport.listening
+        return Identity(own.key, own.fingerprint, None if listening is None else show_address(*listening))
 
     def list_peers(self) -> list[Peer]:
         """By name; without what they use."""
@@ -34,7 +38,12 @@ class PeerOperations(Parts):
     def show_peer(self, name: str) -> Peer:
         """With what it uses.  NotFound."""
         with self._catalog.transaction():
-            return self._view_peer(self._peer(name))
+            row = self._peer(name)
+            shown = self._view_peer(row)
+        try:
+            return replace(shown, used_bytes=self._vms.peer_bytes(row.id))
+        except BlockdevError:  # the engine is away
+            return shown
 
     def add_peer(self, name: str, key: str, vms: Sequence[str] = (), space_bytes: int | None = None) -> Peer:
         """Let the home of this public key send VMs whose names match one of the globs `vms`; none: it may send nothing.
@@ -63,6 +72,8 @@ class PeerOperations(Parts):
             globs = check_globs(change.get("vms", json.loads(row.vms)))
             space_bytes = check_space(change.get("space_bytes", row.space_bytes))
             self._catalog.put_peer(name, key, json.dumps(globs), space_bytes, row.created)
+        if key != row.key:
+            self._transport.disconnect_peer(row.key)
         return self.show_peer(name)
 
     def remove_peer(self, name: str, force: bool = False) -> Peer:
@@ -73,8 +84,11 @@ class PeerOperations(Parts):
         was = self.show_peer(name)
         if was.received and not force:
             raise Busy(f"VM {was.received[0]} is received from peer {name}: promote or delete it first, or force it: it is a VM like others then")
+        peer = self._peer(name)
+        self._transport.disconnect_peer(peer.key)
+        self._vms.drop_peer_receipts(peer.id)
         with self._catalog.transaction():
-            self._catalog.delete_peer(self._peer(name).id)
+            self._catalog.delete_peer(peer.id)
         return was
 
     def invite(
@@ -84,7 +98,14 @@ class PeerOperations(Parts):
 
         InvalidArgument, also when this home does not listen; AlreadyExists.
         """
-        raise NotImplementedError
+        globs, space_bytes = check_globs(vms), check_space(space_bytes)
+        if isinstance(seconds, bool) or not isinstance(seconds, int) or not 0 < seconds <= INVITATION_SECONDS_MAX:
+            raise InvalidArgument(f"an invitation is good for 1 to {INVITATION_SECONDS_MAX} seconds, not for {seconds!r}")
+        self._check_new_peer(name)
+        if self._transport.listening is None:
+            raise InvalidArgument("this home listens for no peers: serve it with blockdevctl serve --replicate ADDR:PORT first")
+        code, expires = self._transport.invite(Invited(name, globs, space_bytes), seconds)
+        return Invitation(name, code, to_text(expires))
 
     def _view_peer(self, row: PeerRow) -> Peer:
         received = (self._catalog.vm_name(one.vm_id) for one in self._catalog.received_vms(row.id) if one.promoted is None)
@@ -98,9 +119,13 @@ class PeerOperations(Parts):
             used_bytes=None,
             received=sorted(name for name in received if name is not None),
             path=path,
-            connected=False,
+            connected=row.key in self._transport.connected_keys(),
             created=row.created,
         )
+
+
+def show_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def check_globs(globs: Any) -> list[str]:

@@ -85,10 +85,6 @@ class ProtectionOperations(Parts):
         self._look(row.id, at_once=True)
         return Queued(vm, taken.name, [way.name for _one, way in going])
 
-    def _look(self, vm_id: int, at_once: bool = False) -> None:
-        """Something is to be sent of this VM, or no more.  at_once: whatever the failures before."""
-        raise NotImplementedError
-
     def _pause(self, vm: str, path: str | None, paused: bool) -> list[Protection]:
         with self._catalog.transaction():
             row = self._vm(vm)

@@ -16,10 +16,13 @@ from blockdev.errors import BlockdevError
 from blockdev.replicate.dispatcher import Dispatcher, rpo_trouble
 from blockdev.replicate.flow import NOTHING, Flow
 from blockdev.replicate.lanes import Lane
+from blockdev.replicate.queue import seconds_of
 from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.catalog_replication import NewestRow, ReceivedRow
 from blockdev.vmmap.clock import Clock, to_text
 from blockdev.vmmap.events import Events
 from blockdev.vmmap.recorder import Recorder
+from blockdev.vmmap.service import VMs
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,8 @@ BEAT_SECONDS = 1.0
 LATE_BEATS = 5  # between looks for who is late
 SAMPLE_BEATS = 60
 SAMPLE_LAG_SECONDS_MIN = 60.0  # what is late by less, and does not move, gives no sample
+STALE_BEATS = 3600  # between looks for what nobody goes on with
+STALE_SECONDS = 7 * 86400.0
 COUNTED_AT_ONCE = 20  # pairs of snapshots in one beat
 
 
@@ -35,6 +40,7 @@ class Pulse:
 
     def __init__(
         self,
+        vms: VMs,
         dispatcher: Dispatcher,
         inbound: Callable[[], list[Flow]],
         catalog: Catalog,
@@ -43,6 +49,7 @@ class Pulse:
         events: Events,
         recorder: Recorder,
     ) -> None:
+        self._vms = vms
         self._dispatcher = dispatcher
         self._inbound = inbound
         self._catalog = catalog
@@ -84,8 +91,11 @@ class Pulse:
             flow.mark(now)
         if number % LATE_BEATS == 0:
             self._tell_late(lanes)
+            self._tell_late_received()
         if number % SAMPLE_BEATS == 0:
             self._sample(lanes)
+        if number % STALE_BEATS == SAMPLE_BEATS:  # soon after a start, too
+            self._vms.drop_stale_receipts(to_text(self._clock() - STALE_SECONDS))
         self._count_remaining(lanes)
 
     def _tell_late(self, lanes: list[Lane]) -> None:
@@ -98,6 +108,21 @@ class Pulse:
                 self._events.begin("error", "replication", flow.vm, message, of=rpo_trouble(lane))
             elif not lane.is_over_rpo(now):
                 self._events.end("replication", flow.vm, f"within its RPO over path {flow.way} again", of=rpo_trouble(lane))
+
+    def _tell_late_received(self) -> None:
+        """Whoever sends may be gone: then nobody else tells."""
+        now = self._clock()
+        with self._catalog.transaction():
+            rows = [row for row in self._catalog.received_vms() if row.rpo_seconds is not None and row.promoted is None]
+            newest = self._catalog.newest_received([row.vm_id for row in rows])
+            late = {row.vm_id: row.rpo_seconds for row in rows if _is_late(row, newest.get(row.vm_id), now)}
+            names = {row.vm_id: self._catalog.vm_name(row.vm_id) for row in rows}
+        for vm_id, name in names.items():
+            if vm_id in late:
+                message = f"its newest snapshot here was taken more than its RPO of {late[vm_id]} s ago"
+                self._events.begin("error", "replication", name, message, of=f"{vm_id} received: late")
+            else:
+                self._events.end("replication", name, "what was received is within its RPO again", of=f"{vm_id} received: late")
 
     def _sample(self, lanes: list[Lane]) -> None:
         now = self._clock()
@@ -144,6 +169,10 @@ class Pulse:
         if not rows:
             return None
         return {one.name: one.object_id for one in self._catalog.snapshot_disks(rows[0].id) if one.object_id is not None}
+
+
+def _is_late(row: ReceivedRow, newest: NewestRow | None, now: float) -> bool:
+    return newest is not None and row.rpo_seconds is not None and now - seconds_of(newest.created) > row.rpo_seconds
 
 
 def _uncounted(lane: Lane) -> list[tuple[str | None, str]]:

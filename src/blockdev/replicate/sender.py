@@ -30,7 +30,7 @@ from blockdev.replicate.messages import (
     Marks,
     Offers,
 )
-from blockdev.replicate.negotiation import common_version, own_hello
+from blockdev.replicate.negotiation import common_features, common_version, own_hello
 from blockdev.replicate.packing import Packer
 from blockdev.replicate.window import Window
 
@@ -400,7 +400,9 @@ class Requester:
         self.answer: dict[str, Any] = {}
         self.refusal: BlockdevError | None = None
         self.is_done = False
-        self.software = ""
+        self.software = ""  # of the other end
+        self.version = 0  # of the protocol, that both ends speak
+        self.features: list[str] = []  # that both have
         self._frames: deque[bytes] = deque()
         self._request = control.encode_request(what, arguments)
         self._expects = Kind.HELLO
@@ -421,7 +423,7 @@ class Requester:
             raise ProtocolError(f"the other end sent {kind.name} where {self._expects.name} belongs")
         if kind is Kind.HELLO:
             hello = control.decode_hello(body)
-            common_version(hello)
+            self.version, self.features = common_version(hello), sorted(common_features(hello))
             self.software = hello.software
             self._frames.append(self._request)
             self._expects = Kind.ANSWER

@@ -1,0 +1,155 @@
+"""Sends one snapshot over a path, as often as another base may help, and keeps what came of it in the history.
+
+Threads: any, each transfer its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+from blockdev.clock import monotonic_seconds
+from blockdev.engine.client import EngineClient
+from blockdev.errors import BlockdevError, Unavailable
+from blockdev.replicate.control import Begin
+from blockdev.replicate.dispatcher import Errand
+from blockdev.replicate.flow import Count, Flow, Moving
+from blockdev.replicate.halt import Halt, Halted
+from blockdev.replicate.inbound import failure_fields
+from blockdev.replicate.lanes import Pending, Retry
+from blockdev.replicate.model import Cancelled, Watcher
+from blockdev.replicate.queue import as_pending
+from blockdev.replicate.sender import Progress, Requester, Sender, Source
+from blockdev.replicate.source import SnapshotSource
+from blockdev.vmmap.catalog import SnapshotRow, VMRow
+from blockdev.vmmap.catalog_replication import PathRow
+from blockdev.vmmap.clock import Clock, to_text
+from blockdev.vmmap.events import Events
+from blockdev.vmmap.recorder import Recorder
+from blockdev.vmmap.service import VMs
+
+WATCH_SECONDS = 0.5  # between looks of a job
+
+
+class Route(Protocol):
+    """What runs a sender over a channel of its own to the other end of a path."""
+
+    def run(self, path: PathRow, sender: Sender | Requester, halt: Halt) -> None:
+        """Until it is done.  Halted; Unreached; Unavailable: it was cut; what the sender raises."""
+
+
+class Carrier:
+    """One home's."""
+
+    def __init__(
+        self, vms: VMs, engine: EngineClient, route: Route, clock: Clock, events: Events, recorder: Recorder
+    ) -> None:
+        self._vms = vms
+        self._engine = engine
+        self._route = route
+        self._clock = clock
+        self._events = events
+        self._recorder = recorder
+
+    def carry(self, errand: Errand, flow: Flow, halt: Halt) -> None:
+        """Until the other end has the snapshot.  As Route.run."""
+        row = errand.protection
+        source = SnapshotSource(self._vms, self._engine, errand.vm_id, errand.snapshot.uuid)
+        begin = source.begin("protect", errand.keep_seconds, row.rpo_seconds)
+        base_uuid = self._send(begin, source, errand.path, errand.snapshot, flow, halt)
+        if row.newest_uuid is not None and base_uuid not in (row.newest_uuid, errand.snapshot.uuid):
+            self._tell_lost_base(errand, flow, base_uuid)
+
+    def copy(self, vm: VMRow, snapshot: SnapshotRow, path: PathRow, name: str, watcher: Watcher) -> None:
+        """A VM `name` of its own at the other end.  Cancelled; what the other end refuses."""
+        flow = Flow("sent", path.name, vm.name, vm.uuid)
+        halt, retry = Halt(), Retry()
+        over = threading.Event()
+        watching = threading.Thread(target=_watch, args=(flow, watcher, halt, over), name=f"copy {vm.name}", daemon=True)
+        watching.start()
+        try:
+            while True:
+                before = flow.total()
+                try:
+                    source = SnapshotSource(self._vms, self._engine, vm.id, snapshot.uuid)
+                    self._send(source.begin("copy", None, None, name), source, path, as_pending(snapshot), flow, halt)
+                    return
+                except Unavailable as error:
+                    retry.cut(0.0, error, flow.total().minus(before).logical > 0)
+                    if halt.wait(retry.seconds):
+                        raise Halted from None
+        except Halted:
+            raise Cancelled from None
+        finally:
+            over.set()
+            watching.join()
+
+    def _send(
+        self, begin: Begin, source: Source, path: PathRow, snapshot: Pending, flow: Flow, halt: Halt
+    ) -> str | None:
+        """The uuid of the base that was used, or of the snapshot itself if it was there already."""
+        sender: Sender | None = Sender(begin, source, path.level)
+        while True:
+            assert sender is not None
+            progress = sender.progress
+            began = to_text(self._clock())
+            moving = _moving(snapshot, progress, began)
+            flow.begin(moving)
+            error: BlockdevError | None = None
+            try:
+                self._route.run(path, sender, halt)
+                return snapshot.uuid if progress.was_present else progress.base_uuid
+            except Halted:
+                error = Unavailable("it was stopped, and goes on from there")
+                raise
+            except BlockdevError as failure:
+                error = failure
+                sender = sender.retry()
+                if sender is None:
+                    raise
+            finally:
+                moved = flow.end(moving)
+                if error is None or moved.logical:
+                    self._keep(flow, snapshot, began, moved, error)
+
+    def _keep(self, flow: Flow, snapshot: Pending, began: str, moved: Count, error: BlockdevError | None) -> None:
+        row = (
+            *("sent", flow.way, flow.vm, flow.vm_uuid, snapshot.name, snapshot.uuid, began, to_text(self._clock())),
+            *(*moved, *failure_fields(error)),
+        )
+        self._recorder.put(lambda catalog: catalog.add_transfer(*row))
+
+    def _tell_lost_base(self, errand: Errand, flow: Flow, base_uuid: str | None) -> None:
+        how = "an older snapshot that both ends have" if base_uuid is not None else "fingerprints alone"
+        message = (
+            f"the snapshot before {errand.snapshot.name} is not on both ends of path {flow.way} any more: "
+            f"what to send was found by {how}"
+        )
+        self._events.note("warning", "replication", flow.vm, message)
+
+
+def _moving(snapshot: Pending, progress: Progress, began: str) -> Moving:
+    def moved() -> Count:
+        return Count(max(progress.logical_bytes - progress.skipped_bytes, 0), progress.network_bytes)
+
+    def remaining() -> int | None:
+        return None if progress.total_bytes is None else max(progress.total_bytes - progress.logical_bytes, 0)
+
+    return Moving(snapshot.name, snapshot.uuid, snapshot.created, began, monotonic_seconds(), moved, remaining)
+
+
+def _watch(flow: Flow, watcher: Watcher, halt: Halt, over: threading.Event) -> None:
+    """Tell whoever waits how far it is, and the transfer when nobody does any more."""
+    total = 0
+    while not over.wait(WATCH_SECONDS):
+        if watcher.is_cancelled():
+            halt.say()
+        moving = flow.moving
+        remaining = None if moving is None else moving.remaining()
+        if moving is None or remaining is None:
+            continue
+        done = moving.read().logical
+        if total < done + remaining:
+            total = done + remaining
+            watcher.expect(total)
+        watcher.advance(min((total - remaining) / total, 1.0) if total else 1.0)

@@ -1,0 +1,438 @@
+"""What the service does with two homes, whose messages go straight from one to the other."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from blockdev import Pool
+from blockdev.clock import now_seconds
+from blockdev.engine.attachments import Attachments
+from blockdev.engine.client import EngineClient
+from blockdev.engine.server import EngineServer
+from blockdev.errors import AlreadyExists, Busy, InvalidArgument, NotAllowed, NotFound, ReadOnly
+from blockdev.home import Home
+from blockdev.replicate import parts, pulse
+from blockdev.replicate.keys import parse_key
+from blockdev.replicate.model import Replicated
+from blockdev.replicate.service import Replication
+from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.events import Events
+from blockdev.vmmap.recorder import Recorder
+from blockdev.vmmap.service import VMs
+from tests.cli.served import until
+from tests.replicate.direct import DirectTransport, Net
+
+MEBIBYTE = 1 << 20
+PREFIX = b"\0\0\0\x0bssh-ed25519\0\0\0 "
+
+
+def a_key(number: int) -> str:
+    return parse_key(f"ssh-ed25519 {base64.b64encode(PREFIX + bytes([number]) * 32).decode()}")
+
+
+class Site:
+    """One home, without processes of its own."""
+
+    def __init__(self, stack: ExitStack, path: Path, net: Net, number: int) -> None:
+        path.mkdir()
+        self.key = a_key(number)
+        self.pool = stack.enter_context(Pool.create(str(path / "pool"), 512 * MEBIBYTE, segment_bytes=4 * MEBIBYTE))
+        server = EngineServer(self.pool, Attachments(), str(path / "engine.sock"), plugin="none")
+        server.start()
+        stack.callback(server.stop)
+        self.engine = EngineClient(str(path / "engine.sock"), f"home {number}")
+        stack.callback(self.engine.close)
+        self.catalog = Catalog(path / "catalog.db")
+        stack.callback(self.catalog.close)
+        recorder = Recorder(self.catalog)
+        events = Events(recorder.put, now_seconds)
+        self.vms = VMs(self.catalog, self.engine, events=events)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parts, "Transport", lambda _home, _listen, doors: DirectTransport(net, self.key, doors))
+            self.service = Replication(
+                Home(path), self.vms, self.catalog, self.engine, now_seconds, events, recorder, None
+            )
+        self.service.start()
+        stack.callback(self.service.stop)
+
+    def status(self, vm: str, direction: str = "sent") -> Replicated:
+        return next(one for one in self.service.status(vm) if one.direction in (direction, None))
+
+    def events(self) -> list[str]:
+        return [f"{row.level} {row.vm}: {row.message}" for row in self.catalog.events(None, ["info", "warning", "error"], None, 100, "replication")]
+
+    def write(self, export: str, place: int, text: bytes) -> None:
+        self.pool.find(export).write(place * 4096, text.ljust(4096, b"."))
+
+    def read(self, export: str, place: int) -> bytes:
+        return bytes(self.pool.find(export).read(place * 4096, 4096)).rstrip(b".")
+
+
+class World:
+    def __init__(self, here: Site, there: Site, net: Net) -> None:
+        self.here = here
+        self.there = there
+        self.net = net
+
+    def wait(self, vm: str = "web") -> Replicated:
+        return until(
+            lambda: (status := self.here.status(vm)).state == "up to date" and status, f"{vm} to be there", seconds=30
+        )
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """here has a path to there, and a VM web with two disks and a snapshot s1."""
+    with ExitStack() as stack:
+        net = Net()
+        here, there = (Site(stack, tmp_path / name, net, number) for number, name in enumerate(("here", "there"), 1))
+        here.service.add_path("far", "there.example", key=there.key)
+        there.service.add_peer("origin", here.key, ["web*"])
+        here.vms.create_vm("web", [("root", 2 * MEBIBYTE), ("data", MEBIBYTE)], "<web/>")
+        here.write("web/root", 0, b"first")
+        here.vms.create_snapshot("web", "s1")
+        yield World(here, there, net)
+
+
+def test_a_protected_vm_is_received_snapshot_by_snapshot_without_disks(world: World) -> None:
+    world.here.service.protect("web", "far", rpo_seconds=3600)
+    status = world.wait()
+    assert (status.newest, status.lag_seconds, status.snapshots_remaining, status.bytes_remaining) == ("s1", 0, 0, 0)
+    world.here.write("web/data", 3, b"second")
+    world.here.vms.create_snapshot("web", "s2")
+    until(lambda: [one.name for one in world.there.vms.list_snapshots("web")] == ["s1", "s2"], "both")
+    assert world.there.vms.show_vm("web").disks == []
+    assert world.there.read("web/data@s2", 3) == b"second" and world.there.read("web/root@s1", 0) == b"first"
+    received = world.there.status("web", "received")
+    assert (received.way, received.state, received.rpo_seconds, received.newest) == ("origin", "up to date", 3600, "s2")
+    assert world.there.events() == ["info web: it is received from peer origin now; its first snapshot is here"]
+
+
+def test_both_ends_keep_one_row_of_each_transfer(world: World) -> None:
+    world.here.service.protect("web", "far")
+    world.wait()
+    for site, direction, way in ((world.here, "sent", "far"), (world.there, "received", "origin")):
+        [row] = until(lambda site=site: site.service.history("web"), "the row")  # type: ignore[misc]
+        assert (row.direction, row.way, row.snapshot, row.error_code) == (direction, way, "s1", None)
+        assert row.logical_bytes == 4096 and row.network_bytes > 0
+
+
+def test_a_cut_costs_a_row_only_if_something_had_come_and_the_transfer_goes_on_by_itself(world: World) -> None:
+    for place in range(300):
+        world.here.write("web/root", place, b"block %d" % place)
+    world.here.vms.create_snapshot("web", "s2")
+    seen = 0
+
+    def cut_once(message: bytes) -> bytes | None:
+        nonlocal seen
+        seen += 1
+        return None if seen == 5 else message
+
+    world.net.alter = cut_once
+    world.here.service.protect("web", "far")
+    world.wait()
+    assert seen > 5
+    assert world.there.read("web/root@s2", 299) == b"block 299"
+    assert {row.error_code for row in world.here.service.history("web")} >= {None}
+    assert world.here.events() == []
+
+
+def test_a_link_that_is_down_is_tried_until_it_is_up(world: World) -> None:
+    world.net.is_down = True
+    world.here.service.protect("web", "far")
+    status = until(lambda: (one := world.here.status("web")).reason and one, "a failure")
+    assert (status.state, status.error_code, status.level) == ("scheduled", "unavailable", "ok")
+    assert status.next_try is not None and status.snapshots_remaining == 1
+    world.net.is_down = False
+    world.wait()
+
+
+def test_a_name_that_the_peer_may_not_send_is_refused_until_it_may(world: World) -> None:
+    world.there.service.change_peer("origin", {"vms": ["db-*"]})
+    world.here.service.protect("web", "far")
+    status = until(lambda: (one := world.here.status("web")).state == "failed" and one, "the refusal")
+    assert status.error_code == "not_allowed" and "may not send VM web" in (status.reason or "")
+    world.there.service.change_peer("origin", {"vms": ["*"]})
+    world.here.service.resume("web")
+    world.wait()
+
+
+def test_promoted_vms_are_refused_from_their_source_and_go_on_by_themselves(world: World) -> None:
+    world.here.service.protect("web", "far")
+    world.wait()
+    with pytest.raises(ReadOnly):
+        world.there.vms.create_snapshot("web", "mine")
+    promoted = world.there.service.promote("web")
+    assert (promoted.snapshot, promoted.peer, promoted.disks) == ("s1", "origin", ["root", "data"])
+    assert world.there.read("web/root", 0) == b"first"
+    assert world.there.status("web", "received").state == "promoted"
+    world.here.vms.create_snapshot("web", "s2")
+    status = until(lambda: (one := world.here.status("web")).state == "failed" and one, "the refusal")
+    assert "promoted" in (status.reason or "")
+
+
+def test_a_reverse_sends_back_only_what_differs_and_keeps_what_was_here(world: World) -> None:
+    for place in range(200):
+        world.here.write("web/root", place, b"block %d" % place)
+    world.here.vms.create_snapshot("web", "s2")
+    world.here.service.protect("web", "far")
+    world.wait()
+    with pytest.raises(Busy, match="not promoted"):
+        world.here.service.reverse("web")
+    world.there.service.promote("web")
+    with pytest.raises(Busy, match="replicate path add"):
+        world.here.service.reverse("web")
+    world.there.service.add_path("back", "here.example", key=world.here.key)
+    world.here.write("web/root", 7, b"lost")
+    world.there.write("web/root", 7, b"won")
+    done = world.here.service.reverse("web")
+    assert (done.peer, done.path) == ("far", "back") and done.safety_snapshot is not None
+    until(lambda: world.there.status("web").state == "up to date", "it to come back")
+    [newest] = [one for one in world.here.vms.list_snapshots("web") if one.origin == "replication"]
+    assert world.here.read(f"web/root@{newest.name}", 7) == b"won"
+    assert world.here.read(f"web/root@{done.safety_snapshot}", 7) == b"lost"
+    assert world.there.service.history("web")[0].logical_bytes == 4096
+    assert world.here.status("web", "received").way == "far"
+    assert [one.direction for one in world.there.service.status("web")] == ["sent"]
+
+
+def test_a_reverse_that_was_interrupted_is_done_again(world: World) -> None:
+    world.here.service.protect("web", "far", rpo_seconds=77)
+    world.wait()
+    world.there.service.promote("web")
+    world.there.service.add_path("back", "here.example", key=world.here.key)
+    asked: list[bytes] = []
+
+    def cut_reverse(message: bytes) -> bytes | None:
+        asked.append(message)
+        return None if b"reverse" in message else message
+
+    world.net.alter = cut_reverse
+    with pytest.raises(Exception, match="cut"):
+        world.here.service.reverse("web")
+    assert world.here.vms.show_vm("web").disks == []
+    world.net.alter = lambda message: message
+    assert world.here.service.reverse("web").path == "back"
+    assert world.here.service.reverse("web").path == "back"
+    until(lambda: world.there.status("web").state == "up to date", "it to come back")
+
+
+def test_a_seed_that_was_imported_is_adopted(world: World) -> None:
+    """A VM of the same uuid, with the same snapshot: what an import of a stream file makes."""
+    world.here.service.protect("web", "far")
+    world.wait()
+    world.there.service.promote("web")
+    with world.there.catalog.transaction():
+        world.there.catalog.delete_received_vm(world.there.catalog.vm("web").id)  # type: ignore[union-attr]
+    world.here.write("web/root", 5, b"new")
+    world.here.vms.create_snapshot("web", "s2")
+    world.here.service.now("web")
+    status = until(lambda: (one := world.here.status("web")).state == "failed" and one, "the refusal")
+    assert "replicate receive" in (status.reason or "")
+    world.there.service.receive("web", "origin")
+    world.here.service.resume("web")
+    world.wait()
+    assert world.there.read("web/root@s2", 5) == b"new"
+
+
+def test_a_clone_is_made_at_the_other_end_within_the_names_that_it_allows(world: World) -> None:
+    with pytest.raises(NotFound):
+        world.here.service.clone_there("web", None, "far", "web-test")
+    world.here.service.protect("web", "far")
+    world.wait()
+    made = world.here.service.clone_there("web", "s1", "far", "web-test")
+    assert (made.vm, made.snapshot) == ("web-test", "web@s1")
+    assert world.there.read("web-test/root", 0) == b"first"
+    with pytest.raises(AlreadyExists):
+        world.here.service.clone_there("web", None, "far", "web-test")
+    with pytest.raises(NotAllowed):
+        world.here.service.clone_there("web", None, "far", "other")
+
+
+class Watching:
+    def __init__(self) -> None:
+        self.total = 0
+        self.done = 0.0
+        self.is_over = False
+
+    def expect(self, total_bytes: int) -> None:
+        self.total = total_bytes
+
+    def advance(self, fraction: float) -> None:
+        self.done = fraction
+
+    def is_cancelled(self) -> bool:
+        return self.is_over
+
+
+def test_a_copy_is_a_vm_of_its_own_and_takes_no_snapshot_that_stays(world: World) -> None:
+    made = world.here.service.copy("web", None, "far", "web-copy", Watching())
+    assert made.vm == "web-copy"
+    assert world.there.read("web-copy/root", 0) == b"first"
+    assert world.there.vms.show_vm("web-copy").uuid != world.here.vms.show_vm("web").uuid
+    assert [one.name for one in world.here.vms.list_snapshots("web")] == ["s1"]
+    assert world.there.service.status("web-copy")[0].state == "not configured"
+
+
+def test_vms_of_a_peer_that_is_removed_are_vms_like_others(world: World) -> None:
+    world.here.service.protect("web", "far")
+    world.wait()
+    with pytest.raises(Busy):
+        world.there.service.remove_peer("origin")
+    assert world.there.service.remove_peer("origin", force=True).received == ["web"]
+    assert world.there.service.status("web")[0].state == "not configured"
+    assert [one.name for one in world.there.vms.list_snapshots("web")] == ["s1"]
+
+
+def test_a_peer_is_told_of_no_vm_that_came_from_another(world: World, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        third = Site(stack, tmp_path / "third", world.net, 3)
+        third.service.add_path("far", "there.example", key=world.there.key)
+        world.there.service.add_peer("third", third.key, ["*"])
+        world.here.service.protect("web", "far")
+        world.wait()
+        path = third.catalog.path_named("far")
+        assert path is not None
+        uuid = world.here.vms.show_vm("web").uuid
+        for what, more in (("vm", {}), ("clone", {"snapshot_uuid": None, "name": "web-x"})):
+            with pytest.raises(NotFound):
+                third.service._ask(path, what, {"vm_uuid": uuid, **more})
+
+
+def test_unprotected_vms_are_not_sent_and_their_paths_may_go(world: World) -> None:
+    world.here.service.protect("web", "far")
+    world.wait()
+    with pytest.raises(Busy):
+        world.here.service.remove_path("far")
+    assert [one.path for one in world.here.service.unprotect("web")] == ["far"]
+    world.here.vms.create_snapshot("web", "s2")
+    assert world.here.service.status("web")[0].state == "not configured"
+    world.here.service.remove_path("far")
+    assert [one.name for one in world.there.vms.list_snapshots("web")] == ["s1"]
+
+
+def test_a_peers_globs_are_kept_as_they_were_given(world: World) -> None:
+    assert world.there.service.show_peer("origin").vms == ["web*"]
+    row = world.there.catalog.peer("origin")
+    assert row is not None and json.loads(row.vms) == ["web*"]
+
+
+def test_paths_are_tested_shown_and_changed(world: World) -> None:
+    test = world.here.service.test_path("far")
+    assert (test.peer, test.vms, test.space_bytes, test.path_back, test.version) == ("origin", ["web*"], None, None, 1)
+    assert test.software.startswith("blockdev ") and test.rtt_ms == 1.0
+    assert world.here.service.set_level("far", 7).level == 7
+    shown = world.here.service.set_throttle("far", {"rate_bytes": 10_000_000})
+    assert shown.throttle["rate_bytes"] == 10_000_000
+    with pytest.raises(InvalidArgument):
+        world.here.service.set_throttle("far", {"rate_bytes": -1})
+    [listed] = world.here.service.list_paths()
+    assert (listed.host, listed.port, listed.protected_count, listed.error) == ("there.example", 10810, 0, None)
+    for given in ({}, {"key": world.there.key, "code": "x"}, {"key": "ssh-rsa AAAA"}):
+        with pytest.raises(InvalidArgument):
+            world.here.service.add_path("other", "there.example", **given)
+
+
+def test_the_status_of_a_thousand_vms_is_told_in_a_moment(world: World) -> None:
+    for number in range(1000):
+        with world.here.catalog.transaction():
+            vm = world.here.catalog.insert_vm(str(UUID(int=number + 1)), f"vm-{number}", "2026-11-28T12:00:00.000Z")
+            path = world.here.catalog.path_named("far")
+            assert path is not None
+            world.here.catalog.put_protection(vm, path.id, 60, None, 0, "2026-11-28T12:00:00.000Z")
+    world.here.service._look(1)
+    began = time.monotonic()
+    found = world.here.service.status()
+    took = time.monotonic() - began
+    print(f"{len(found)} in {took:.3f} s")
+    assert len(found) == 1000
+
+
+def test_what_is_left_is_counted_while_a_vm_waits(world: World) -> None:
+    world.here.write("web/data", 1, b"x")
+    world.here.vms.create_snapshot("web", "s2")
+    world.net.is_down = True
+    with world.here.catalog.transaction():
+        vm, path = world.here.catalog.vm("web"), world.here.catalog.path_named("far")
+        assert vm is not None and path is not None
+        world.here.catalog.put_protection(vm.id, path.id, None, None, 0, "2026-11-28T12:00:00.000Z")
+    world.here.service._look(vm.id)
+    status = until(lambda: (one := world.here.status("web")).bytes_remaining and one, "the count")
+    assert (status.bytes_remaining, status.snapshots_remaining, status.eta_seconds) == (2 * 4096, 2, None)
+
+
+def test_a_vm_that_is_late_by_its_rpo_is_told_of_once_and_when_it_has_caught_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "LATE_BEATS", 1)
+    world.net.is_down = True
+    world.here.service.protect("web", "far", rpo_seconds=1)
+    status = until(lambda: (one := world.here.status("web")).state == "exceeds rpo" and one, "the RPO")
+    assert status.level == "error" and (status.lag_seconds or 0) >= 1
+    until(world.here.events, "the event")
+    world.net.is_down = False
+    until(lambda: len(world.here.events()) > 1, "the other event")
+    world.here.vms.create_snapshot("web", "s2")
+    world.wait()
+    assert [event.split(":")[0] for event in world.here.events()] == ["info web", "error web"]
+    assert "within its RPO" in world.here.events()[0]
+    received = until(
+        lambda: (one := world.there.status("web", "received")).state == "exceeds rpo" and one, "the RPO there"
+    )
+    assert received.level == "error"
+    until(lambda: any("more than its RPO" in event for event in world.there.events()), "the event there")
+
+
+def test_samples_are_kept_of_what_moved_and_of_who_lags(world: World) -> None:
+    world.here.service.protect("web", "far")
+    world.wait()
+    for site, direction in ((world.here, "sent"), (world.there, "received")):
+        until(lambda site=site: site.service.history("web"), "the transfer to have ended")  # type: ignore[misc]
+        site.service._pulse.beat(pulse.SAMPLE_BEATS)
+        site.service._pulse.beat(pulse.SAMPLE_BEATS)
+        [sample] = site.service.samples("web", "2020-01-01T00:00:00.000Z")
+        assert (sample.direction, sample.logical_bytes) == (direction, 4096) and sample.network_bytes > 0
+
+
+def test_a_paused_vm_waits_and_is_sent_when_it_is_resumed(world: World) -> None:
+    world.here.service.protect("web", "far")
+    world.wait()
+    assert [one.paused for one in world.here.service.pause("web")] == [True]
+    world.here.vms.create_snapshot("web", "s2")
+    status = until(lambda: (one := world.here.status("web")).snapshots_remaining and one, "the snapshot to wait")
+    assert (status.state, status.level) == ("paused", "ok")
+    with pytest.raises(Busy, match="resume"):
+        world.here.service.now("web")
+    world.here.service.resume("web")
+    world.wait()
+    queued = world.here.service.now("web")
+    assert queued.paths == ["far"]
+    until(lambda: world.here.status("web").newest == queued.snapshot, "it to be there")
+
+
+def test_what_both_ends_built_on_may_be_lost_and_is_told_of(world: World) -> None:
+    world.here.service.protect("web", "far")
+    world.wait()
+    world.there.vms.delete_snapshot("web", "s1")
+    world.here.write("web/root", 1, b"more")
+    world.here.vms.create_snapshot("web", "s2")
+    world.wait()
+    until(lambda: world.here.status("web").newest == "s2", "it to be there")
+    assert world.there.read("web/root@s2", 0) == b"first" and world.there.read("web/root@s2", 1) == b"more"
+    assert any("found by fingerprints alone" in event for event in world.here.events())
+
+
+def test_a_received_vm_cannot_be_protected_before_it_is_promoted(world: World) -> None:
+    world.here.service.protect("web", "far")
+    world.wait()
+    world.there.service.add_path("on", "third.example", key=a_key(9))
+    with pytest.raises(Busy, match="promote"):
+        world.there.service.protect("web", "on")
