@@ -12,3 +12,4 @@ SEGMENT_BYTES = 64 << 20
 
 FORMAT_VERSION = 2
 CHUNK_EXTENTS_MAX = 1 << 16  # extents in one answer of the engine socket
+REPLICATION_PORT = 10810  # where peers reach a home, unless another is given

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from blockdev.errors import Busy, InvalidArgument
 
+_NAMED = {"": "0.0.0.0", "localhost": "127.0.0.1"}
+
 
 @dataclass(frozen=True)
 class Address:
@@ -15,15 +17,20 @@ class Address:
     port: int
 
     @classmethod
-    def parse(cls, text: str) -> Address:
-        """127.0.0.1:10809, [::1]:10809, localhost:10809 or :10809 (all IPv4 addresses).  Raises InvalidArgument."""
+    def parse(cls, text: str, default_port: int | None = None) -> Address:
+        """127.0.0.1:10809, [::1]:10809, localhost:10809 or :10809 (all IPv4 addresses).  Raises InvalidArgument.
+
+        default_port: the one of an address that is written without; None: it must be written with one.
+        """
+        if default_port is not None and _is_bare(text):
+            return cls(_bare(text), default_port)
         host, colon, port = text.rpartition(":")
         bad = InvalidArgument(f"{text!r} is not an address: write ADDR:PORT, like 127.0.0.1:10809 or [::1]:10809")
         if not colon or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
             raise bad
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
-        host = {"": "0.0.0.0", "localhost": "127.0.0.1"}.get(host, host)
+        host = _NAMED.get(host, host)
         try:
             return cls(str(ipaddress.ip_address(host)), int(port))
         except ValueError:
@@ -51,3 +58,16 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _bare(text: str) -> str:
+    """An address without a port, such as [::1], ::1 or localhost."""
+    return _NAMED.get(text, text.removeprefix("[").removesuffix("]")) if text else text
+
+
+def _is_bare(text: str) -> bool:
+    try:
+        ipaddress.ip_address(_bare(text))
+    except ValueError:
+        return False
+    return True

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from blockdev.api.addresses import Address
+from blockdev.api.allocator import keep_freed_memory
 from blockdev.api.app import create_app
 from blockdev.api.history import History
 from blockdev.api.jobs import Jobs
@@ -63,6 +64,7 @@ def main() -> None:
     os.umask(0o077)  # exported images hold guests' data
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # connections that have not finished their TLS handshake count, too
+    keep_freed_memory()
     try:
         home = Home.at(arguments.home)
         home.require_initialised()

@@ -16,12 +16,15 @@ READY_SECONDS_MAX = 60.0
 TIED_TO_PARENT = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
-def start_control(home: Home, tcp: Tcp | None, nbd: str | None = None) -> subprocess.Popen[bytes]:
+def start_control(
+    home: Home, tcp: Tcp | None, nbd: str | None = None, replicate: str | None = None
+) -> subprocess.Popen[bytes]:
     """A control plane that answers.  Raises what it says keeps it from serving, or ToolFailed."""
     reader, writer = os.pipe()
     arguments = [*TIED_TO_PARENT, sys.executable, "-m", "blockdev.api.daemon", "--home", str(home.path)]
     arguments += ["--ready-fd", str(writer), *(tcp.arguments() if tcp else [])]
     arguments += ["--nbd", nbd] if nbd else []
+    arguments += ["--replicate", replicate] if replicate else []
     try:
         # A process group of its own: Ctrl-C is for the supervisor, which stops its children in order.
         process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, pass_fds=[writer], process_group=0)

@@ -14,6 +14,7 @@ from blockdev.api.listening import Tcp, prepare_tcp
 from blockdev.api.supervisor import Supervisor, sole_supervisor
 from blockdev.cli import values
 from blockdev.cli.session import Session, Verb, pass_session
+from blockdev.constants import REPLICATION_PORT
 from blockdev.errors import InvalidArgument
 from blockdev.targets import nbdkit
 
@@ -27,11 +28,24 @@ class AddressValue(click.ParamType):
         return value if isinstance(value, Address) else Address.parse(str(value))
 
 
+class PeersAddressValue(click.ParamType):
+    name = "addr[:port]"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        return value if isinstance(value, Address) else Address.parse(str(value), REPLICATION_PORT)
+
+
 @click.command(cls=Verb)
 @click.option("--nbd", type=AddressValue(), metavar="ADDR:PORT", help="Serve NBD over TCP, too.")
 @click.option("--api", type=AddressValue(), metavar="ADDR:PORT", help="Serve REST over TCP, too, for those who have a token.")
 @click.option("--api-tls", type=values.PATH, metavar="DIR", help="cert.pem and key.pem for it (default: made once, in the home).")
 @click.option("--api-plain", is_flag=True, help="Serve it without TLS; on a loopback address only.")
+@click.option(
+    "--replicate",
+    type=PeersAddressValue(),
+    metavar="ADDR[:PORT]",
+    help=f"Let peers reach this home, to send it VMs (port {REPLICATION_PORT} unless another is given).",
+)
 @click.option("--plugin", type=click.Choice(["native", "python"]), default="native", show_default=True)
 @click.option("--tls-psk", type=values.PATH, metavar="FILE", help="Keys of those who may use NBD over TCP.")
 @click.option("--tls-certificates", type=values.PATH, metavar="DIR", help="Certificates for NBD over TCP.")
@@ -43,6 +57,7 @@ def serve(
     api: Address | None,
     api_tls: str | None,
     api_plain: bool,
+    replicate: Address | None,
     plugin: nbdkit.Plugin,
     tls_psk: str | None,
     tls_certificates: str | None,
@@ -66,8 +81,9 @@ def serve(
     )
     options.check()
     tcp = None
+    for address in filter(None, (api, replicate)):
+        address.listen().close()  # a port that is taken should be told before the pool is opened
     if api is not None:
-        api.listen().close()  # a port that is taken should be told before the pool is opened
         tcp = prepare_tcp(home, api, Path(api_tls) if api_tls else None, api_plain)
         if tcp.warning:
             click.echo(f"warning: {tcp.warning}", err=True)
@@ -80,10 +96,10 @@ def serve(
         return servers[0].process
 
     def start_api() -> subprocess.Popen[bytes]:
-        return start_control(home, tcp, str(nbd) if nbd else None)
+        return start_control(home, tcp, _text(nbd), _text(replicate))
 
     def announce() -> None:
-        _announce(session, nbd, tcp, plugin)
+        _announce(session, nbd, tcp, replicate, plugin)
 
     with sole_supervisor(home):
         try:
@@ -93,15 +109,20 @@ def serve(
                 server.stop()
 
 
-def _announce(session: Session, nbd: Address | None, tcp: Tcp | None, plugin: str) -> None:
+def _text(address: Address | None) -> str | None:
+    return None if address is None else str(address)
+
+
+def _announce(session: Session, nbd: Address | None, tcp: Tcp | None, replicate: Address | None, plugin: str) -> None:
     home = session.home
     document = {
         "home": str(home.path),
         "plugin": plugin,
         "nbd_socket": str(home.nbd_socket),
-        "nbd": str(nbd) if nbd else None,
+        "nbd": _text(nbd),
         "api_socket": str(home.api_socket),
         "api": str(tcp.address) if tcp else None,
+        "replicate": _text(replicate),
         "api_url": tcp.url if tcp else None,
         "api_fingerprint": tcp.fingerprint if tcp else None,
     }
@@ -110,6 +131,7 @@ def _announce(session: Session, nbd: Address | None, tcp: Tcp | None, plugin: st
         f"serving the home {home.path} ({plugin} plugin)",
         f"serving NBD on {home.nbd_socket}" + (f" and {nbd}" if nbd else ""),
         f"serving the API on {home.api_socket}" + (f" and {_tell_tcp(tcp)}" if tcp else ""),
+        *([f"peers reach this home at {replicate}"] if replicate else []),
         f"to see what there is: {command} vm list; to use a disk: {command} attach VM/DISK",
     ]
     session.say(document, "\n".join(lines))

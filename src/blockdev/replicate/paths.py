@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 from blockdev.clock import monotonic_seconds
+from blockdev.constants import REPLICATION_PORT
 from blockdev.errors import Busy, InvalidArgument
 from blockdev.replicate.keys import fingerprint, parse_key
 from blockdev.replicate.model import Path, PathTest
@@ -16,7 +17,7 @@ from blockdev.replicate.sender import Requester
 from blockdev.replicate.throttle import Throttle
 from blockdev.vmmap.catalog_replication import PathRow
 
-PORT = 10810
+PORT = REPLICATION_PORT
 LEVEL = 3
 LEVEL_MAX = 19
 _HOST = re.compile(r"[A-Za-z0-9.:_%-]{1,255}")  # a name, or an IPv4 or IPv6 address
