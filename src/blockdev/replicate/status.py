@@ -54,12 +54,14 @@ class StatusOperations(Parts):
 
     def history(self, vm: str | None = None, before: int | None = None, count: int = 100) -> list[Transfer]:
         """Transfers that ended, newest first, those with an id below `before`; of one VM, or all.  NotFound."""
+        self._recorder.flush()
         with self._catalog.transaction():
             uuid = None if vm is None else self._vm(vm).uuid
             return [Transfer(*row) for row in self._catalog.transfers(uuid, before, count)]
 
     def samples(self, vm: str, since: str) -> list[Sample]:
         """What it did minute by minute since a time (ISO 8601 UTC), oldest first.  NotFound."""
+        self._recorder.flush()
         with self._catalog.transaction():
             rows = self._catalog.samples(self._vm(vm).uuid, since)
         return [
