@@ -16,6 +16,7 @@ from blockdev.vmmap import agreement
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.intents import KINDS, Intent
 from blockdev.vmmap.journal import Journal
+from blockdev.vmmap.receipts import ReceiptOperations
 from blockdev.vmmap.reserve import Reserve
 from tests.torture.catalog_medium import RecordingVFS
 
@@ -90,6 +91,14 @@ def _the_log_is_put_aside_before_it_is_in_the_database() -> None:
     Reserve.put_aside = lambda self, _database: _medium.rename_file(self._log, self._aside)  # type: ignore[method-assign]
 
 
+def _receipts_are_noted_before_they_are_durable() -> None:
+    ReceiptOperations._make_durable = lambda _self, _receipt: None  # type: ignore[method-assign]
+
+
+def _receipts_are_dropped_at_each_start() -> None:
+    agreement._receiving = lambda _catalog, _view: set()  # type: ignore[assignment]
+
+
 CATALOG_BUGS: dict[str, Callable[[], None]] = {
     bug.__name__.removeprefix("_"): bug
     for bug in (
@@ -103,5 +112,7 @@ CATALOG_BUGS: dict[str, Callable[[], None]] = {
         _names_are_given_one_by_one,
         _clones_are_made_one_by_one,
         _the_log_is_put_aside_before_it_is_in_the_database,
+        _receipts_are_noted_before_they_are_durable,
+        _receipts_are_dropped_at_each_start,
     )
 }

@@ -19,9 +19,10 @@ from tests.torture import catalog_medium
 from tests.torture.catalog_cases import Homes, check_sound
 from tests.torture.catalog_scenarios import Machine, running
 from tests.torture.oracle import Wrong
-from tests.vmmap.world import MEBIBYTE, OPERATIONS, Observation
+from tests.vmmap.receiving import ALL_OPERATIONS
+from tests.vmmap.world import MEBIBYTE, Observation
 
-CATALOG_FAULTS = {f"catalog_fault_{name.replace(' ', '_')}": operation for name, operation in OPERATIONS.items()}
+CATALOG_FAULTS = {f"catalog_fault_{name.replace(' ', '_')}": operation for name, operation in ALL_OPERATIONS.items()}
 NEVER = 1 << 30
 COUNTED = ("write", "sync", "truncate")
 MANNERS = {

@@ -20,9 +20,11 @@ from blockdev.policies import COMPRESSIONS
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_schema import SCHEMA_VERSION
 from blockdev.vmmap.copies import SnapshotCopy
+from blockdev.vmmap.receipts import Receipt
 from blockdev.vmmap.reserve import ReserveSize
 from blockdev.vmmap.service import VMs
-from tests.vmmap.world import CUSTOM_CLONES, MEBIBYTE, OPERATIONS, Clock, Observation, build, copy_of, observe
+from tests.vmmap.receiving import ALL_OPERATIONS, FAR, NEWCOMER, build_receiving
+from tests.vmmap.world import CUSTOM_CLONES, MEBIBYTE, Clock, Observation, copy_of, observe, sent_copy
 
 BLOCK_BYTES = 4096
 SMALL_RESERVE = ReserveSize(64 << 10, 12)  # so that states are written in no time, and it is used up at times
@@ -115,7 +117,7 @@ def write(export: str, block: int, byte: int) -> Step:
 
 
 def operation(name: str) -> Step:
-    return lambda machine: OPERATIONS[name](machine.vms)
+    return lambda machine: ALL_OPERATIONS[name](machine.vms)
 
 
 def call(method: str, *arguments: Any, **named: Any) -> Step:
@@ -169,6 +171,46 @@ def _fill_copy(machine: Machine, copy: SnapshotCopy) -> None:
         target.write(BLOCK_BYTES, bytes([number + len(copy.name)]) * BLOCK_BYTES)
         target.flush()
     machine.vms.finish_copy(begun)
+
+
+class Receiver:
+    """A peer that sends one snapshot, as blockdev.replicate.store takes it; what a block holds is known by its number."""
+
+    def __init__(self, copy: SnapshotCopy, *ancestors: int) -> None:
+        self._copy = copy
+        self._ancestors = [sent_copy(number).uuid for number in ancestors]
+
+    def _begin(self, machine: Machine) -> Receipt:
+        peer = machine.catalog.peer("east")
+        receipt = None if peer is None else machine.vms.begin_receipt(peer.id, "protect", self._copy, self._ancestors)
+        assert receipt is not None
+        return receipt
+
+    def receive(self, machine: Machine) -> None:
+        """Some more blocks of each disk; from then on they are here whatever happens."""
+        receipt = self._begin(machine)
+        places = [min(disk.next_block + 5, disk.size_bytes // BLOCK_BYTES) for disk in receipt.disks]
+        for disk, end in zip(receipt.disks, places, strict=True):
+            for block in range(disk.next_block, end):
+                machine.pool.get(disk.object_id).write(block * BLOCK_BYTES, bytes([1 + block]) * BLOCK_BYTES)
+        machine.vms.save_receipt(receipt, places, receipt.data_bytes + 5 * BLOCK_BYTES)
+
+    def finish(self, machine: Machine) -> None:
+        receipt = self._begin(machine)
+        machine.vms.finish_receipt(receipt, machine.vms.receipt_digests(receipt))
+
+
+def _received(copy: SnapshotCopy, *ancestors: int) -> list[Step]:
+    """Both processes are restarted while it comes."""
+    peer = Receiver(copy, *ancestors)
+    return [
+        *(peer.receive, peer.receive, Machine.restart_control, peer.receive),
+        *(Machine.restart_engine, peer.receive, peer.finish),
+    ]
+
+
+def _demote(vm: str) -> Step:
+    return lambda machine: machine.vms.demote(vm, machine.catalog.peers()[0].id)
 
 
 def _export_running(machine: Machine) -> None:
@@ -243,6 +285,11 @@ STORIES: dict[str, Sequence[Step]] = {
         Machine.restart_control,
         operation("clone what runs"),
     ],
+    "of_version_4": [
+        operation("create a snapshot"),
+        Machine.restart_control,
+        operation("clone what runs"),
+    ],
     "the_first_start": [
         call("create_vm", "first", [("a", MEBIBYTE), ("b", MEBIBYTE)], "<first/>", "the first"),
         write("first/a", 3, 7),
@@ -282,6 +329,18 @@ STORIES: dict[str, Sequence[Step]] = {
     "a_VM_from_images": [_create_from_images, call("create_snapshot", "imported", "s1")],
     "an_import_over_a_disk": [_import_over, call("rename_vm", "web", "www")],
     "snapshots_from_elsewhere": [_copy_from_elsewhere, call("rename_vm", "far-away", "near")],
+    "snapshots_of_a_peer": [*_received(sent_copy(4), 2, 1), *_received(sent_copy(5), 4, 3, 2, 1)],
+    "a_VM_of_a_peer": _received(NEWCOMER),
+    "there_and_back": [
+        call("promote", FAR),
+        write(f"{FAR}/root", 3, 3),
+        call("create_snapshot", FAR, "own"),
+        write(f"{FAR}/root", 4, 4),
+        _demote(FAR),
+        Receiver(sent_copy(6), 2, 1).receive,
+        Receiver(sent_copy(6), 2, 1).finish,
+        call("promote", FAR),
+    ],
     "an_export_of_what_runs": [_export_running, call("set_description", "web", "exported")],
     "checkpoints_in_between": [
         operation("create a VM"),
@@ -312,9 +371,9 @@ STORIES: dict[str, Sequence[Step]] = {
 }
 
 FROM_POOL_ONLY = {"catalog_the_first_start"}  # its home has no catalog yet
-FROM_VERSIONS = {f"catalog_of_version_{version}": version for version in (1, 2, 3)}
+FROM_VERSIONS = {f"catalog_of_version_{version}": version for version in (1, 2, 3, 4)}
 CATALOG_SCENARIOS: dict[str, Callable[[Random], Iterable[Step]]] = {
-    **{f"catalog_{name.replace(' ', '_')}": _story([operation(name)]) for name in OPERATIONS},
+    **{f"catalog_{name.replace(' ', '_')}": _story([operation(name)]) for name in ALL_OPERATIONS},
     **{f"catalog_{name}": _story(steps) for name, steps in STORIES.items()},
     "catalog_any_operations": _any_operations,
 }
@@ -360,6 +419,6 @@ def build_world(path: str) -> None:
     """The home that most scenarios start from."""
     build_pool(path)
     with running(path) as machine:
-        build(machine.vms, machine.pool)
+        build_receiving(machine.vms, machine.pool)
         for export, block in (("web/root", 11), ("web/data", 200), ("db/root", 5)):
             write(export, block, block)(machine)
