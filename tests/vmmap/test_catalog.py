@@ -13,16 +13,19 @@ import pytest
 
 from blockdev.errors import Busy, Corrupt, MediumError, UnknownFormat
 from blockdev.policies import AS_POOL, DiskPolicy
+from blockdev.vmmap import catalog_replication as rows
 from blockdev.vmmap import catalog_schema
 from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.catalog_jobs import JobFilter
 from blockdev.vmmap.catalog_schema import APPLICATION_ID, SCHEMA_VERSION
-from blockdev.vmmap.intents import CreateSnapshot, load_intent
+from blockdev.vmmap.intents import BeginCopy, CreateSnapshot, FinishCopy, load_intent
 from blockdev.vmmap.model import Terms
 from tests.vmmap.world import LATER
 
 VERSION_1 = Path(__file__).with_name("catalog-version-1.db.gz")
 VERSION_2 = Path(__file__).with_name("catalog-version-2.db.gz")
 VERSION_3 = Path(__file__).with_name("catalog-version-3.db.gz")
+VERSION_4 = Path(__file__).with_name("catalog-version-4.db.gz")
 UUID = "8d0c6b9a-3c11-4c4e-9a39-0b6f6d2f3b11"
 OTHER_UUID = "0d0c6b9a-3c11-4c4e-9a39-0b6f6d2f3b12"
 NOW = "2026-11-22T12:00:00.000Z"
@@ -43,6 +46,24 @@ def test_it_is_durable_strict_and_for_its_owner_alone(catalog: Catalog, catalog_
     ).fetchall()
     assert all(strict for name, strict in tables if not name.startswith("sqlite_"))
     assert stat.S_IMODE(os.stat(catalog_path).st_mode) == 0o600
+
+
+ROWS = {
+    "peer": rows.PeerRow,
+    "path": rows.PathRow,
+    "protection": rows.ProtectionRow,
+    "received_vm": rows.ReceivedRow,
+    "receipt": rows.ReceiptRow,
+    "receipt_disk": rows.ReceiptDiskRow,
+    "transfer": rows.TransferRow,
+    "replication_sample": rows.SampleRow,
+}
+
+
+@pytest.mark.parametrize("table", ROWS)
+def test_rows_have_the_columns_of_their_table_in_its_order(catalog: Catalog, table: str) -> None:
+    columns = [row[1] for row in catalog._database.execute(f"PRAGMA table_info({table})")]
+    assert columns == list(ROWS[table]._fields)
 
 
 def test_what_a_transaction_wrote_is_there_after_reopening(catalog: Catalog, catalog_path: str) -> None:
@@ -169,6 +190,33 @@ def test_a_catalog_of_version_3_is_brought_to_this_one_and_keeps_all(catalog: Ca
         assert [row.failures for row in old.schedule_runs()] == [2]
         assert [one.message for one in old.events(None, ["error"], None, 9)] == ["schedule daily failed: the agent is away"]
         assert [type(load_intent(row)).kind for row in old.intents()] == ["create_snapshot", "clone"]
+        old.close()
+
+
+def test_a_catalog_of_version_4_is_brought_to_this_one_and_keeps_all(catalog: Catalog, tmp_path: Path) -> None:
+    """The file was made by the last build of version 4."""
+    path = tmp_path / "old.db"
+    path.write_bytes(gzip.decompress(VERSION_4.read_bytes()))
+    for _ in range(2):
+        old = Catalog(path)
+        assert pragma(old, "user_version") == SCHEMA_VERSION
+        assert schema(old) == schema(catalog)
+        _copy, web = old.vms()
+        assert [one.changed_bytes for one in old.snapshots(web.id)] == [4096, None, None, None]
+        assert [one.uuid for one in old.snapshots(web.id)] == [
+            catalog_schema.snapshot_uuid(web.uuid, one.name, one.created) for one in old.snapshots(web.id)
+        ]
+        assert {one.digest for one in old.snapshot_disks_of_vm(web.id)} == {None}
+        assert [(one.name, one.role) for one in old.tokens()] == [("ops", "admin")]
+        assert [row.start.kind for row in old.jobs(JobFilter(), None, 9)] == ["snapshot.import"]
+        link = old.link(web.id)
+        assert link is not None and (link.hypervisor, link.uuid, link.made) == ("hv", web.uuid, 1)
+        assert [body["replicate"] for body in old.schedules()[None]] == [True]  # False did nothing in version 4
+        begin, finish = [load_intent(row) for row in old.intents()]
+        assert isinstance(begin, BeginCopy) and begin.receipt is None
+        assert isinstance(finish, FinishCopy) and finish.heads and finish.peer is finish.receipt_ids is finish.digests is None
+        assert old.peers() == old.paths() == old.protections() == old.received_vms() == old.receipts() == old.receipt_disks() == []
+        assert old.transfers(None, None, 9) == old.samples(web.uuid, NOW) == []
         old.close()
 
 
