@@ -436,3 +436,28 @@ def test_a_received_vm_cannot_be_protected_before_it_is_promoted(world: World) -
     world.there.service.add_path("on", "third.example", key=a_key(9))
     with pytest.raises(Busy, match="promote"):
         world.there.service.protect("web", "on")
+
+
+def test_a_vm_is_not_up_to_date_from_the_moment_that_it_has_a_new_snapshot(world: World) -> None:
+    world.here.service.protect("web", "far")
+    world.wait()
+    for number in range(20):
+        world.here.vms.create_snapshot("web", f"n{number}")
+        status = world.here.status("web")
+        assert status.state != "up to date" or status.newest == f"n{number}"
+
+
+def test_what_was_refused_is_known_after_a_restart_and_tried_at_once(world: World) -> None:
+    with world.here.catalog.transaction():
+        vm, path = world.here.catalog.vm("web"), world.here.catalog.path_named("far")
+        assert vm is not None and path is not None
+        world.here.catalog.put_protection(vm.id, path.id, None, None, 0, "2026-11-28T12:00:00.000Z")
+        world.here.catalog.note_failed(vm.id, path.id, "pool_full", "no room there")
+    world.net.is_down = True
+    world.here.service._look(vm.id)
+    until(lambda: world.here.service._dispatcher.lanes(), "the lane")
+    lane = world.here.service._dispatcher.lane(vm.id, path.id)
+    assert lane is not None and str(lane.retry.error) == "no room there" and lane.retry.at == 0
+    world.net.is_down = False
+    world.wait()
+    assert world.here.catalog.protections(vm.id)[0].error_code is None

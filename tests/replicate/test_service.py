@@ -151,12 +151,17 @@ def test_snapshots_of_a_protected_vm_arrive_bit_by_bit_the_second_one_by_what_ch
 
 
 @pytest.mark.parametrize("which", ["here", "there"])
-def test_a_transfer_goes_on_when_a_control_plane_was_killed(pair: Pair, vm: str, slow: None, which: str) -> None:
+@pytest.mark.parametrize("process", ["control plane", "engine"])
+def test_a_transfer_goes_on_when_a_process_was_killed(pair: Pair, vm: str, slow: None, which: str, process: str) -> None:
     pair.here.ask("PUT", f"/vms/{vm}/protections/far")
     until(lambda: pair.here.status(vm).get("network_bytes_per_second"), "data to flow")
     until(lambda: pair.there.status(vm, "received") and pair.here.status(vm)["state"] == "running", "it to run")
-    getattr(pair, which).kill_control()
-    pair.wait(vm, "s1")
+    site: Site = getattr(pair, which)
+    if process == "engine":
+        os.kill(site.home.engine_pid(), signal.SIGKILL)
+    else:
+        site.kill_control()
+    pair.wait(vm, "s1", 120)
     pair.compare(f"{vm}/root@s1")
     sent = [one for one in pair.here.ask("GET", f"/replication/transfers?vm={vm}")["transfers"] if not one["error_code"]]
     assert len(sent) == 1
@@ -211,3 +216,15 @@ def test_a_vm_that_is_protected_no_more_stays_at_the_other_end_as_it_was(pair: P
     pair.here.home("snapshot", "create", vm, "--name", "s2")
     assert pair.here.status(vm)["state"] == "not configured"
     assert pair.there.snapshots(vm) == ["s1"]
+
+
+def test_a_home_that_is_no_peer_any_more_is_told_so(pair: Pair, vm: str) -> None:
+    """Last: it undoes the pairing."""
+    pair.there.ask("DELETE", "/replication/peers/origin?force=true")
+    pair.here.ask("PUT", f"/vms/{vm}/protections/far")
+    status = until(lambda: (one := pair.here.status(vm))["state"] == "failed" and one, "the refusal")
+    assert status["error_code"] == "not_allowed"
+    assert pair.here.ask("GET", "/replication/paths/far")["error"] == status["reason"]
+    pair.there.ask("POST", "/replication/peers", name="origin", key=pair.here.ask("GET", "/replication/identity")["key"], vms=["*"])
+    pair.here.ask("POST", f"/vms/{vm}/replication/resume")
+    pair.wait(vm, "s1")

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from blockdev.clock import monotonic_seconds
-from blockdev.errors import BlockdevError, NotFound, Unavailable
+from blockdev.errors import BlockdevError, NotFound, Unavailable, from_code
 from blockdev.replicate.flow import Count, Flow
 from blockdev.replicate.halt import Halt, Halted, Rejected, Unreached
-from blockdev.replicate.lanes import Lane, Pending, Way, choose, next_time
+from blockdev.replicate.lanes import Lane, Pending, Retry, Way, choose, next_time
 from blockdev.replicate.queue import as_pending
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_replication import PathRow, ProtectionRow
@@ -59,7 +59,8 @@ class Dispatcher:
         self._changed = threading.Condition()
         self._lanes: dict[Key, Lane] = {}
         self._ways: dict[int, Way] = {}
-        self._dirty: set[int] = set()  # ids of VMs to look at
+        self._dirty: set[int] = set()  # ids of VMs to look at,
+        self._looked_at: set[int] = set()  # and of those that are just being looked at
         self._looks_at_all = True
         self._next_look = 0.0  # at everything
         self._woken = False
@@ -107,6 +108,11 @@ class Dispatcher:
                     way.retry.hurry()
             self._woken = True
             self._changed.notify_all()
+
+    def unseen(self) -> set[int]:
+        """Ids of VMs that changed, and were not looked at since."""
+        with self._changed:
+            return self._dirty | self._looked_at
 
     def lanes(self) -> list[Lane]:
         with self._changed:
@@ -159,6 +165,7 @@ class Dispatcher:
         with self._changed:
             at_all, self._looks_at_all = self._looks_at_all, False
             dirty, self._dirty = self._dirty, set()
+            self._looked_at = dirty
             if at_all:
                 self._next_look = monotonic_seconds() + LOOK_SECONDS_MAX
         with self._catalog.transaction():
@@ -176,6 +183,8 @@ class Dispatcher:
         self._forget(rows, None if at_all else dirty)
         for row in rows:
             self._look_at(row, paths, rules)
+        with self._changed:
+            self._looked_at = set()
 
     def _forget(self, rows: Iterable[ProtectionRow], vm_ids: set[int] | None) -> None:
         """Lanes whose protections are no more."""
@@ -207,7 +216,9 @@ class Dispatcher:
         with self._changed:
             lane = self._lanes.get((row.vm_id, row.path_id))
             if lane is None:
-                lane = self._lanes[row.vm_id, row.path_id] = Lane(row, Flow("sent", path.name, vm.name, vm.uuid))
+                lane = self._lanes[row.vm_id, row.path_id] = Lane(
+                    row, Flow("sent", path.name, vm.name, vm.uuid), retry=_retry_of(row)
+                )
             before = lane.pending
             lane.row, lane.pending, lane.is_held = row, pending, is_held
             lane.flow.vm, lane.flow.way = vm.name, path.name
@@ -321,6 +332,13 @@ class Dispatcher:
         elif is_serious:
             message = f"replication over path {way.row.name} fails: {error.message}"
             self._events.begin("error", "replication", lane.flow.vm, message, of=trouble(lane))
+
+
+def _retry_of(row: ProtectionRow) -> Retry:
+    """At once, and knowing what the process before met."""
+    if row.error_code is None:
+        return Retry()
+    return Retry(failures=row.failures, is_refused=True, error=from_code(row.error_code, row.error_message or ""))
 
 
 def trouble(lane: Lane) -> str:

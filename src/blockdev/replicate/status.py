@@ -43,8 +43,9 @@ class StatusOperations(Parts):
             peers = {one.id: one.name for one in self._catalog.peers()}
             names = self._catalog.snapshot_names([one.newest_uuid for one in protections if one.newest_uuid])
             newest = self._catalog.newest_received([one.vm_id for one in received])
+            unseen = self._dispatcher.unseen()  # before the lanes: what was looked at meanwhile is in them
         shown = [
-            self._sent(vms[one.vm_id], one, paths[one.path_id], names.get((one.vm_id, one.newest_uuid or "")))
+            self._sent(vms[one.vm_id], one, paths[one.path_id], names.get((one.vm_id, one.newest_uuid or "")), one.vm_id in unseen)
             for one in protections
         ]
         shown += [self._received(vms[one.vm_id], one, peers[one.peer_id], newest.get(one.vm_id)) for one in received]
@@ -71,14 +72,16 @@ class StatusOperations(Parts):
 
     # of what is sent
 
-    def _sent(self, vm: VMRow, row: ProtectionRow, way: str, newest: str | None) -> Replicated:
-        lane = self._dispatcher.lane(row.vm_id, row.path_id) or Lane(row, Flow("sent", way, vm.name, vm.uuid))
-        lane_row = lane.row if lane.row.newest_lsn == row.newest_lsn else row
+    def _sent(self, vm: VMRow, row: ProtectionRow, way: str, newest: str | None, is_unseen: bool) -> Replicated:
+        known = self._dispatcher.lane(row.vm_id, row.path_id)
+        lane = known or Lane(row, Flow("sent", way, vm.name, vm.uuid))
         now, monotonic = self._clock(), monotonic_seconds()
         trouble = self._trouble(lane)
         moving, rates = lane.flow.moving, lane.flow.rates(monotonic)
         remaining = lane.bytes_remaining()
         state = self._state_sent(lane, row, trouble, now)
+        if state == "up to date" and (known is None or is_unseen):
+            state = "scheduled"  # nobody has looked yet
         error = trouble.retry.error if lane.pending and not row.paused else None
         waits = error is not None and moving is None and trouble.retry.at > monotonic
         return Replicated(
@@ -108,7 +111,7 @@ class StatusOperations(Parts):
             logical_bytes_per_second_mean=rates.mean.logical,
             network_bytes_per_second_mean=rates.mean.network,
             eta_seconds=_eta(remaining, rates.recent.logical),
-            since=lane_row.created,
+            since=row.created,
         )
 
     def _trouble(self, lane: Lane) -> _Trouble:
