@@ -11,6 +11,7 @@ from blockdev import Pool
 from blockdev.engine.client import EngineClient
 from blockdev.errors import AlreadyExists, Busy, InvalidArgument, NotAllowed, NotFound, ReadOnly
 from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.catalog_domains import HypervisorRow
 from blockdev.vmmap.clones import CustomClone
 from blockdev.vmmap.service import VMs
 from tests.vmmap.receiving import FAR, begin, receive
@@ -46,6 +47,7 @@ CHANGES: dict[str, Callable[[VMs], Any]] = {
     "disk that goes": lambda vms: vms.remove_disk(FAR, "root"),
     "disk that grows": lambda vms: vms.resize_disk(FAR, "root", 2 * MEBIBYTE),
     "image": lambda vms: vms.begin_import(FAR, "more", 4096, create=True),
+    "registration": lambda vms: vms.begin_registration(FAR, HypervisorRow(1, "hv", "qemu:///system", 1, "2026-11-22"), FAR),
     "configuration": lambda vms: vms.set_config(FAR, "<other/>"),
     "stream": lambda vms: vms.begin_copy(
         copy_of(vms, "s2")._replace(base_uuid=sent_copy(1).uuid, base_name="far-1", disks=[])

@@ -314,6 +314,10 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Token
         """Of one VM, oldest first, those of this LSN and earlier ones."""
         return self._rows(SnapshotRow, "SELECT * FROM snapshot WHERE vm_id = ? AND lsn <= ? ORDER BY lsn, id", vm_id, lsn)
 
+    def newest_received_lsn(self, vm_id: int) -> int:
+        """Of the newest snapshot of a VM that a peer sent; 0: there is none."""
+        return self._number("SELECT coalesce(max(lsn), 0) FROM snapshot WHERE vm_id = ? AND origin = 'replication'", vm_id)
+
     def snapshot_count(self, vm_id: int | None = None) -> int:
         if vm_id is None:
             return self._number("SELECT count(*) FROM snapshot")

@@ -19,8 +19,9 @@ class DomainOperations(Operations):
 
     @change
     def begin_registration(self, name: str, hypervisor: HypervisorRow, domain: str) -> VMRow:
-        """AlreadyExists: it has a domain, or its registration is under way."""
+        """AlreadyExists: it has a domain, or its registration is under way; ReadOnly: a peer sends it."""
         vm = self._lookup.vm(name)
+        self._refuse_received(vm)
         link = self._catalog.link(vm.id)
         if link is not None:
             raise AlreadyExists(f"VM {name} has a domain already, {link.name} of hypervisor {link.hypervisor}")

@@ -54,11 +54,14 @@ def held_ids(catalog: Catalog, vm: VMRow, rules: Rules) -> set[int]:
     held = {id for protection in catalog.protections(vm.id) for id in _held_for(catalog, protection, vm, rules)}
     received = catalog.received_vm(vm.id)
     if received is not None and received.promoted is None:
-        snapshots = catalog.snapshots(vm.id)
-        newest = max((row.lsn for row in snapshots if row.origin == "replication"), default=0)
-        bases = {base_uuid_of(receipt) for receipt in catalog.receipts_into(vm.id)}
-        held.update(row.id for row in snapshots if row.lsn >= newest or row.uuid in bases)
+        held.update(row.id for row in catalog.snapshots_from(vm.id, catalog.newest_received_lsn(vm.id)))
+        bases = [base_uuid_of(receipt) for receipt in catalog.receipts_into(vm.id)]
+        held.update(id for base in bases if base is not None for id in _ids_of(catalog, vm, base))
     return held
+
+
+def _ids_of(catalog: Catalog, vm: VMRow, snapshot_uuid: str) -> list[int]:
+    return [row.id for row in catalog.snapshots_of_uuid(snapshot_uuid) if row.vm_id == vm.id]
 
 
 def _held_for(catalog: Catalog, protection: ProtectionRow, vm: VMRow, rules: Rules) -> set[int]:
@@ -66,8 +69,9 @@ def _held_for(catalog: Catalog, protection: ProtectionRow, vm: VMRow, rules: Rul
     on scheduled snapshots at the most, so that schedules go on."""
     queued = [row.id for row in queued_snapshots(catalog, protection, vm, rules)]
     held = {*queued[:1], *queued[-(scheduled_cap(catalog) // 2) :]}
-    if protection.newest_lsn is not None:
-        older = catalog.snapshots_until(vm.id, protection.newest_lsn)
-        there = [row for row in older if row.uuid == protection.newest_uuid or rules.is_sent(vm, row)]
-        held.update(row.id for row in there[-1:])  # the newest, or when that was deleted by hand the next older one
-    return held
+    if protection.newest_lsn is None or protection.newest_uuid is None:
+        return held
+    newest = _ids_of(catalog, vm, protection.newest_uuid)
+    if not newest:  # it was deleted by hand
+        newest = [row.id for row in catalog.snapshots_until(vm.id, protection.newest_lsn) if rules.is_sent(vm, row)][-1:]
+    return held.union(newest)

@@ -52,7 +52,8 @@ class ReceivedOperations(CloneOperations, ReceiptOperations):
         """Make a VM one that a peer sends: its disks go, its snapshots stay, it is protected over no path any more.
 
         What the disks hold is kept in a snapshot of origin `restore`, unless the newest one holds the same.  Busy:
-        attached, registered with a hypervisor, or being imported; forced, attached clients are cut off.
+        a client is attached, or an image is being imported; forced, clients are cut off.  Its domain stays, and has no
+        disks until the VM is promoted.
         """
         row = self._lookup.vm(vm)
         if self._catalog.peer_by_id(peer_id) is None:

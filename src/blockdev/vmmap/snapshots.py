@@ -176,6 +176,6 @@ class SnapshotOperations(Operations):
         """Who has it as the newest that both ends have."""
         received = self._catalog.received_vm(vm.id)
         if received is not None and received.promoted is None:
-            came = [row.uuid for row in self._catalog.snapshots(vm.id) if row.origin == "replication"]
-            return self._peer_name(received.peer_id) if snapshot.uuid in came[-1:] else ""
+            is_newest = snapshot.lsn == self._catalog.newest_received_lsn(vm.id)
+            return self._peer_name(received.peer_id) if is_newest else ""
         return ", ".join(f"path {path}" for path in snapshot.newest_on)
