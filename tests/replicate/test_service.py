@@ -36,12 +36,12 @@ class Site:
         self.home: Home = stack.enter_context(served_home("--replicate", f"127.0.0.1:{self.port}"))
         self.rest = stack.enter_context(self.home.rest())
 
-    def ask(self, method: str, path: str, **body: Any) -> Any:
+    def ask(self, method: str, path: str, /, **body: Any) -> Any:
         answer = self.rest.request(method, path, json=None if method in ("GET", "DELETE") else body)
         assert answer.is_success, (path, answer.status_code, answer.text)
         return answer.json()
 
-    def refused(self, method: str, path: str, **body: Any) -> str:
+    def refused(self, method: str, path: str, /, **body: Any) -> str:
         answer = self.rest.request(method, path, json=None if method in ("GET", "DELETE") else body)
         assert not answer.is_success, (path, answer.text)
         return str(answer.json()["error"]["message"])
@@ -207,6 +207,21 @@ def test_a_copy_and_a_clone_are_made_at_the_other_end(pair: Pair, vm: str) -> No
         *("qemu-img", "compare", "-f", "raw", "-F", "raw"),
         *(pair.here.home.uri(f"{vm}/data@s1"), pair.there.home.uri(f"{vm}-clone/data")),
     )
+
+
+def test_a_copy_that_was_cancelled_goes_on_where_it_was(pair: Pair, vm: str, slow: None) -> None:
+    asked = {"snapshot": "s1", "path": "far", "name": f"{vm}-copy"}
+    job = pair.here.ask("POST", f"/vms/{vm}/replication/copy", **asked)["id"]
+    until(lambda: pair.here.ask("GET", f"/jobs/{job}")["fraction"] > 0.3, "some of it to be there")
+    pair.here.ask("DELETE", f"/jobs/{job}")
+    until(lambda: pair.here.ask("GET", f"/jobs/{job}")["state"] == "cancelled", "the end")
+    assert not pair.there.rest.get(f"/vms/{vm}-copy").is_success
+    job = pair.here.ask("POST", f"/vms/{vm}/replication/copy", **asked)["id"]
+    until(lambda: pair.here.ask("GET", f"/jobs/{job}")["state"] == "done", "the copy")
+    assert pair.there.ask("GET", f"/vms/{vm}-copy")["disks"]
+    rows = pair.here.ask("GET", f"/replication/transfers?vm={vm}")["transfers"]
+    assert [row["error_code"] for row in rows] == [None, "unavailable"]
+    assert sum(row["network_bytes"] for row in rows) < 1.1 * 24 * MEBIBYTE
 
 
 def test_a_vm_that_is_protected_no_more_stays_at_the_other_end_as_it_was(pair: Pair, vm: str) -> None:
