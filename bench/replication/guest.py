@@ -36,21 +36,30 @@ def _run(*command: str | Path, status_max: int = 0) -> str:
 
 
 class Shown:
-    """An export as a file, while the `with` block lasts."""
+    """An export as a block device, while the `with` block lasts: the file itself takes whole sectors only."""
 
     def __init__(self, home: Home, export: str, folder: Path) -> None:
         self._point = folder / f"{home.name}-{export.replace('/', '-').replace('@', '-')}"
         self._point.mkdir(parents=True)
-        self.file = self._point / "nbd"
+        file = self._point / "nbd"
         self._process = subprocess.Popen(["nbdfuse", str(self._point), home.uri(export)], stdin=subprocess.DEVNULL)
-        until(lambda: self.file.exists() or self._process.poll() is not None, f"nbdfuse of {export}", 30)
+        until(lambda: file.exists() or self._process.poll() is not None, f"nbdfuse of {export}", 30)
         if self._process.poll() is not None:
             raise RuntimeError(f"nbdfuse of {export} ended with {self._process.returncode}")
+        try:
+            self.device = Path(_run("losetup", "--find", "--show", file).strip())
+        except BaseException:
+            self._end()
+            raise
 
     def __enter__(self) -> Path:
-        return self.file
+        return self.device
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        _run("losetup", "--detach", self.device)
+        self._end()
+
+    def _end(self) -> None:
         _run("umount", self._point)
         self._process.wait(60)
         self._point.rmdir()
@@ -65,9 +74,9 @@ class FileSystem:
         self._shown = Shown(home, export, folder)
         try:
             if make:
-                _run("mkfs.ext4", "-q", "-F", "-E", "nodiscard", self._shown.file)
+                _run("mkfs.ext4", "-q", "-F", "-E", "nodiscard", self._shown.device)
             self.root.mkdir()
-            _run("mount", "-o", "loop", self._shown.file, self.root)
+            _run("mount", self._shown.device, self.root)
         except BaseException:
             self._shown.__exit__(None, None, None)
             raise
@@ -129,9 +138,9 @@ def check_clone(home: Home, export: str, folder: Path, synced: list[str]) -> int
 
     synced: names of the files that were durable before the snapshot.  Returns how many files were read.
     """
-    with Shown(home, export, folder) as file:
-        _run("e2fsck", "-p", file, status_max=1)
-        _run("e2fsck", "-f", "-n", file)
+    with Shown(home, export, folder) as device:
+        _run("e2fsck", "-p", device, status_max=1)
+        _run("e2fsck", "-f", "-n", device)
     with FileSystem(home, export, folder) as mounted:
         there = {path.name: path for path in (mounted.root / "work").iterdir()}
         # Deleted meanwhile, or not yet: files are deleted in order, so those that are left begin somewhere.

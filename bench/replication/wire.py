@@ -8,6 +8,7 @@ blockdev's path is connected before, as it is when a snapshot comes; the others'
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -143,12 +144,16 @@ def main() -> None:
     alone = parser.add_mutually_exclusive_group()
     alone.add_argument("--peers-only", action="store_true")
     alone.add_argument("--ours-only", action="store_true")
+    alone.add_argument("--peers", type=Path, metavar="FILE", help="take theirs from the JSON of an earlier run with the same seed")
     given = parser.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("making the disks needs root")
     if (reason := sshd.missing()) is not None:
         raise SystemExit(reason)
     seed = results.seed_of(given)
+    earlier = json.loads(given.peers.read_text()) if given.peers else {"seed": seed, "sent": []}
+    if earlier["seed"] != seed:
+        raise SystemExit(f"{given.peers} is of a run with seed {earlier['seed']}: say --seed {earlier['seed']}")
     kept = given.scratch.absolute() / "replication-images"
     with results.scratch_folder(given.scratch, "wire") as folder, sshd.Sshd(folder / "sshd") as server:
         chosen = [case for case in cases(folder, kept, seed) if case.name in (given.case or [case.name])]
@@ -157,7 +162,10 @@ def main() -> None:
         for case in described:
             changed = f", {case['changed_bytes'] / MIB:,.0f} MiB of it differ" if case["changed_bytes"] else ""
             note(f"{case['name']}: {case['title']}; {case['disk_bytes'] / MIB:,.0f} MiB, {case['used_bytes'] / MIB:,.0f} MiB in use{changed}")
-        found = [sent for case in chosen for sent in measure(case, folder, server, given.peers_only, given.ours_only)]
+        ours_only = given.ours_only or bool(given.peers)
+        found = [sent for case in chosen for sent in measure(case, folder, server, given.peers_only, ours_only)]
+        found += [Sent(**sent) for sent in earlier["sent"] if sent["case"] in {case.name for case in chosen} and sent["way"] != BLOCKDEV]
+        result["peers_of"] = earlier.get("started")  # None: of this run
         result["sent"] = [asdict(sent) for sent in found]
         result.tell(table(chosen, found), given.json)
 

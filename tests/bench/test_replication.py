@@ -99,7 +99,7 @@ def test_places_of_cuts_follow_from_the_seed_and_have_all_kinds() -> None:
     assert [place.sent_bytes for place in made] == sorted(place.sent_bytes for place in made)
 
 
-@pytest.mark.skipif(fabric.missing() is not None, reason="mounting a file system needs root")
+@pytest.mark.skipif(fabric.missing() is not None, reason="network namespaces need root")
 def test_network_delays_each_packet_and_loses_its_share() -> None:
     with fabric.Fabric(2, 0.03, 0.0, 10e6, 1) as net:
         assert 0.3 < fabric.throughput(net, 0, 1, 1.5) / 10e6 <= 1.01

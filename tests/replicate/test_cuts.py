@@ -1,0 +1,19 @@
+"""A first transfer that is cut again and again over real SSH ends whole, for hardly more bytes (bench/replication/cuts.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.replication import cuts
+from bench.workloads import MIB
+
+SIZE_BYTES = 256 * MIB
+CUTS = 10
+
+
+def test_transfer_that_is_cut_ten_times_ends_whole_and_sends_little_twice(tmp_path: Path, seed: int) -> None:
+    uncut, cut = cuts.measure(tmp_path, SIZE_BYTES, CUTS, seed)
+    assert sum(cut.cuts.values()) == CUTS
+    assert uncut.sent_bytes < 1.02 * SIZE_BYTES
+    # What 200 cuts may cost in 10 GiB, for each of them.
+    assert cut.sent_bytes <= uncut.sent_bytes + CUTS * cuts.BYTES_PER_CUT_MAX, f"{cut} after {uncut}"
