@@ -111,8 +111,10 @@ def test_a_protected_vm_is_received_snapshot_by_snapshot_without_disks(world: Wo
     until(lambda: [one.name for one in world.there.vms.list_snapshots("web")] == ["s1", "s2"], "both")
     assert world.there.vms.show_vm("web").disks == []
     assert world.there.read("web/data@s2", 3) == b"second" and world.there.read("web/root@s1", 0) == b"first"
-    received = world.there.status("web", "received")
-    assert (received.way, received.state, received.rpo_seconds, received.newest) == ("origin", "up to date", 3600, "s2")
+    received = until(
+        lambda: (one := world.there.status("web", "received")).state == "up to date" and one, "the end of it there"
+    )
+    assert (received.way, received.rpo_seconds, received.newest) == ("origin", 3600, "s2")
     assert world.there.events() == ["info web: it is received from peer origin now; its first snapshot is here"]
 
 
@@ -461,3 +463,10 @@ def test_what_was_refused_is_known_after_a_restart_and_tried_at_once(world: Worl
     world.net.is_down = False
     world.wait()
     assert world.here.catalog.protections(vm.id)[0].error_code is None
+
+
+def test_a_vm_goes_to_one_home_over_one_path(world: World) -> None:
+    world.here.service.protect("web", "far")
+    world.here.service.add_path("again", "there.example", key=world.there.key)
+    with pytest.raises(AlreadyExists, match="path far"):
+        world.here.service.protect("web", "again")

@@ -176,10 +176,13 @@ class Dispatcher:
             else:
                 rows = [row for vm_id in dirty for row in self._catalog.protections(vm_id)]
         with self._changed:
-            for id in [id for id in self._ways if id not in paths]:
-                del self._ways[id]
+            gone = [way for id, way in self._ways.items() if id not in paths]
+            for way in gone:
+                del self._ways[way.row.id]
             for id, path in paths.items():
                 self._ways.setdefault(id, Way(path)).row = path
+        for way in gone:
+            self._events.end("replication", None, of=f"path {way.row.name}")
         self._forget(rows, None if at_all else dirty)
         for row in rows:
             self._look_at(row, paths, rules)
@@ -315,7 +318,7 @@ class Dispatcher:
                 way.is_down = False
                 way.retry.reset()
                 retry = lane.retry
-            if isinstance(error, Unavailable):
+            if isinstance(error, Unavailable | NotFound):  # what it was sent to is gone there: it is begun anew
                 retry.cut(now, error, moved.logical > 0)
             else:
                 retry.refuse(now, error)
@@ -323,7 +326,7 @@ class Dispatcher:
         logger.info("sending %s@%s over path %s: %s", lane.flow.vm, first.name, way.row.name, error.message)
         if not is_of_path:
             self._tell_reached(way)
-        if not isinstance(error, Unavailable):
+        if retry.is_refused and not is_of_path:
             with self._catalog.transaction():
                 self._catalog.note_failed(*lane.key, error.code, error.message)
         if is_serious and is_of_path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockdev.errors import Busy, InvalidArgument
+from blockdev.errors import AlreadyExists, Busy, InvalidArgument
 from blockdev.replicate.model import Protection, Queued
 from blockdev.replicate.parts import Parts
 from blockdev.vmmap.catalog import VMRow
@@ -22,12 +22,14 @@ class ProtectionOperations(Parts):
 
         rpo_seconds: how old the newest snapshot that is not there may become before it is an alert; None: never.
         keep_seconds: how long the other end keeps snapshots that no schedule took; None: until somebody deletes them.
-        InvalidArgument, also for a VM without disks; NotFound; Busy: it is received itself.
+        InvalidArgument, also for a VM without disks; NotFound; Busy: it is received itself;
+        AlreadyExists: it goes to that home over another path.
         """
         check_seconds("an RPO", rpo_seconds, RPO_SECONDS_MIN, RPO_SECONDS_MAX)
         check_seconds("what the other end keeps", keep_seconds, KEEP_SECONDS_MIN, KEEP_SECONDS_MAX)
         row, way = self._vm(vm), self._path(path)
         self._refuse_received(row)
+        self._refuse_same_home(row, way)
         known = any(one.path_id == way.id for one in self._catalog.protections(row.id))
         from_lsn = 0 if known else self._first_lsn(row, way)
         with self._catalog.transaction(grows=True):
@@ -111,6 +113,12 @@ class ProtectionOperations(Parts):
             )
         if is_unfinished(vm.description):
             raise Busy(f"VM {vm.name} is being made: wait for its job")
+
+    def _refuse_same_home(self, vm: VMRow, way: PathRow) -> None:
+        for one in self._catalog.protections(vm.id):
+            other = self._catalog.path_by_id(one.path_id)
+            if other is not None and other.id != way.id and other.key == way.key:
+                raise AlreadyExists(f"VM {vm.name} is protected over path {other.name} already, which goes to the same home")
 
     def _first_lsn(self, vm: VMRow, way: PathRow) -> int:
         """That of the newest snapshot; one is taken if there is none."""
