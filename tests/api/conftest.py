@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,18 +10,17 @@ import httpx
 import pytest
 
 from tests.cli.served import SECONDS_MAX, Home, fresh_home, served_home
+from tests.cli.test_supervision import free_address
 
 
 @pytest.fixture(scope="session")
 def api_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return free_address()
 
 
 @pytest.fixture(scope="session")
 def home(api_address: str) -> Iterator[Home]:
-    with served_home("--api", api_address) as made:
+    with served_home("--api", api_address, "--replicate", free_address()) as made:
         yield made
 
 
