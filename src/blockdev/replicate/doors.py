@@ -31,11 +31,12 @@ class Doors:
         self._reached = reached
 
     def find_peer(self, key: str) -> PeerRow | None:
-        """The peer that has proved to have this key; None: nobody is let in with it."""
-        row = self._catalog.peer_of_key(key)
-        if row is not None:
-            self._reached(key)
-        return row
+        """The peer of this key; None: nobody is let in with it."""
+        return self._catalog.peer_of_key(key)
+
+    def entered(self, peer: PeerRow) -> None:
+        """A peer has connected."""
+        self._reached(peer.key)
 
     def open(self, peer: PeerRow) -> Reception:
         """A channel of a peer."""

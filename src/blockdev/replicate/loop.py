@@ -27,8 +27,15 @@ class Loop:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive() and not self.asyncio.is_closed()
+
     def call(self, work: Coroutine[Any, Any, T], halt: Halt | None = None) -> T:
         """What it returns, from any other thread.  Halted; Unavailable: the loop has ended."""
+        if not self.is_running:
+            work.close()
+            raise Unavailable("replication is not running")
         try:
             future = asyncio.run_coroutine_threadsafe(work, self.asyncio)
         except RuntimeError:

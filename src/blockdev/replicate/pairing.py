@@ -77,6 +77,7 @@ class _Open(NamedTuple):
     invited: Invited
     digest: bytes  # of the secret
     until: float
+    era: int  # all of one era end together
 
 
 class Ticket:
@@ -106,6 +107,7 @@ class Invitations:
         self._lock = threading.Lock()
         self._open: list[_Open] = []
         self._wrong = 0  # tries since the oldest was made
+        self._era = 0
 
     def invite(self, invited: Invited, fingerprint: str, seconds: float) -> str:
         """The code.  One to the same name replaces the one before.  NotAllowed: there are too many."""
@@ -116,7 +118,7 @@ class Invitations:
                 raise NotAllowed(f"{INVITATIONS_MAX} invitations are open: wait until some are used or have expired")
             if not self._open:
                 self._wrong = 0
-            self._open.append(_Open(invited, hashlib.sha256(secret).digest(), self._monotonic() + seconds))
+            self._open.append(_Open(invited, hashlib.sha256(secret).digest(), self._monotonic() + seconds, self._era))
         return encode_code(Code(fingerprint, secret))
 
     @property
@@ -138,11 +140,13 @@ class Invitations:
             if self._wrong >= TRIES_MAX:
                 self._open.clear()
                 self._wrong = 0
+                self._era += 1
             return None
 
     def _put(self, one: _Open) -> None:
         with self._lock:
-            self._open.append(one)
+            if one.era == self._era:
+                self._open.append(one)
 
     def _forget(self, name: str | None = None) -> None:
         """The expired ones, and that to `name`."""

@@ -41,7 +41,10 @@ class Doors(Protocol):
     """What the server needs of its home.  Its calls block; any thread."""
 
     def find_peer(self, key: str) -> PeerRow | None:
-        """Whose key this is."""
+        """Whose key this is; that he has it is not proven yet."""
+
+    def entered(self, peer: PeerRow) -> None:
+        """He has connected, and proven to have his key."""
 
     def open(self, peer: PeerRow) -> Receiving:
         """What speaks to him over a new channel.  BlockdevError: he is refused."""
@@ -243,6 +246,8 @@ class Guest(asyncssh.SSHServer):
             return
         assert self._connection is not None
         self._server.entered(self, self._wire().socket)
+        if self._peer is not None:
+            asyncio.get_running_loop().run_in_executor(None, self._server.doors.entered, self._peer)
 
     def _wire(self) -> Wire:
         assert self._connection is not None

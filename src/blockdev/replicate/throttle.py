@@ -27,7 +27,9 @@ _AT = re.compile(r"(?:([a-z,-]+) )?(\d\d?):(\d\d)-(\d\d?):(\d\d)")
 
 BURST_SECONDS = 0.2  # of a path that was idle; with a piece of PIECE_SECONDS it stays below a quarter of a second
 PIECE_SECONDS = 0.04
-PIECE_BYTES_MIN, PIECE_BYTES_MAX = 1 << 12, 1 << 18
+PIECE_BYTES_MIN = 1 << 12
+PIECE_BYTES_MAX = 1 << 16  # under a throttle: those whose messages are larger have equal shares
+PIECE_BYTES_FREE = 1 << 18  # without one
 WAIT_SECONDS_MAX = 0.5  # after that the rate is looked up again: a window may have begun, the clock may have been set
 
 
@@ -175,14 +177,14 @@ class Bucket:
         """How much to write at once at the most, so that the path's transfers take turns and the rate is smooth."""
         self._look()
         if self._rate is None:
-            return PIECE_BYTES_MAX
+            return PIECE_BYTES_FREE
         return min(max(int(self._rate * PIECE_SECONDS), PIECE_BYTES_MIN), PIECE_BYTES_MAX)
 
     def wait_seconds(self) -> float:
         """How long to wait before asking again; 0: go, and tell `take`."""
         self._fill()
         self._look()
-        if self._rate is None or self._level >= 0:
+        if self._rate is None or self._level > -1:  # less than a byte is nothing to wait for
             return 0.0
         return min(-self._level / self._rate, WAIT_SECONDS_MAX)
 

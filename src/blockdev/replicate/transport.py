@@ -68,6 +68,8 @@ class Transport:
 
     def stop(self, seconds: float) -> None:
         """What is under way is cut; waits so long for what receives to save how far it is."""
+        if not self._loop.is_running:
+            return
         with self._lock:
             links = list(self._links.values())
         for link in links:

@@ -1,0 +1,325 @@
+"""What the transport promises, over real SSH on loopback: who gets in, what he may do, and what a bad one costs."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blockdev.errors import Busy, Unavailable
+from blockdev.replicate import channel, driver, link, server
+from blockdev.replicate.channel import Channel, Cut
+from blockdev.replicate.frames import LENGTH, frame
+from blockdev.replicate.halt import Halt, Halted, Rejected, Unreached
+from blockdev.replicate.transport import Transport
+from tests.cli.served import until
+from tests.replicate.sides import ASK, SECONDS_MAX, STUFF, Chatterbox, Pusher, Side, two_sides
+from tests.replicate.slow_link import SlowLink
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def sides(tmp_path: Path) -> Iterator[tuple[Side, Side]]:
+    with two_sides(tmp_path) as made:
+        yield made
+
+
+def opened(sender: Side, receiver: Side, port: int | None = None) -> Channel:
+    """A channel in our own hands."""
+    made = sender.transport._link(sender.path_to(receiver, port))
+    return sender.transport._loop.call(made.open())
+
+
+def run_in_thread(sender: Side, receiver: Side, pusher: Pusher, halt: Halt, port: int | None = None) -> tuple[threading.Thread, list[BaseException]]:
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            sender.transport.run(sender.path_to(receiver, port), pusher, halt)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, raised
+
+
+def test_messages_come_whole_and_in_order_over_one_connection(sides: tuple[Side, Side]) -> None:
+    sender, receiver = sides
+    for size in (0, 1, 4096, 2 * MIB - 1):
+        pusher = Pusher(20, size)
+        sender.transport.run(sender.path_to(receiver), pusher, Halt())
+        assert int(pusher.total) == 20 * (size + 1) + 1
+        assert receiver.doors.machines[-1].closed.wait(SECONDS_MAX)
+    counted = sender.transport.counted(1)
+    assert counted.sent_bytes > 20 * 2 * MIB
+    assert receiver.doors.entered_keys == [sender.key], "more connections than one"
+
+
+def test_eight_transfers_at_once_share_a_connection(sides: tuple[Side, Side]) -> None:
+    sender, receiver = sides
+    pushers = [Pusher(10, MIB) for _ in range(8)]
+    running = [run_in_thread(sender, receiver, pusher, Halt()) for pusher in pushers]
+    for thread, raised in running:
+        thread.join(SECONDS_MAX)
+        assert not raised
+    assert all(pusher.is_done for pusher in pushers)
+    assert receiver.doors.entered_keys == [sender.key]
+
+
+def test_round_trip_is_measured_over_a_channel(sides: tuple[Side, Side]) -> None:
+    sender, receiver = sides
+    with SlowLink(receiver.port, delay_seconds=0.05) as slow:
+        assert 0.1 <= sender.transport.measure(sender.path_to(receiver, slow.port)) < 1.0
+
+
+def test_home_without_the_pinned_key_is_rejected_and_told_nothing(sides: tuple[Side, Side], tmp_path: Path) -> None:
+    sender, receiver = sides
+    with pytest.raises(Rejected, match="is not the home that it should be"):
+        sender.transport.run(sender.path_to(receiver, key=sender.key), Pusher(1, 1), Halt())
+    assert not receiver.doors.entered_keys and not receiver.doors.machines
+
+
+def test_home_whose_key_is_no_peers_is_rejected(sides: tuple[Side, Side], tmp_path: Path) -> None:
+    sender, receiver = sides
+    receiver.doors.peers.clear()
+    with pytest.raises(Rejected, match="does not know this home"):
+        sender.transport.run(sender.path_to(receiver), Pusher(1, 1), Halt())
+    assert not receiver.doors.machines
+
+
+def test_nobody_there_is_unreached_and_a_taken_port_is_busy(sides: tuple[Side, Side], tmp_path: Path) -> None:
+    sender, receiver = sides
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        other = Transport(receiver.home, ("127.0.0.1", port), receiver.doors)
+        with pytest.raises(Busy, match="choose another port"):
+            other.start()
+    with pytest.raises(Unreached):
+        sender.transport.run(sender.path_to(receiver, port), Pusher(1, 1), Halt())
+
+
+def test_port_that_accepts_and_says_nothing_is_unreached(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "CONNECT_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(link.ssh, "LOGIN_SECONDS_MAX", 0.2)
+    sender, receiver = sides
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(Unreached):
+        sender.transport.run(sender.path_to(receiver, silent.getsockname()[1]), Pusher(1, 1), Halt())
+
+
+def test_said_halt_ends_a_transfer_that_waits_for_an_answer(sides: tuple[Side, Side]) -> None:
+    sender, receiver = sides
+    halt, pusher = Halt(), Pusher(10, 10, ahead=0)  # it never sends anything
+    thread, raised = run_in_thread(sender, receiver, pusher, halt)
+    assert receiver.doors.opened.wait(SECONDS_MAX)
+    halt.say()
+    thread.join(SECONDS_MAX)
+    assert [type(one) for one in raised] == [Halted]
+    assert receiver.doors.machines[0].closed.wait(SECONDS_MAX), "the receiving end was not told"
+
+
+def test_cut_connection_ends_both_ends_and_the_next_transfer_connects_anew(sides: tuple[Side, Side]) -> None:
+    sender, receiver = sides
+    with SlowLink(receiver.port, rate_bytes=20e6) as line:
+        thread, raised = run_in_thread(sender, receiver, Pusher(1000, MIB), Halt(), line.port)
+        until(lambda: receiver.doors.machines and receiver.doors.machines[0].message_count > 3, "the transfer")
+        assert line.cut() == 1
+        thread.join(SECONDS_MAX)
+        assert [type(one) for one in raised] == [Cut]
+        assert receiver.doors.machines[0].closed.wait(SECONDS_MAX)
+        again = Pusher(3, 1000)
+        sender.transport.run(sender.path_to(receiver, line.port), again, Halt())
+        assert again.is_done
+
+
+def test_peer_that_is_disconnected_is_cut_off(sides: tuple[Side, Side]) -> None:
+    sender, receiver = sides
+    thread, raised = run_in_thread(sender, receiver, Pusher(10, 10, ahead=0), Halt())
+    assert receiver.doors.opened.wait(SECONDS_MAX)
+    assert receiver.transport.connected_keys() == {sender.key}
+    receiver.transport.disconnect_peer(sender.key)
+    thread.join(SECONDS_MAX)
+    assert [type(one) for one in raised] == [Cut]
+    until(lambda: not receiver.transport.connected_keys(), "the end of the connection")
+
+
+def test_message_too_long_closes_the_channel_and_no_other(sides: tuple[Side, Side]) -> None:
+    sender, receiver = sides
+    bad, good = opened(sender, receiver), opened(sender, receiver)
+    bad.send(frame(STUFF))
+    bad.receive()
+    bad.send(LENGTH.pack((2 << 20) + 1) + b"x")
+    with pytest.raises(Cut):
+        bad.receive(SECONDS_MAX)
+    good.send(frame(ASK))
+    assert good.receive(SECONDS_MAX)
+    assert all(machine.closed.wait(SECONDS_MAX) for machine in receiver.doors.machines)
+
+
+def test_half_a_message_and_silence_is_ended(sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "SILENCE_SECONDS_MAX", 0.3)
+    sender, receiver = sides
+    silent = opened(sender, receiver)
+    silent.send(LENGTH.pack(100) + b"half")
+    assert receiver.doors.opened.wait(SECONDS_MAX)
+    assert receiver.doors.machines[0].closed.wait(SECONDS_MAX)
+    assert receiver.doors.machines[0].message_count == 0
+
+
+def test_silence_between_messages_is_no_fault_but_at_the_beginning_it_is(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "SILENCE_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(driver, "FIRST_SECONDS_MAX", 0.3)
+    sender, receiver = sides
+    speaks = opened(sender, receiver)
+    speaks.send(frame(STUFF))
+    assert speaks.receive(SECONDS_MAX)
+    idle = opened(sender, receiver)
+    until(lambda: len(receiver.doors.machines) == 2, "the second channel")
+    assert receiver.doors.machines[1].closed.wait(SECONDS_MAX)
+    with pytest.raises(Cut):
+        idle.receive(SECONDS_MAX)
+    assert not receiver.doors.machines[0].is_closed
+    speaks.send(frame(ASK))
+    assert speaks.receive(SECONDS_MAX)
+
+
+def test_channels_beyond_the_limit_are_refused(sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CHANNELS_MAX", 3)
+    sender, receiver = sides
+    first = [opened(sender, receiver) for _ in range(3)]
+    with pytest.raises(Unavailable, match="too many channels"):
+        opened(sender, receiver)
+    first[0].send(frame(ASK))
+    assert first[0].receive(SECONDS_MAX)
+    until(lambda: _opens(sender, receiver), "room for another channel")
+
+
+def _opens(sender: Side, receiver: Side) -> bool:
+    try:
+        return bool(opened(sender, receiver))
+    except Unavailable:
+        return False
+
+
+def test_strangers_beyond_the_limit_are_turned_away_and_peers_come_in_again_when_these_have_gone(
+    sides: tuple[Side, Side],
+) -> None:
+    sender, receiver = sides
+    knocking = [socket.create_connection(("127.0.0.1", receiver.port)) for _ in range(server.STRANGERS_OF_ADDRESS_MAX)]
+    for one in knocking:
+        assert one.recv(4) == b"SSH-"
+    with socket.create_connection(("127.0.0.1", receiver.port)) as late:
+        late.settimeout(SECONDS_MAX)
+        with pytest.raises(ConnectionResetError):
+            assert late.recv(4) == b""
+            raise ConnectionResetError  # it may also just be closed
+    with pytest.raises(Unreached):
+        sender.transport.run(sender.path_to(receiver), Pusher(1, 1), Halt())
+    for one in knocking:
+        one.close()
+    until(lambda: _comes_in(sender, receiver), "the peer to come in")
+
+
+def _comes_in(sender: Side, receiver: Side) -> bool:
+    try:
+        sender.transport.run(sender.path_to(receiver), Pusher(1, 1), Halt())
+    except Unreached:
+        return False
+    return True
+
+
+def test_stranger_who_does_not_log_in_is_closed_after_the_grace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.ssh, "LOGIN_SECONDS_MAX", 0.3)
+    with two_sides(tmp_path) as (_sender, receiver), socket.create_connection(("127.0.0.1", receiver.port)) as one:
+        one.settimeout(SECONDS_MAX)
+        while one.recv(4096):
+            pass
+
+
+def test_peer_that_never_reads_costs_no_more_than_the_buffers(tmp_path: Path) -> None:
+    with two_sides(tmp_path, Chatterbox) as (sender, receiver), SlowLink(receiver.port) as line:
+        deaf = opened(sender, receiver, line.port)
+        for _ in range(500):  # for 500 MiB of answers, of which it reads none
+            deaf.send(frame(STUFF))
+        machine = receiver.doors.machines[0]
+        assert isinstance(machine, Chatterbox)
+        until(lambda: _has_settled(machine), "the answers to stop")
+        bounded = channel.WINDOW_BYTES + channel.INCOMING_BYTES_MAX + channel.OUTGOING_BYTES_MAX + 16 * MIB
+        assert machine.said_bytes <= bounded
+
+
+def _has_settled(machine: Chatterbox) -> bool:
+    before = machine.said_bytes
+    time.sleep(0.5)  # in which 100 MiB could have been said
+    return 0 < before == machine.said_bytes
+
+
+def test_unread_messages_at_the_receiver_hold_the_sender_up(tmp_path: Path) -> None:
+    gate = threading.Event()
+
+    class Stuck(Chatterbox):
+        def handle(self, message: bytes) -> list[bytes]:
+            self.began.set()
+            assert gate.wait(SECONDS_MAX)
+            return [frame(STUFF)]
+
+    with two_sides(tmp_path, Stuck) as (sender, receiver):
+        one = opened(sender, receiver)
+        sent = []
+
+        def push() -> None:
+            with pytest.raises((Cut, Halted)):
+                while True:
+                    one.send(frame(STUFF, bytes(MIB)))
+                    sent.append(MIB)
+
+        thread = threading.Thread(target=push)
+        thread.start()
+        try:
+            until(lambda: _stays(sent), "the sender to be held up")
+            bounded = channel.WINDOW_BYTES + channel.INCOMING_BYTES_MAX + channel.OUTGOING_BYTES_MAX + 8 * MIB
+            assert len(sent) * MIB <= bounded
+        finally:
+            gate.set()
+            one.interrupt()
+            thread.join(SECONDS_MAX)
+
+
+def _stays(sent: list[int]) -> bool:
+    before = len(sent)
+    time.sleep(0.3)
+    return 0 < before == len(sent)
+
+
+def test_stop_lets_receiving_machines_save(tmp_path: Path) -> None:
+    with two_sides(tmp_path) as (sender, receiver):
+        thread, raised = run_in_thread(sender, receiver, Pusher(10, 10, ahead=0), Halt())
+        assert receiver.doors.opened.wait(SECONDS_MAX)
+        receiver.transport.stop(SECONDS_MAX)
+        assert receiver.doors.machines[0].closed.is_set()
+        thread.join(SECONDS_MAX)
+        assert [type(one) for one in raised] == [Cut]
+
+
+@pytest.mark.parametrize("delay_ms", [20])
+def test_throughput_over_a_long_line_is_most_of_it(sides: tuple[Side, Side], delay_ms: int) -> None:
+    sender, receiver = sides
+    rate = 30e6
+    with SlowLink(receiver.port, delay_ms / 1000, rate) as line:
+        warm = Pusher(1, 1)
+        sender.transport.run(sender.path_to(receiver, line.port), warm, Halt())
+        pusher = Pusher(60, MIB, ahead=16)
+        began = time.monotonic()
+        sender.transport.run(sender.path_to(receiver, line.port), pusher, Halt())
+        assert 60 * MIB / (time.monotonic() - began) >= 0.7 * rate
