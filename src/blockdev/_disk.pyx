@@ -571,11 +571,52 @@ cdef void lock_two(Disk* a, Disk* b) noexcept nogil:
         pthread_rwlock_rdlock(&a.lock)
 
 
+cdef int diff_edge(Disk* older, Disk* newer, uint64_t block, run_callback callback, void* opaque) noexcept nogil:
+    """The block in which `older` ends.  What grows to the size of `newer` has zeros behind that end, whatever is in the block."""
+    cdef char data[BLOCK_BYTES]
+    cdef uint64_t before = 0, after = 0
+    cdef uint32_t place = <uint32_t>(older.size_bytes % BLOCK_BYTES)
+    cdef bint differs
+    cdef int failure = map_lookup(older.pool.nodes, &older.map, block, 1, &before)
+    if not failure:
+        failure = map_lookup(newer.pool.nodes, &newer.map, block, 1, &after)
+    if failure:
+        return failure
+    differs = before != after
+    if not differs and after:
+        if read_blocks(newer, block, 1, data):
+            return callback(opaque, block, 1, False)    # whoever reads it is told
+        while place < BLOCK_BYTES and not differs:
+            differs = data[place] != 0
+            place += 1
+    return callback(opaque, block, 1, after == 0) if differs else 0
+
+
+cdef int diff_maps(Disk* older, Disk* newer, uint64_t* next_block, run_callback callback, void* opaque) noexcept nogil:
+    """As disk_diff, with both locked."""
+    cdef Map* before = NULL if older == NULL else &older.map
+    cdef uint64_t end = (newer.size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES, edge = end
+    cdef int failure = 0
+    if older != NULL and older.size_bytes < newer.size_bytes and older.size_bytes % BLOCK_BYTES:
+        edge = older.size_bytes // BLOCK_BYTES
+    if next_block[0] < edge:
+        failure = map_diff(newer.pool.nodes, before, &newer.map, next_block, edge, callback, opaque)
+        if failure or next_block[0] < edge:
+            return failure
+    if edge < end and next_block[0] == edge:
+        failure = diff_edge(older, newer, edge, callback, opaque)
+        next_block[0] += failure == 0
+    if not failure:
+        failure = map_diff(newer.pool.nodes, before, &newer.map, next_block, end, callback, opaque)
+    return failure
+
+
 cdef int disk_diff(
     Disk* older, Disk* newer, uint64_t* next_block, run_callback callback, void* opaque
 ) noexcept nogil:
     """Call back for each block of `newer` whose address differs from that in `older` (NULL: all holes), in order.
 
+    Where `older` ended within a block, and `newer` is larger and has something there behind that end, the block differs, too.
     It begins at next_block, and may stop before the end: then next_block says where to go on, else it is behind all.
     """
     cdef int failure = 0
@@ -583,8 +624,7 @@ cdef int disk_diff(
     if newer.deleted or (older != NULL and older.deleted):
         failure = ESHUTDOWN
     else:
-        failure = map_diff(newer.pool.nodes, NULL if older == NULL else &older.map, &newer.map, next_block,
-                           (newer.size_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES, callback, opaque)
+        failure = diff_maps(older, newer, next_block, callback, opaque)
     if older != NULL and older != newer:
         pthread_rwlock_unlock(&older.lock)
     pthread_rwlock_unlock(&newer.lock)

@@ -118,6 +118,26 @@ def test_a_chain_of_snapshots_is_copied_block_by_block_and_digests_agree(pool: P
         older, older_digest = newer, digest
 
 
+def test_the_block_in_which_a_smaller_disk_ended_differs_although_both_have_it(pool: Pool, other: Pool) -> None:
+    """Restored after a shrink: what builds on the smaller one and grows has zeros there, not what the larger one holds."""
+    content = random.Random(5).randbytes(20 * BLOCK)
+    source = pool.create_vdisk(20 * BLOCK)
+    source.write(0, content)
+    [larger] = pool.snapshot([source])
+    source.resize(7 * BLOCK + 512)
+    [smaller] = pool.snapshot([source])
+    assert [number for number, _ in all_changes(smaller, larger, 3)] == list(range(7, 20))
+    assert [tuple(extent) for extent in pool.diff(smaller, larger)] == [(7 * BLOCK, 13 * BLOCK, "data")]
+    assert all_changes(larger, smaller) == []
+    target = other.create_vdisk(7 * BLOCK + 512)
+    copy_changes(None, smaller, target)
+    target.resize(20 * BLOCK)
+    copy_changes(smaller, larger, target)
+    assert target.read(0, 20 * BLOCK) == content
+    digest = content_digest(None, b"", smaller)
+    assert content_digest(smaller, digest, larger) == content_digest(None, b"", target)
+
+
 def test_only_what_the_other_pool_has_nowhere_needs_its_bytes(pool: Pool, other: Pool) -> None:
     content = random.Random(1).randbytes(64 * BLOCK)
     source = pool.create_vdisk(MEBIBYTE)

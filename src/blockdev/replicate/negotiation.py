@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import metadata
 
 from blockdev.errors import UnknownFormat
@@ -11,6 +12,7 @@ VERSIONS = [1]
 FEATURES: list[str] = []  # none yet: what a later build adds, both ends must name
 
 
+@cache
 def own_hello() -> Hello:
     return Hello(VERSIONS, FEATURES, f"blockdev {metadata.version('blockdev')}")
 
