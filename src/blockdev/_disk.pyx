@@ -572,7 +572,7 @@ cdef void lock_two(Disk* a, Disk* b) noexcept nogil:
 
 
 cdef int diff_edge(Disk* older, Disk* newer, uint64_t block, run_callback callback, void* opaque) noexcept nogil:
-    """The block in which `older` ends.  What grows to the size of `newer` has zeros behind that end, whatever is in the block."""
+    """The block in which `older` ends.  What grows to the size of `newer` has zeros behind that end."""
     cdef char data[BLOCK_BYTES]
     cdef uint64_t before = 0, after = 0
     cdef uint32_t place = <uint32_t>(older.size_bytes % BLOCK_BYTES)
@@ -616,7 +616,7 @@ cdef int disk_diff(
 ) noexcept nogil:
     """Call back for each block of `newer` whose address differs from that in `older` (NULL: all holes), in order.
 
-    Where `older` ended within a block, and `newer` is larger and has something there behind that end, the block differs, too.
+    Where `older` ended within a block, and `newer` is larger and has something there behind that end, it differs, too.
     It begins at next_block, and may stop before the end: then next_block says where to go on, else it is behind all.
     """
     cdef int failure = 0

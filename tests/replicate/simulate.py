@@ -13,7 +13,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -59,7 +59,7 @@ def run_seed(seed: int) -> World:
 
 
 def again(seed: int, bug: str | None = None) -> str:
-    planted = f" --bug {bug}" if bug else ""
+    planted = f" --bug '{bug}'" if bug else ""
     return f".venv/bin/python -m tests.replicate.simulate --seed {seed}{planted}"
 
 
@@ -73,7 +73,7 @@ def main() -> int:
     seeds = [asked.seed] if asked.seed is not None else range(asked.first_seed, asked.first_seed + asked.seeds)
     failed = 0
     totals: dict[str, int] = {}
-    with BUGS[asked.bug]() if asked.bug else ExitStack():
+    with BUGS[asked.bug]() if asked.bug else nullcontext():
         for count, seed in enumerate(seeds, 1):
             try:
                 world = run_seed(seed)
