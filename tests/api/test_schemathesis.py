@@ -5,6 +5,7 @@ What it looks at and what it leaves out, with the reasons: schemathesis.toml.  A
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -23,16 +24,17 @@ ST = str(Path(sys.executable).with_name("st"))
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 MINUTES_MAX = 8  # on a machine that does much else
 REACHED_MIN = 0.7  # of the operations, once with success: else it has tried out refusals only
+KEY_PREFIX = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"  # RFC 8709, section 4
 DISKS = [{"name": name, "size_bytes": 1 << 20} for name in ("root", "data")]
 
 
 @pytest.fixture
 def filled() -> Iterator[tuple[Home, str]]:
     """A served home with VMs, snapshots, schedules and tokens, of the names in schemathesis.toml; its address."""
-    made, address = Home(), free_address()
+    made, address, peers = Home(), free_address(), free_address()
     try:
         made.init("2G")
-        made.serve("--api", address)
+        made.serve("--api", address, "--replicate", peers)
         with made.rest() as rest:
             for number in range(1, 13):
                 sure(rest.post("/vms", json={"name": f"vm-{number}", "disks": DISKS, "config": "<domain/>"}))
@@ -45,9 +47,22 @@ def filled() -> Iterator[tuple[Home, str]]:
             for name in ("kvm", "spare"):
                 sure(rest.post("/hypervisors", json={"name": name, "uri": f"test:///default?{name}"}))
             sure(rest.post("/pool/check"))
+            replicate_to_itself(rest, int(peers.partition(":")[2]))
         yield made, address
     finally:
         made.close()
+
+
+def replicate_to_itself(rest: httpx.Client, port: int) -> None:
+    """Peers and paths, of which one leads to this home and works."""
+    own = sure(rest.get("/replication/identity"))["key"]
+    others = [f"ssh-ed25519 {base64.b64encode(KEY_PREFIX + bytes([number]) * 32).decode()}" for number in (1, 2)]
+    for name, key in zip(("near", "spare", "self"), [*others, own], strict=True):
+        sure(rest.post("/replication/peers", json={"name": name, "key": key, "vms": ["*"]}))
+    for name, key, to in (("nowhere", others[0], 9), ("spare", others[1], 9), ("self", own, port)):
+        sure(rest.post("/replication/paths", json={"name": name, "host": "127.0.0.1", "port": to, "key": key}))
+    sure(rest.post("/replication/paths/self/test"))
+    sure(rest.put("/vms/vm-1/protections/nowhere", json={"rpo_seconds": 7200}))
 
 
 def sure(answer: httpx.Response) -> Any:

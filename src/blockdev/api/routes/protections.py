@@ -26,6 +26,7 @@ from blockdev.api.services import Wired
 from blockdev.clock import now_seconds
 from blockdev.replicate.model import Demoted, MadeThere, Promoted, Protection, Queued
 from blockdev.vmmap.clock import to_text
+from blockdev.vmmap.names import check_name
 
 router = APIRouter(prefix="/vms/{vm}", tags=["replication"])
 SAMPLES_SECONDS = 86400
@@ -122,7 +123,10 @@ def clone_vm_there(vm: str, body: NewThere, services: Wired) -> MadeThere:
 @router.post("/replication/copy", status_code=202)
 def copy_vm(vm: str, body: NewThere, services: Wired) -> JobView:
     """A VM of its own at the other end of a path, sent there once; the job's result is a MadeThere."""
+    check_name("VM", body.name)
     services.vms.show_vm(vm)
+    if body.snapshot is not None:
+        services.vms.show_snapshot(vm, body.snapshot)
     services.replication.show_path(body.path)
 
     def work(job: Job) -> Any:
