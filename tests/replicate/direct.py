@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from blockdev.errors import Unavailable
 from blockdev.replicate.doors import Doors
+from blockdev.replicate.driver import Sending
 from blockdev.replicate.frames import LENGTH_BYTES
 from blockdev.replicate.halt import Halt, Rejected, Unreached
 from blockdev.replicate.keys import fingerprint
-from blockdev.replicate.sender import Requester, Sender
 from blockdev.replicate.throttle import Throttle
 from blockdev.vmmap.catalog_replication import PathRow
 
@@ -66,7 +66,7 @@ class DirectTransport:
     def stop(self, seconds: float) -> None:
         self.net.homes.pop(self._key, None)
 
-    def run(self, path: PathRow, sender: Sender | Requester, halt: Halt) -> None:
+    def run(self, path: PathRow, sender: Sending, halt: Halt) -> None:
         other = self.net.homes.get(path.key)
         if other is None or self.net.is_down:
             raise Unreached(f"{path.host} is not reached")

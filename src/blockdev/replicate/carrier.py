@@ -12,14 +12,15 @@ from blockdev.clock import monotonic_seconds
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError, Unavailable
 from blockdev.replicate.control import Begin
-from blockdev.replicate.dispatcher import Errand
+from blockdev.replicate.dispatcher import Errand, Reached
+from blockdev.replicate.driver import Sending
 from blockdev.replicate.flow import Count, Flow, Moving
 from blockdev.replicate.halt import Halt, Halted
 from blockdev.replicate.inbound import failure_fields
 from blockdev.replicate.lanes import Pending, Retry
 from blockdev.replicate.model import Cancelled, Watcher
 from blockdev.replicate.queue import as_pending
-from blockdev.replicate.sender import Progress, Requester, Sender, Source
+from blockdev.replicate.sender import Progress, Sender, Source
 from blockdev.replicate.source import SnapshotSource
 from blockdev.vmmap.catalog import SnapshotRow, VMRow
 from blockdev.vmmap.catalog_replication import PathRow
@@ -34,8 +35,33 @@ WATCH_SECONDS = 0.5  # between looks of a job
 class Route(Protocol):
     """What runs a sender over a channel of its own to the other end of a path."""
 
-    def run(self, path: PathRow, sender: Sender | Requester, halt: Halt) -> None:
+    def run(self, path: PathRow, machine: Sending, halt: Halt) -> None:
         """Until it is done.  Halted; Unreached; Unavailable: it was cut; what the sender raises."""
+
+
+class Announcing:
+    """A sender that says when the other end has answered."""
+
+    def __init__(self, sender: Sender, reached: Reached) -> None:
+        self._sender = sender
+        self._reached = reached
+        self._is_reached = False
+
+    @property
+    def is_done(self) -> bool:
+        return self._sender.is_done
+
+    def start(self) -> None:
+        self._sender.start()
+
+    def next(self) -> bytes | None:
+        return self._sender.next()
+
+    def handle(self, message: bytes) -> None:
+        if not self._is_reached:
+            self._is_reached = True
+            self._reached()
+        self._sender.handle(message)
 
 
 class Carrier:
@@ -51,12 +77,12 @@ class Carrier:
         self._events = events
         self._recorder = recorder
 
-    def carry(self, errand: Errand, flow: Flow, halt: Halt) -> None:
+    def carry(self, errand: Errand, flow: Flow, halt: Halt, reached: Reached) -> None:
         """Until the other end has the snapshot.  As Route.run."""
         row = errand.protection
         source = SnapshotSource(self._vms, self._engine, errand.vm_id, errand.snapshot.uuid)
         begin = source.begin("protect", errand.keep_seconds, row.rpo_seconds)
-        base_uuid = self._send(begin, source, errand.path, errand.snapshot, flow, halt)
+        base_uuid = self._send(begin, source, errand.path, errand.snapshot, flow, halt, reached)
         if row.newest_uuid is not None and base_uuid not in (row.newest_uuid, errand.snapshot.uuid):
             self._tell_lost_base(errand, flow, base_uuid)
 
@@ -72,7 +98,7 @@ class Carrier:
                 before = flow.total()
                 try:
                     source = SnapshotSource(self._vms, self._engine, vm.id, snapshot.uuid)
-                    self._send(source.begin("copy", None, None, name), source, path, as_pending(snapshot), flow, halt)
+                    self._send(source.begin("copy", None, None, name), source, path, as_pending(snapshot), flow, halt, lambda: None)
                     return
                 except Unavailable as error:
                     retry.cut(0.0, error, flow.total().minus(before).logical > 0)
@@ -85,7 +111,7 @@ class Carrier:
             watching.join()
 
     def _send(
-        self, begin: Begin, source: Source, path: PathRow, snapshot: Pending, flow: Flow, halt: Halt
+        self, begin: Begin, source: Source, path: PathRow, snapshot: Pending, flow: Flow, halt: Halt, reached: Reached
     ) -> str | None:
         """The uuid of the base that was used, or of the snapshot itself if it was there already."""
         sender: Sender | None = Sender(begin, source, path.level)
@@ -97,7 +123,7 @@ class Carrier:
             flow.begin(moving)
             error: BlockdevError | None = None
             try:
-                self._route.run(path, sender, halt)
+                self._route.run(path, Announcing(sender, reached), halt)
                 return snapshot.uuid if progress.was_present else progress.base_uuid
             except Halted:
                 error = Unavailable("it was stopped, and goes on from there")

@@ -44,7 +44,8 @@ class Errand(NamedTuple):
     keep_seconds: int | None  # at the other end
 
 
-Carry = Callable[[Errand, Flow, Halt], None]
+Reached = Callable[[], None]  # called when the other end has answered
+Carry = Callable[[Errand, Flow, Halt, Reached], None]
 
 
 class Dispatcher:
@@ -261,7 +262,7 @@ class Dispatcher:
     def _work(self, lane: Lane, way: Way, first: Pending, halt: Halt) -> None:
         before = lane.flow.total()
         try:
-            self._carry(self._errand(lane, way, first), lane.flow, halt)
+            self._carry(self._errand(lane, way, first), lane.flow, halt, lambda: self._note_reached(way))
             self._note_sent(lane, way, first)
         except Halted:
             pass
@@ -288,17 +289,25 @@ class Dispatcher:
             keep_seconds = Rules(self._catalog).keep_seconds(vm, snapshot, lane.row)
         return Errand(lane.row, way.row, lane.row.vm_id, first, keep_seconds)
 
+    def _note_reached(self, way: Way) -> None:
+        """All lanes of the way may go."""
+        with self._changed:
+            has_failed = way.is_down or way.retry.error is not None
+            way.is_down = False
+            way.retry.reset()
+            self._woken |= has_failed
+            self._changed.notify_all()
+        if has_failed:
+            self._tell_reached(way)
+
     def _note_sent(self, lane: Lane, way: Way, sent: Pending) -> None:
         now = self._clock()
         with self._catalog.transaction():
             self._catalog.note_replicated(*lane.key, sent.uuid, sent.lsn, to_text(sent.created), to_text(now))
         with self._changed:
             lane.retry.reset()
-            way.retry.reset()
-            way.is_down = False
             lane.pending = [one for one in lane.pending if one.id != sent.id]
         self._events.end("replication", lane.flow.vm, f"replication over path {lane.flow.way} works again", of=trouble(lane))
-        self._tell_reached(way)
 
     def _tell_reached(self, way: Way) -> None:
         self._events.end("replication", None, f"the other end of path {way.row.name} is reached again", of=f"path {way.row.name}")
@@ -311,21 +320,14 @@ class Dispatcher:
         now = monotonic_seconds()
         is_of_path = isinstance(error, Unreached | Rejected)
         with self._changed:
-            if is_of_path:
-                way.is_down = True
-                retry = way.retry
-            else:
-                way.is_down = False
-                way.retry.reset()
-                retry = lane.retry
+            way.is_down |= is_of_path
+            retry = way.retry if is_of_path else lane.retry
             if isinstance(error, Unavailable | NotFound):  # what it was sent to is gone there: it is begun anew
                 retry.cut(now, error, moved.logical > 0)
             else:
                 retry.refuse(now, error)
             is_serious = retry.is_refused or retry.failures >= FAILURES_SERIOUS
         logger.info("sending %s@%s over path %s: %s", lane.flow.vm, first.name, way.row.name, error.message)
-        if not is_of_path:
-            self._tell_reached(way)
         if retry.is_refused and not is_of_path:
             with self._catalog.transaction():
                 self._catalog.note_failed(*lane.key, error.code, error.message)

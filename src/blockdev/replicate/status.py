@@ -82,7 +82,8 @@ class StatusOperations(Parts):
         state = self._state_sent(lane, row, trouble, now)
         if state == "up to date" and (known is None or is_unseen):
             state = "scheduled"  # nobody has looked yet
-        error = trouble.retry.error if lane.pending and not row.paused else None
+        is_told = lane.pending and not row.paused and (moving is None or trouble.retry is not lane.retry)
+        error = trouble.retry.error if is_told else None
         waits = error is not None and moving is None and trouble.retry.at > monotonic
         return Replicated(
             vm=vm.name,
