@@ -257,6 +257,46 @@ def _any_operations(chosen: Random) -> Iterator[Step]:
             yield write(f"{vm}/root", chosen.randrange(128), number + 1)
 
 
+def _any_receiving(chosen: Random) -> Iterator[Step]:
+    """What can happen to a VM of a peer, in any order, and the peer's part of it."""
+    name, here, newest, is_begun, is_promoted = FAR, [1, 2], 3, True, False
+    for number in range(10):
+        kinds = ["restart control", "restart engine", *(["rename", "clone"] if here else [])]
+        if is_promoted:
+            kinds += ["write", "demote", "demote"]
+        else:
+            kinds += ["receive", "receive", "finish", "finish", *(["promote", "forget", "delete"] if here else ["drop"])]
+        kind = chosen.choice(kinds)
+        if kind in ("receive", "finish"):
+            newest += not is_begun
+            is_begun = kind == "receive"
+            yield getattr(Receiver(sent_copy(newest), *range(newest - 1, 0, -1)), kind)
+            here += [] if is_begun else [newest]
+        elif kind == "rename":
+            yield call("rename_vm", name, f"vm{number}")
+            name = f"vm{number}"
+        elif kind == "clone":
+            yield call("clone", name, f"far-{chosen.choice(here)}", f"clone{number}")
+        elif kind == "write":
+            yield write(f"{name}/root", chosen.randrange(128), number + 1)
+        elif kind == "promote":
+            is_begun, is_promoted = False, True
+            yield call("promote", name, f"far-{chosen.choice(here)}")
+        elif kind == "demote":
+            is_promoted = False
+            yield _demote(name)
+        elif kind == "forget":
+            yield call("delete_snapshot", name, f"far-{here.pop(chosen.randrange(len(here)))}")
+        elif kind == "delete":
+            yield call("delete_vm", name, force=True)
+            name, here, is_begun = FAR, [], False
+        elif kind == "drop":
+            is_begun = False
+            yield operation("drop what a peer sends")
+        else:
+            yield Machine.restart_control if kind == "restart control" else Machine.restart_engine
+
+
 def _large_configuration(number: int) -> Step:
     """Enough pages for SQLite to take its log into the database after a few of them, and to begin it anew."""
     text = f"<spare>{number}</spare>" * 50_000
@@ -376,6 +416,7 @@ CATALOG_SCENARIOS: dict[str, Callable[[Random], Iterable[Step]]] = {
     **{f"catalog_{name.replace(' ', '_')}": _story([operation(name)]) for name in ALL_OPERATIONS},
     **{f"catalog_{name}": _story(steps) for name, steps in STORIES.items()},
     "catalog_any_operations": _any_operations,
+    "catalog_any_receiving": _any_receiving,
 }
 
 

@@ -143,6 +143,7 @@ class VMMachine(RuleBasedStateMachine):
             "disks": {disk: (size, b"\0") for disk, size in disks.items()},
             "snapshots": {},
             "runs": [],
+            "received": None,
         }
         self.change(
             lambda vms: vms.create_vm(name, list(disks.items()), config, "made", DiskPolicy(**policy)),
@@ -244,6 +245,7 @@ class VMMachine(RuleBasedStateMachine):
             "disks": dict(source["disks"]),
             "snapshots": {},
             "runs": [],
+            "received": None,
         }
         self.change(
             lambda vms: vms.clone(name, snapshot, new_name), lambda model: model.update({new_name: made})

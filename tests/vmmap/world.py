@@ -115,7 +115,7 @@ def add_peer(catalog: Catalog, name: str) -> int:
 
 def sent_copy(number: int) -> SnapshotCopy:
     """The snapshot of that number of a VM that a peer has."""
-    vm_uuid, name, created = "77777777-2222-4333-8444-555555555555", f"far-{number}", f"2026-11-20T12:00:0{number}.000Z"
+    vm_uuid, name, created = "77777777-2222-4333-8444-555555555555", f"far-{number}", f"2026-11-20T12:00:{number:02}.000Z"
     return SnapshotCopy(
         uuid=snapshot_uuid(vm_uuid, name, created),
         name=name,
