@@ -73,6 +73,7 @@ class DirectTransport:
         peer = other.doors.find_peer(self._key)
         if peer is None:
             raise Rejected("the other end does not know this home")
+        other.doors.entered(peer)
         reception = other.doors.open(peer)
         try:
             sender.start()

@@ -19,7 +19,7 @@ from blockdev.engine.client import EngineClient
 from blockdev.engine.server import EngineServer
 from blockdev.errors import AlreadyExists, Busy, InvalidArgument, NotAllowed, NotFound, ReadOnly
 from blockdev.home import Home
-from blockdev.replicate import parts, pulse
+from blockdev.replicate import lanes, parts, pulse
 from blockdev.replicate.keys import parse_key
 from blockdev.replicate.model import Replicated
 from blockdev.replicate.service import Replication
@@ -470,3 +470,26 @@ def test_a_vm_goes_to_one_home_over_one_path(world: World) -> None:
     world.here.service.add_path("again", "there.example", key=world.there.key)
     with pytest.raises(AlreadyExists, match="path far"):
         world.here.service.protect("web", "again")
+
+
+def test_a_vm_without_a_snapshot_has_one_taken_when_it_is_protected(world: World) -> None:
+    world.here.vms.create_vm("web-2", [("root", MEBIBYTE)])
+    world.here.service.protect("web-2", "far")
+    world.wait("web-2")
+    assert len(world.there.vms.list_snapshots("web-2")) == 1
+    world.here.vms.create_vm("web-3", [])
+    with pytest.raises(InvalidArgument, match="no disks"):
+        world.here.service.protect("web-3", "far")
+    assert world.here.service.status("web-3")[0].state == "not configured"
+
+
+def test_a_path_is_tried_at_once_when_its_other_end_comes_to_us(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "RETRY_SECONDS_MIN", 1000.0)
+    world.net.is_down = True
+    world.here.service.protect("web", "far")
+    until(lambda: world.here.status("web").next_try, "a failure")
+    world.net.is_down = False
+    world.here.service.add_peer("back", world.there.key)
+    world.there.service.add_path("back", "here.example", key=world.here.key)
+    world.there.service.test_path("back")
+    world.wait()

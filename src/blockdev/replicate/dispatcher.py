@@ -101,11 +101,10 @@ class Dispatcher:
             self._changed.notify_all()
 
     def reached(self, key: str) -> None:
-        """The home of this public key is reachable."""
+        """The home of this public key has come to us: it may be reached, too."""
         with self._changed:
             for way in self._ways.values():
                 if way.row.key == key:
-                    way.is_down = False
                     way.retry.hurry()
             self._woken = True
             self._changed.notify_all()

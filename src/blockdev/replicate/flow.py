@@ -97,11 +97,6 @@ class Flow:
             while len(self._marks) > 2 and self._marks[1][0] <= now - RECENT_SECONDS:
                 self._marks.popleft()
 
-    def moved(self) -> Count:
-        """By the transfer under way."""
-        with self._lock:
-            return NOTHING if self._moving is None else self._moving.read()
-
     def total(self) -> Count:
         """By all since this process began."""
         with self._lock:

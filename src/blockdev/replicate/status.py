@@ -111,7 +111,7 @@ class StatusOperations(Parts):
             network_bytes_per_second=rates.recent.network,
             logical_bytes_per_second_mean=rates.mean.logical,
             network_bytes_per_second_mean=rates.mean.network,
-            eta_seconds=_eta(remaining, rates.recent.logical),
+            eta_seconds=_eta(remaining, rates.recent.logical or rates.mean.logical),
             since=row.created,
         )
 
