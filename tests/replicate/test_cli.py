@@ -153,6 +153,8 @@ def test_five_commands_bring_each_snapshot_to_the_other_home(apart: Sites) -> No
     assert "from a, read-only" in b.home("vm", "list")
     assert [one["newest_on"] for one in a.home.json("snapshot", "list", "web")["snapshots"]] == [[], [], ["b"]]
     assert a.home("snapshot", "list", "web").splitlines()[-1].endswith("  b")
+    asked = a.home.run("snapshot", "delete", "web@by-hand")
+    assert "it is the newest that path b has: what comes next is compared with an older one" in asked.error, asked
     history = a.home.json("replicate", "history", "web")["transfers"]
     assert [one["snapshot"] for one in history] == [one["name"] for one in reversed(sent)] and {one["error_code"] for one in history} == {None}
     assert "whole" in b.home("replicate", "history") and " from a " in b.home("replicate", "history")

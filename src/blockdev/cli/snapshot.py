@@ -162,7 +162,9 @@ def _tell_snapshot(found: dict[str, Any]) -> None:
 def delete(session: Session, name: values.Ref, force: bool, yes: bool) -> None:
     """Delete a snapshot; clones made of it are not touched."""
     found = session.client.get(_path(name))
-    ask(f"delete snapshot {name} of {found['created']} with {show_disks(found['disks'])}", yes)
+    paths = ", ".join(found["newest_on"])
+    cost = f"; it is the newest that path {paths} has: what comes next is compared with an older one" if paths else ""
+    ask(f"delete snapshot {name} of {found['created']} with {show_disks(found['disks'])}{cost}", yes)
     session.say(session.client.delete(_path(name), force=force), f"deleted snapshot {name}")
 
 
