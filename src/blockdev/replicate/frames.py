@@ -7,6 +7,7 @@ looked at before memory is taken by it, and what is wrong raises ProtocolError, 
 from __future__ import annotations
 
 import struct
+from collections import deque
 
 from blockdev.errors import InvalidArgument
 
@@ -38,49 +39,64 @@ def frame(kind: int, *parts: bytes) -> bytes:
 class Frames:
     """Cuts what comes over a channel into messages; never keeps more than one that is not whole, and what was fed.
 
-    A message's bytes are copied twice, however many pieces they come in.
+    The bytes of a large message are copied once, however many pieces they come in.
     """
 
     def __init__(self) -> None:
-        self._chunks: list[bytes | bytearray] = []  # what was fed and is in no message yet
-        self._byte_count = 0  # of them
-        self._wanted = LENGTH_BYTES  # so many are needed to go on
+        self._pieces: deque[memoryview] = deque()  # what was fed and is in no message yet
+        self._small: bytearray | None = None  # the last piece, when it still grows
+        self._byte_count = 0  # of all
+        self._message_bytes: int | None = None  # of the message that comes; None: its length does
 
     def feed(self, data: bytes) -> list[bytes]:
         """The messages that are whole by now, each its kind and body.  ProtocolError: what follows is none."""
         self._keep(data)
-        if self._byte_count < self._wanted:
-            return []
-        whole = bytes(self._chunks[0]) if len(self._chunks) == 1 else b"".join(self._chunks)
         found: list[bytes] = []
-        place = 0
-        self._wanted = LENGTH_BYTES
-        while len(whole) - place >= LENGTH_BYTES:
-            end = place + LENGTH_BYTES + message_bytes(whole[place : place + LENGTH_BYTES])
-            if len(whole) < end:
-                self._wanted = end - place
-                break
-            found.append(whole[place + LENGTH_BYTES : end])
-            place = end
-        self._chunks = [whole[place:]] if place < len(whole) else []
-        self._byte_count = len(whole) - place
-        return found
+        while True:
+            if self._message_bytes is None:
+                if self._byte_count < LENGTH_BYTES:
+                    return found
+                self._message_bytes = message_bytes(self._take(LENGTH_BYTES))
+            if self._byte_count < self._message_bytes:
+                return found
+            found.append(self._take(self._message_bytes))
+            self._message_bytes = None
 
     def _keep(self, data: bytes) -> None:
         """Small pieces are put together at once: a list of them would be larger than what they hold."""
-        last = self._chunks[-1] if self._chunks else None
-        if len(data) >= SMALL_BYTES:
-            self._chunks.append(data)
-        elif isinstance(last, bytearray):
-            last += data
-        elif data:
-            self._chunks.append(bytearray(data))
         self._byte_count += len(data)
+        if len(data) >= SMALL_BYTES or not self._pieces:
+            self._seal()
+            if data:
+                self._pieces.append(memoryview(data))
+        elif self._small is None:
+            self._small = bytearray(data)
+        else:
+            self._small += data
+
+    def _seal(self) -> None:
+        if self._small is not None:
+            self._pieces.append(memoryview(bytes(self._small)))
+            self._small = None
+
+    def _take(self, count: int) -> bytes:
+        """So many of the oldest bytes, which are there."""
+        self._seal()
+        self._byte_count -= count
+        taken: list[memoryview] = []
+        while count:
+            piece = self._pieces.popleft()
+            if len(piece) > count:
+                self._pieces.appendleft(piece[count:])
+                piece = piece[:count]
+            taken.append(piece)
+            count -= len(piece)
+        return b"".join(taken)
 
     @property
     def is_between(self) -> bool:
         """Whether nothing of a next message has come yet."""
-        return not self._byte_count
+        return not self._byte_count and self._message_bytes is None
 
 
 class Cursor:
