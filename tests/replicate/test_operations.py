@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -292,6 +293,45 @@ def test_vms_of_a_peer_that_is_removed_are_vms_like_others(world: World) -> None
     assert world.there.service.remove_peer("origin", force=True).received == ["web"]
     assert world.there.service.status("web")[0].state == "not configured"
     assert [one.name for one in world.there.vms.list_snapshots("web")] == ["s1"]
+
+
+def test_a_connection_by_a_key_that_was_replaced_opens_no_channel(world: World) -> None:
+    doors = world.net.homes[world.there.key].doors
+    logged_in = doors.find_peer(world.here.key)
+    assert logged_in is not None
+    world.there.service.change_peer("origin", {"key": a_key(9)})
+    with pytest.raises(NotAllowed, match="another key"):
+        doors.open(logged_in)
+    world.there.service.remove_peer("origin")
+    with pytest.raises(NotAllowed, match="no peer here"):
+        doors.open(logged_in)
+
+
+def test_a_peer_is_removed_while_it_begins_again_and_again(world: World) -> None:
+    world.here.service.protect("web", "far")
+    world.wait()
+    peer = world.there.catalog.peer("origin")
+    assert peer is not None
+    stopped, ended = threading.Event(), threading.Event()
+
+    def begin() -> None:
+        with suppress(NotFound, NotAllowed):
+            while not stopped.is_set():
+                copy = world.here.vms.sent_snapshot(1, world.here.catalog.snapshots(1)[0].uuid).copy
+                world.there.vms.begin_receipt(peer.id, "protect", copy._replace(uuid=str(uuid4())), [])
+        ended.set()
+
+    beginning = threading.Thread(target=begin)
+    beginning.start()
+    try:
+        until(lambda: world.there.catalog.receipts(peer.id), "something to have been begun")
+        world.there.service.remove_peer("origin", force=True)
+        assert ended.wait(30), "a home that is no peer any more begins something"
+    finally:
+        stopped.set()
+        beginning.join()
+    assert world.there.catalog.receipts() == [] and world.there.service.list_peers() == []
+    assert world.there.vms.reconcile().dropped == []
 
 
 def test_a_peer_is_told_of_no_vm_that_came_from_another(world: World, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import stat
 import subprocess
@@ -12,16 +13,22 @@ import pytest
 
 from blockdev.errors import AlreadyExists, InvalidArgument, NotAllowed
 from blockdev.home import Home
-from blockdev.replicate import pairing
+from blockdev.replicate import control, pairing
+from blockdev.replicate.frames import LENGTH_BYTES
 from blockdev.replicate.halt import Halt, Rejected
 from blockdev.replicate.identity import KeyPair
 from blockdev.replicate.keys import fingerprint
-from blockdev.replicate.pairing import Code, Invitations, Invited, decode_code, encode_code
+from blockdev.replicate.messages import Kind
+from blockdev.replicate.negotiation import own_hello
+from blockdev.replicate.pairing import Admission, Code, Invitations, Invited, decode_code, encode_code
 from tests.replicate.sides import SECONDS_MAX, Pusher, Side
 
 INVITED = Invited("site-a", ["web-*"], 1 << 40)
 SECRET = bytes(range(16))
 FINGERPRINT = "SHA256:" + "A" * 42 + "E"
+KEY, OTHER_KEY = (
+    "ssh-ed25519 " + base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0 " + bytes([number]) * 32).decode() for number in (1, 2)
+)
 
 
 class Clock:
@@ -78,11 +85,35 @@ def test_invitation_is_good_once() -> None:
     invitations = Invitations(Clock())
     secret = decode_code(invitations.invite(INVITED, FINGERPRINT, 600)).secret
     ticket = invitations.take(secret)
-    assert ticket is not None and ticket.invited == INVITED
+    assert ticket is not None
     assert invitations.take(secret) is None, "two had it at once"
-    ticket.use()
+    admitted: list[Invited] = []
+    ticket.use(admitted.append)
+    assert admitted == [INVITED]
     ticket.give_back()
     assert invitations.take(secret) is None and not invitations.is_any_open
+
+
+def test_connection_that_paired_cannot_pair_again_when_its_peer_was_removed() -> None:
+    invitations = Invitations(Clock())
+    ticket = invitations.take(decode_code(invitations.invite(INVITED, FINGERPRINT, 600)).secret)
+    assert ticket is not None
+    admitted: list[str] = []
+    for key in (KEY, OTHER_KEY):
+        channel = Admission(ticket, lambda _invited, key: admitted.append(key))
+        channel.handle(control.encode_hello(own_hello())[LENGTH_BYTES:])
+        [answer] = channel.handle(control.encode_request(pairing.REQUEST, pairing.pair_arguments(key))[LENGTH_BYTES:])
+        assert Kind(answer[LENGTH_BYTES]) is (Kind.ANSWER if key == KEY else Kind.REFUSE)
+    assert admitted == [KEY]
+
+
+def test_invitation_whose_connection_is_lost_while_it_is_being_used_is_used() -> None:
+    invitations = Invitations(Clock())
+    secret = decode_code(invitations.invite(INVITED, FINGERPRINT, 600)).secret
+    ticket = invitations.take(secret)
+    assert ticket is not None
+    ticket.use(lambda _invited: ticket.give_back())
+    assert invitations.take(secret) is None
 
 
 def test_invitation_that_was_taken_and_not_used_is_good_again() -> None:

@@ -11,7 +11,7 @@ from blockdev.vmmap.copies import SnapshotCopy
 from blockdev.vmmap.model import Snapshot
 from blockdev.vmmap.receipts import Receipt
 from blockdev.vmmap.service import VMs
-from tests.vmmap.world import OPERATIONS, add_peer, build, sent_copy
+from tests.vmmap.world import LATER, OPERATIONS, add_peer, build, sent_copy
 
 FAR = "distant"
 NEWCOMER = sent_copy(1)._replace(
@@ -66,7 +66,7 @@ RECEIVING: dict[str, Callable[[VMs], Any]] = {
     "receive a VM": lambda vms: _finish(vms, NEWCOMER),
     "receive a copy": lambda vms: _finish(vms, COPIED, "copy"),
     "drop a receipt": lambda vms: vms.drop_receipt(_go_on(vms, sent_copy(3)).id),
-    "drop what a peer sends": lambda vms: vms.drop_peer_receipts(_peer(vms)),
+    "drop what nobody goes on with": lambda vms: vms.drop_stale_receipts(LATER),
     "promote a VM": lambda vms: vms.promote(FAR),
     "promote a VM to an older snapshot": lambda vms: vms.promote(FAR, "far-1"),
     "demote a VM": lambda vms: vms.demote("web", _peer(vms)),

@@ -193,8 +193,10 @@ def test_dropped_receipts_leave_nothing(world: VMs, pool: Pool, peer: int, catal
     assert names(pool) == before
     begin(world, peer)
     world.begin_receipt(other, "copy", sent_copy(1)._replace(vm_name="other"), [])
-    world.drop_peer_receipts(peer)
-    assert [row.peer_id for row in catalog.receipts()] == [other]
+    world.forget_peer(peer)
+    assert [row.peer_id for row in catalog.receipts()] == [other] and catalog.peer_by_id(peer) is None
+    with pytest.raises(NotFound, match="no peer of this home"):
+        begin(world, peer)
     assert world.drop_stale_receipts("2026-11-22T12:00:00.000Z") == []
     assert world.drop_stale_receipts(LATER) == ["other@far-1"]
     assert names(pool) == before and catalog.receipts() == []

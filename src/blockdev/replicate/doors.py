@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from blockdev.errors import AlreadyExists
+from blockdev.errors import AlreadyExists, NotAllowed
 from blockdev.replicate.inbound import Inbound, Reception
 from blockdev.replicate.pairing import Invited
 from blockdev.vmmap.catalog import Catalog
@@ -39,8 +39,11 @@ class Doors:
         self._reached(peer.key)
 
     def open(self, peer: PeerRow) -> Reception:
-        """A channel of a peer."""
-        return self._inbound.open(peer)
+        """A channel of a peer, by what it may do now.  NotAllowed: it was removed, or has another key, since it logged in."""
+        now = self._catalog.peer_of_key(peer.key)
+        if now is None or now.id != peer.id:
+            raise NotAllowed("that home is no peer here any more, or has another key by now")
+        return self._inbound.open(now)
 
     def admit(self, invited: Invited, key: str) -> None:
         """Whoever had the code of an invitation is a peer from now on.  AlreadyExists: the name was taken meanwhile, or it is one."""

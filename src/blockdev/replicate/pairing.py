@@ -81,22 +81,34 @@ class _Open(NamedTuple):
 
 
 class Ticket:
-    """An invitation whose secret was given: nobody else can use it meanwhile."""
+    """An invitation whose secret was given: nobody else can use it meanwhile.  Any thread."""
 
     def __init__(self, invitations: Invitations, one: _Open) -> None:
-        self.invited = one.invited
         self._invitations = invitations
+        self._lock = threading.Lock()
         self._one: _Open | None = one
 
-    def use(self) -> None:
-        """It was the one use."""
-        self._one = None
+    def use(self, admit: Callable[[Invited], None]) -> None:
+        """The one use; it is not used when `admit` raises.  NotAllowed: it was used, or given back."""
+        one = self._take()
+        if one is None:
+            raise NotAllowed("this code was used already: have the other home invite again")
+        try:
+            admit(one.invited)
+        except BaseException:
+            self._invitations._put(one)
+            raise
 
     def give_back(self) -> None:
         """If it was not used."""
-        if self._one is not None:
-            self._invitations._put(self._one)
-            self._one = None
+        one = self._take()
+        if one is not None:
+            self._invitations._put(one)
+
+    def _take(self) -> _Open | None:
+        with self._lock:
+            one, self._one = self._one, None
+            return one
 
 
 class Invitations:
@@ -200,8 +212,8 @@ class Admission:
         asked = control.decode_request(body)
         if asked.what != REQUEST:
             raise NotAllowed("who comes by an invitation may tell its key, and nothing else")
-        self._admit(self._ticket.invited, keys.parse_key(asked.arguments.get("key", "")))
-        self._ticket.use()
+        key = keys.parse_key(asked.arguments.get("key", ""))
+        self._ticket.use(lambda invited: self._admit(invited, key))
         self.close()
         return control.encode_answer({})
 

@@ -85,10 +85,8 @@ class PeerOperations(Parts):
         if was.received and not force:
             raise Busy(f"VM {was.received[0]} is received from peer {name}: promote or delete it first, or force it: it is a VM like others then")
         peer = self._peer(name)
+        self._vms.forget_peer(peer.id)
         self._transport.disconnect_peer(peer.key)
-        self._vms.drop_peer_receipts(peer.id)
-        with self._catalog.transaction():
-            self._catalog.delete_peer(peer.id)
         return was
 
     def invite(

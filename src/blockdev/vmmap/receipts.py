@@ -59,8 +59,11 @@ class ReceiptOperations(CopyOperations):
 
         copy: its base, and which disks are based, are found here; vm_uuid as the peer has it; vm_name: wanted.
         ancestors: uuids of older snapshots that the peer can compare with, the newest first.
-        AlreadyExists: the VM has disks here, or the name of a copy is taken; NotAllowed: it is not this peer's, or promoted.
+        AlreadyExists: the VM has disks here, or the name of a copy is taken; NotAllowed: it is not this peer's, or promoted;
+        NotFound: the peer was removed.
         """
+        if self._catalog.peer_by_id(peer_id) is None:
+            raise NotFound("you are no peer of this home any more")
         check_name("VM", copy.vm_name)
         check_name("snapshot", copy.name)
         row = self._receiving_vm(peer_id, purpose, copy)
@@ -153,9 +156,14 @@ class ReceiptOperations(CopyOperations):
         return [f"{copy.vm_name}@{copy.name}" for copy in (_load_copy(one.body) for one in stale)]
 
     @change
-    def drop_peer_receipts(self, peer_id: int) -> None:
-        """All that a peer has begun."""
+    def forget_peer(self, peer_id: int) -> None:
+        """A peer is none any more: all that it has begun goes, and what it has sent are VMs like others.
+
+        Nothing is begun in between: what the journal goes on with never names a peer that there is not.
+        """
         self._drop_receipts(self._catalog.receipts(peer_id))
+        with self._catalog.transaction():
+            self._catalog.delete_peer(peer_id)
 
     def _begin_receipt(
         self, peer_id: int, purpose: Purpose, copy: SnapshotCopy, ancestors: Sequence[str], row: VMRow | None
