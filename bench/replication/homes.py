@@ -115,10 +115,10 @@ class Home:
         """By name, oldest first."""
         return {one["name"]: one for one in self.get(f"/vms/{vm}/snapshots").get("snapshots", [])}
 
-    def until_received(self, vm: str, snapshot: str, seconds: float = SECONDS_MAX) -> float:
-        """Seconds that it took from now."""
+    def until_received(self, vm: str, snapshot: str, seconds: float = SECONDS_MAX, pause: float = 0.1) -> float:
+        """Seconds that it took from now; to ask costs the home a few ms."""
         begun = time.perf_counter()
-        until(lambda: snapshot in self.snapshots(vm), f"{vm}@{snapshot} at {self.name}", seconds, 0.02)
+        until(lambda: snapshot in self.snapshots(vm), f"{vm}@{snapshot} at {self.name}", seconds, pause)
         return time.perf_counter() - begun
 
     def cpu_seconds(self) -> float:
