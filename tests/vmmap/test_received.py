@@ -275,6 +275,28 @@ def test_a_digest_is_made_again_when_what_it_is_made_from_goes_meanwhile(
     assert world.snapshot_digests(s2.id) == [digest(None, b"", id) for id in ids if id is not None]
 
 
+def test_a_digest_of_what_was_deleted_meanwhile_is_not_that_of_the_snapshot_that_took_its_place(
+    world: VMs, pool: Pool, catalog: Catalog, client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = world.create_snapshot("db", "late")
+    [row] = [row for row in catalog.snapshots() if row.uuid == taken.uuid]
+    digest = client.digest
+
+    def replace_it(*arguments: Any) -> bytes:
+        made = digest(*arguments)
+        monkeypatch.undo()
+        world.delete_snapshot("db", "late")
+        write(pool, "db/root", b"n")
+        world.create_snapshot("db", "later")
+        return made
+
+    monkeypatch.setattr(client, "digest", replace_it)
+    world.snapshot_digests(row.id)
+    [later] = [row for row in catalog.snapshots() if row.name == "later"]
+    ids = [disk.object_id for disk in catalog.snapshot_disks(later.id)]
+    assert world.snapshot_digests(later.id) == [digest(None, b"", id) for id in ids if id is not None]
+
+
 def test_a_write_makes_another_digest(world: VMs, pool: Pool, catalog: Catalog) -> None:
     made = []
     for byte in (b"1", b"2", b"1"):

@@ -430,15 +430,14 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Token
         )
         return self._rows(SnapshotDiskRow, query, vm_id)
 
-    def put_snapshot_disk(self, snapshot_id: int, name: str, object_id: int, size_bytes: int) -> int:
-        """A new one, or another object behind the one of that name; its id."""
-        return self._rows(
-            int,
+    def put_snapshot_disk(self, snapshot_id: int, name: str, object_id: int, size_bytes: int) -> None:
+        """A new one, or another object behind the one of that name."""
+        self._do(
             "INSERT INTO snapshot_disk (snapshot_id, name, object_id, size_bytes) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (snapshot_id, name) DO UPDATE"
-            " SET object_id = excluded.object_id, size_bytes = excluded.size_bytes, digest = NULL RETURNING id",
+            " SET object_id = excluded.object_id, size_bytes = excluded.size_bytes, digest = NULL",
             *(snapshot_id, name, object_id, size_bytes),
-        )[0]
+        )
 
     def newest_digests(self, vm_id: int, lsn: int) -> dict[str, SnapshotDiskRow]:
         """By disk, that of the newest snapshot older than `lsn` of which the digest is known."""

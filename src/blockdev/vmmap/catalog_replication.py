@@ -372,8 +372,9 @@ class ReplicationRecords(Database):
 
     # digests of content: Catalog.newest_digests finds what one can be made from
 
-    def set_digest(self, snapshot_disk_id: int, digest: bytes) -> None:
-        self._do("UPDATE snapshot_disk SET digest = ? WHERE id = ?", digest, snapshot_disk_id)
+    def set_digest(self, object_id: int, digest: bytes) -> None:
+        """Of a snapshot's disk by what the pool calls it: the id of a row may be another one's when this was deleted."""
+        self._do("UPDATE snapshot_disk SET digest = ? WHERE object_id = ?", digest, object_id)
 
     # history
 

@@ -5,7 +5,7 @@ Nothing is changed but what the catalog knows, and nothing waits.
 
 from __future__ import annotations
 
-from blockdev.errors import NotFound
+from blockdev.errors import Gone, NotFound
 from blockdev.vmmap.catalog import SnapshotDiskRow, SnapshotRow
 from blockdev.vmmap.lookup import present
 from blockdev.vmmap.operation import Operations
@@ -29,8 +29,9 @@ class DigestOperations(Operations):
         made = {disk.id: self._digest(row, disk, older.get(disk.name)) for disk in disks if disk.digest is None}
         if made:
             with self._catalog.transaction(grows=True):
-                for disk_id, digest in made.items():
-                    self._catalog.set_digest(disk_id, digest)
+                for disk in disks:
+                    if disk.id in made and disk.object_id is not None:
+                        self._catalog.set_digest(disk.object_id, made[disk.id])
         return [made[disk.id] if disk.digest is None else disk.digest for disk in disks]
 
     def _digest(self, snapshot: SnapshotRow, disk: SnapshotDiskRow, older: SnapshotDiskRow | None) -> bytes:
@@ -38,6 +39,6 @@ class DigestOperations(Operations):
         if older is not None and older.object_id is not None and older.digest is not None:
             try:
                 return self._engine.digest(older.object_id, older.digest, object_id)
-            except NotFound:  # deleted between the two looks
+            except (NotFound, Gone):  # deleted between the two looks
                 pass
         return self._engine.digest(None, b"", object_id)

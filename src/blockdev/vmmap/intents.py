@@ -540,9 +540,9 @@ class FinishCopy(Intent):
             config=self.config,
         )
         for disk, thing, digest in zip(self.disks, taken, self.digests or [""] * len(taken), strict=True):
-            row_id = catalog.put_snapshot_disk(snapshot_id, disk, thing.id, thing.size_bytes)
+            catalog.put_snapshot_disk(snapshot_id, disk, thing.id, thing.size_bytes)
             if digest:
-                catalog.set_digest(row_id, bytes.fromhex(digest))
+                catalog.set_digest(thing.id, bytes.fromhex(digest))
         if self.peer is not None:
             peer_id, rpo_seconds = self.peer
             catalog.use_config_of_snapshot(vm_id, snapshot_id)

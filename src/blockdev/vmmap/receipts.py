@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from blockdev.errors import AlreadyExists, NotAllowed, NotFound, Unavailable
+from blockdev.errors import AlreadyExists, Gone, NotAllowed, NotFound, Unavailable
 from blockdev.vmmap import intents
 from blockdev.vmmap.catalog import SnapshotDiskRow, SnapshotRow, VMRow
 from blockdev.vmmap.catalog_replication import NewReceipt, Purpose, ReceiptRow
@@ -273,7 +273,7 @@ class ReceiptOperations(CopyOperations):
         if base is not None and base.object_id is not None and base.digest is not None:
             try:
                 return self._engine.digest(base.object_id, base.digest, vdisk_id)
-            except NotFound:  # the base was deleted, or else the next call says so
+            except (NotFound, Gone):  # the base was deleted, or else the next call says so
                 pass
         return self._engine.digest(None, b"", vdisk_id)
 
