@@ -154,7 +154,22 @@ def test_received_snapshots_expire_but_for_the_newest_and_the_base_of_what_comes
     home.vms.drop_stale_receipts("2099-01-01T00:00:00.000Z")
     home.scheduler.round()
     assert home.snapshots(FAR) == ["far-3"]
+
+
+def test_the_newest_that_came_stays_when_the_VM_is_promoted_until_its_peer_is_forgotten(home: Home) -> None:
+    """A reverse, days later, is compared with it."""
+    peer = add_peer(home.catalog, "east")
+    for number in (1, 2):
+        receive(home.vms, home.pool, peer, number, [number - 1])
     home.vms.promote(FAR)
+    for number in (1, 2):
+        home.vms.change_snapshot(FAR, f"far-{number}", {"expires": "2028-01-01T00:00:01.000Z"})
+    home.vms.create_snapshot(FAR, "own", keep_seconds=60.0)
+    home.now += DAY
+    home.scheduler.round()
+    assert home.snapshots(FAR) == ["far-2"]
+    with home.catalog.transaction():
+        home.catalog.delete_peer(peer)
     home.scheduler.round()
     assert home.snapshots(FAR) == []
     assert held_ids(home.catalog, home.catalog.vms()[0], Rules(home.catalog)) == set()

@@ -2,7 +2,9 @@
 
 Needed are, of a VM that is protected, the newest snapshot that the other end has, which the next one is compared with, and
 what is still to be sent; of one that is received, the newest that came, and what is newer, as a peer that takes the VM
-back may have that, too; and what a half-received one was begun on.  All of it costs bytes when it is gone, and nothing else: whoever deletes such a snapshot by hand may.
+back may have that, too; of one that was promoted the newest that came, which a reverse is compared with, for as long as it
+is known whom it came from; and what a half-received one was begun on.  All of it costs bytes when it is gone, and nothing
+else: whoever deletes such a snapshot by hand may.
 """
 
 from __future__ import annotations
@@ -53,8 +55,10 @@ def held_ids(catalog: Catalog, vm: VMRow, rules: Rules) -> set[int]:
     """Ids of a VM's snapshots that do not expire now."""
     held = {id for protection in catalog.protections(vm.id) for id in _held_for(catalog, protection, vm, rules)}
     received = catalog.received_vm(vm.id)
-    if received is not None and received.promoted is None:
-        held.update(row.id for row in catalog.snapshots_from(vm.id, catalog.newest_received_lsn(vm.id)))
+    if received is not None:
+        newest_lsn = catalog.newest_received_lsn(vm.id)
+        rows = catalog.snapshots_from(vm.id, newest_lsn)
+        held.update(row.id for row in rows if received.promoted is None or row.lsn == newest_lsn)
         bases = [base_uuid_of(receipt) for receipt in catalog.receipts_into(vm.id)]
         held.update(id for base in bases if base is not None for id in _ids_of(catalog, vm, base))
     return held
