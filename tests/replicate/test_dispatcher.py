@@ -65,8 +65,9 @@ class World:
         self.notes: list[str] = []
         self.carried = Carried()
         self.events = Events(lambda write: write(self), now_seconds)  # type: ignore[arg-type]
-        self.dispatcher = Dispatcher(catalog, self.carried, now_seconds, self.events)
+        self.dispatcher = Dispatcher(catalog, self.carried, now_seconds, self.events, lambda _vm_id: self.is_labelling)
         self.lsn = 0
+        self.is_labelling = False
 
     def add_event(self, time: str, level: str, kind: str, vm: str | None, message: str) -> None:
         assert kind == "replication"
@@ -137,6 +138,22 @@ def test_a_new_snapshot_is_sent_at_once(world: World) -> None:
     until(lambda: world.dispatcher.lane(vm, path) is not None, "the lane")
     world.snapshot(vm, "s1")
     assert world.carried.end() == "web@s1"
+
+
+def test_a_snapshot_is_sent_when_it_is_known_how_consistent_it_is(world: World) -> None:
+    web = world.vm("web")
+    world.protect(web, world.path("far"))
+    world.is_labelling = True
+    world.snapshot(web, "s1")
+    frozen = world.snapshot(web, "s2", asked="vm")
+    assert world.carried.end() == "web@s1"
+    until(lambda: world.newest(web) == 1 and not world.dispatcher.unseen(), "s1 to be there")
+    assert world.carried.begun.empty()
+    with world.catalog.transaction():
+        world.catalog.set_snapshot_consistency(frozen, "vm", 5)
+    world.is_labelling = False
+    world.dispatcher.look(web)
+    assert world.carried.end() == "web@s2"
 
 
 def test_eight_vms_go_over_a_path_at_once_those_that_wait_longest_first(world: World) -> None:

@@ -20,17 +20,21 @@ from blockdev.engine.client import EngineClient
 from blockdev.engine.server import EngineServer
 from blockdev.errors import AlreadyExists, Busy, InvalidArgument, NotAllowed, NotFound, ReadOnly
 from blockdev.home import Home
+from blockdev.quiesce.snapshots import take_snapshot
 from blockdev.replicate import lanes, parts, pulse
 from blockdev.replicate.keys import parse_key
 from blockdev.replicate.model import Replicated
 from blockdev.replicate.service import Replication
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.events import Events
+from blockdev.vmmap.model import Terms
 from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs
 from tests.cli.served import until
+from tests.quiesce.agent_stand_in import THAW, StandIn, agent, well_behaved
 from tests.replicate.direct import DirectTransport, Net
 
+__all__ = ["agent"]
 MEBIBYTE = 1 << 20
 PREFIX = b"\0\0\0\x0bssh-ed25519\0\0\0 "
 
@@ -458,6 +462,24 @@ def test_a_paused_vm_waits_and_is_sent_when_it_is_resumed(world: World) -> None:
     queued = world.here.service.now("web")
     assert queued.paths == ["far"]
     until(lambda: world.here.status("web").newest == queued.snapshot, "it to be there")
+
+
+def test_a_snapshot_of_a_frozen_guest_says_so_at_the_other_end(world: World, agent: StandIn) -> None:
+    """It is known after the thaw; before, it would have been sent as one that says `crash`."""
+    world.here.service.protect("web", "far")
+    world.wait()
+    world.here.vms.set_agent("web", agent.address)
+
+    def thaw_late(agent: StandIn, request: dict[str, object]) -> bytes:
+        dispatcher = world.here.service._dispatcher
+        until(lambda: not dispatcher.unseen() and world.here.status("web").snapshots_remaining, "the snapshot to be looked at")
+        return well_behaved(agent, request)
+
+    agent.behaviours[THAW] = thaw_late
+    taken = take_snapshot(world.here.vms, "web", "s2", terms=Terms(asked="vm"))
+    world.wait()
+    received = world.there.vms.show_snapshot("web", "s2")
+    assert (received.asked, received.consistency, received.frozen_ms) == ("vm", "vm", taken.frozen_ms)
 
 
 def test_what_both_ends_built_on_may_be_lost_and_is_told_of(world: World) -> None:

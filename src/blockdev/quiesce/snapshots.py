@@ -45,7 +45,8 @@ def take_snapshot(
         reason = Unavailable(no_guest)
     elif agent is not None:
         try:
-            return _take_frozen(vms, vm, name, description, terms, keep_seconds, agent, limit_seconds)
+            with vms.labelling(vm):
+                return _take_frozen(vms, vm, name, description, terms, keep_seconds, agent, limit_seconds)
         except _NotFrozen as failure:
             reason = failure.error
     if if_not_frozen == "fail":

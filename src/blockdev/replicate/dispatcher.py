@@ -51,12 +51,18 @@ Carry = Callable[[Errand, Flow, Halt, Reached], None]
 class Dispatcher:
     """Lanes and ways of one home."""
 
-    def __init__(self, catalog: Catalog, carry: Carry, clock: Clock, events: Events) -> None:
-        """carry: sends a snapshot until the other end has it.  Halted; Unreached; what else keeps it from that."""
+    def __init__(
+        self, catalog: Catalog, carry: Carry, clock: Clock, events: Events, is_labelling: Callable[[int], bool]
+    ) -> None:
+        """carry: sends a snapshot until the other end has it.  Halted; Unreached; what else keeps it from that.
+
+        is_labelling: VMs.is_labelling.
+        """
         self._catalog = catalog
         self._carry = carry
         self._clock = clock
         self._events = events
+        self._is_labelling = is_labelling
         self._changed = threading.Condition()
         self._lanes: dict[Key, Lane] = {}
         self._ways: dict[int, Way] = {}
@@ -214,6 +220,7 @@ class Dispatcher:
             row = found[0]
             received = self._catalog.received_vm(vm.id)
             pending = [as_pending(one) for one in queued_snapshots(self._catalog, row, vm, rules)]
+        is_labelling = self._is_labelling(vm.id)  # after the look at what its snapshots say
         is_held = is_unfinished(vm.description) or (received is not None and received.promoted is None)
         path = paths[row.path_id]
         with self._changed:
@@ -223,7 +230,7 @@ class Dispatcher:
                     row, Flow("sent", path.name, vm.name, vm.uuid), retry=_retry_of(row)
                 )
             before = lane.pending
-            lane.row, lane.pending, lane.is_held = row, pending, is_held
+            lane.row, lane.pending, lane.is_held, lane.is_labelling = row, pending, is_held, is_labelling
             lane.flow.vm, lane.flow.way = vm.name, path.name
             halt = lane.halt if row.paused or is_held else None
         if halt is not None:

@@ -69,6 +69,7 @@ class Pending(NamedTuple):
     name: str
     created: float  # seconds since 1970
     lsn: int
+    asks_more: bool = False  # than its label says
 
 
 @dataclass
@@ -88,6 +89,7 @@ class Lane:
     flow: Flow
     pending: list[Pending] = field(default_factory=list)  # oldest first
     is_held: bool = False  # its VM is received, or not whole
+    is_labelling: bool = False  # what asks for more than its label says may get another one yet, with which it is to be sent
     retry: Retry = field(default_factory=Retry)
     halt: Halt | None = None  # of the transfer under way
     sizes: dict[tuple[str | None, str], int] = field(default_factory=dict)  # uuids of two snapshots -> bytes that differ
@@ -105,7 +107,9 @@ class Lane:
 
     def waits(self) -> bool:
         """For its turn or its time."""
-        return bool(self.pending) and self.halt is None and not self.row.paused and not self.is_held
+        if not self.pending or self.halt is not None or self.row.paused or self.is_held:
+            return False
+        return not (self.is_labelling and self.pending[0].asks_more)
 
     def bytes_remaining(self) -> int | None:
         """Of changed blocks that are to be dealt with still; None: not counted yet."""

@@ -60,7 +60,7 @@ class Parts:
         self._doors = Doors(catalog, self._inbound, clock, events, self._reached)
         self._transport = Transport(home, listen, self._doors)
         self._carrier = Carrier(vms, engine, self._transport, clock, events, recorder)
-        self._dispatcher = Dispatcher(catalog, self._carrier.carry, clock, events)
+        self._dispatcher = Dispatcher(catalog, self._carrier.carry, clock, events, vms.is_labelling)
         self._pulse = Pulse(vms, self._dispatcher, self._inbound.flows, catalog, engine, clock, events, recorder)
 
     def _look(self, vm_id: int, at_once: bool = False) -> None:

@@ -10,7 +10,7 @@ from blockdev.vmmap.catalog import SnapshotRow
 
 
 def as_pending(row: SnapshotRow) -> Pending:
-    return Pending(row.id, row.uuid, row.name, seconds_of(row.created), row.lsn)
+    return Pending(row.id, row.uuid, row.name, seconds_of(row.created), row.lsn, row.asked != row.consistency)
 
 
 @lru_cache(maxsize=65536)

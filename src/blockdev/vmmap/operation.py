@@ -7,6 +7,8 @@ two leaves: docs/agreement.md.
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Callable
 from functools import wraps
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -93,6 +95,8 @@ class Operations:
         self.refresh_config: Callable[[str], str | None] = lambda vm: None
         # is told that the VM of an id has a new snapshot, under the journal's lock; never raises, never waits
         self.on_snapshot: Callable[[int], None] = lambda vm_id: None
+        self._labelling: Counter[int] = Counter()  # ids of VMs, under _labelling_lock: SnapshotOperations.labelling
+        self._labelling_lock = threading.Lock()
 
     def _delete(self, intent: intents.Intent, ids: list[int], force: bool) -> None:
         """Runs an operation whose engine step deletes objects; what the pool lacks anyway is no error."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from blockdev.errors import Busy
@@ -86,6 +88,25 @@ class SnapshotOperations(Operations):
             until = f"it is locked until {now}" if now else "it is not locked"
             message = f"the lock of snapshot {vm.name}@{was.name} until {before} was released: {until} now"
             self.events.note("warning", "snapshot", vm.name, message)
+
+    @contextmanager
+    def labelling(self, vm: str) -> Iterator[None]:
+        """While a snapshot of the VM is taken of which it is known later how consistent it is: whoever sends it waits for that."""
+        vm_id = self._lookup.vm(vm).id
+        with self._labelling_lock:
+            self._labelling[vm_id] += 1
+        try:
+            yield
+        finally:
+            with self._labelling_lock:
+                self._labelling[vm_id] -= 1
+                self._labelling += Counter()  # those of none go
+            self.on_snapshot(vm_id)
+
+    def is_labelling(self, vm_id: int) -> bool:
+        """Whether a snapshot of it that asks for more than it says may come to say more."""
+        with self._labelling_lock:
+            return vm_id in self._labelling
 
     @change
     def note_consistency(self, vm: str, snapshot: str, frozen_ms: int) -> Snapshot:
