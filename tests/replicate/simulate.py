@@ -53,6 +53,7 @@ def run_seed(seed: int) -> World:
             world.live()
             world.mend()
             world.check()
+            world.reverse()
         finally:
             world.stop()
         return world

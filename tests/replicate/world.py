@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from itertools import zip_longest
 
 from blockdev.errors import BlockdevError, Corrupt, NotAllowed
 from blockdev.replicate.frames import Frames
@@ -20,7 +21,7 @@ from tests.replicate.homes import ControlKilled, Home
 from tests.vmmap.world import add_peer
 
 BLOCK = 4096
-STEPS = (150, 500)
+STEPS = (100, 350)
 MEND_STEPS_MAX = 60_000
 NOW = "2026-11-22T12:00:00.000Z"
 Content = dict[str, bytes]  # by name of disk
@@ -310,12 +311,12 @@ class World:
             (self._move, 60),
             (self._guest, 5),
             (self._snapshot, 4),
-            (self._delete_at_source, 1.2),
-            (self._delete_at_target, 1.0),
+            (self._delete_at_source, 2),
+            (self._delete_at_target, 2),
             (self._change_disks, 0.5),
             (self._restore, 0.3),
             (self._connect_twice, 0.6),
-            (self._cut, 1.5),
+            (self._cut, 4),
             (self._kill_engine, 0.8),
             (self._kill_control, 0.8),
             (self._doom, 1.0),
@@ -453,10 +454,14 @@ class World:
         self.choice.choice(self.homes).vms.reconcile()
 
     def _look(self) -> None:
-        for home in self.homes:  # what the catalog says is so only when both planes have agreed
-            home.vms.reconcile()
+        self._agree()
         for flow in self.flows:
             self._check_received(flow)
+
+    def _agree(self) -> None:
+        """What a catalog says is so only when both planes have agreed."""
+        for home in self.homes:
+            home.vms.reconcile()
 
     # the end
 
@@ -466,6 +471,8 @@ class World:
             home.is_full, home.killed_in = False, None
             if home.process is not None:
                 home.process.dies_in = None
+        self._revive()
+        self._agree()
         for flow in self.flows:
             for connection in list(flow.connections):
                 self._guard(lambda flow=flow, connection=connection: flow.drop(connection))  # type: ignore[misc]
@@ -483,6 +490,7 @@ class World:
             raise Wrong(f"after {MEND_STEPS_MAX} steps not all was sent")
 
     def check(self) -> None:
+        self._agree()
         for flow in self.flows:
             self._check_flow(flow)
         for home in self.homes:
@@ -514,6 +522,61 @@ class World:
         bytes_max = len(blocks) * BLOCK + flow.spare_bytes
         if flow.sent_bytes > bytes_max:
             raise Wrong(f"{flow.vm_name}: {flow.sent_bytes} bytes of blocks were sent, {bytes_max} at most had to be")
+
+    # disaster, and back
+
+    def reverse(self) -> None:
+        """In some lives: the target is promoted, goes on, and the former source receives what differs."""
+        flow = self.flows[0]
+        vm = flow.target.catalog.vm_of_uuid(flow.vm_uuid)
+        rows = [] if vm is None else flow.target.catalog.snapshots(vm.id)
+        if vm is None or not rows or self.choice.random() < 0.6:
+            return
+        flow.target.vms.promote(vm.name)
+        heads = {disk.name: flow.target.pool.find(disk.export) for disk in flow.target.vms.show_vm(vm.name).disks}
+        if {name: head.read(0, head.size_bytes) for name, head in heads.items()} != self.contents[rows[-1].uuid]:
+            raise Wrong(f"{vm.name} was promoted to something else than its newest snapshot")
+        self._refuse_after_promotion(flow)
+        self._write(flow.target, vm.name)
+        taken = flow.target.vms.create_snapshot(vm.name)
+        back = self._protect_back(flow, vm.name, taken.lsn)
+        self.flows = [back, *self.flows[1:]]
+        self.mend()
+        self.check()
+        self._check_only_difference(back, rows[-1].uuid, taken.uuid)
+        self.counts["reversals"] += 1
+
+    def _refuse_after_promotion(self, flow: Flow) -> None:
+        flow.source.vms.create_snapshot(flow.vm_name)
+        while not flow.is_refused:
+            if not flow.connections and not flow.connect():
+                raise Wrong(f"{flow.vm_name} was sent to where it was promoted")
+            flow.move(flow.connections[0])
+
+    def _protect_back(self, flow: Flow, name: str, lsn: int) -> Flow:
+        source, target = flow.target, flow.source
+        peers = target.catalog.peers()
+        peer_id = peers[0].id if peers else add_peer(target.catalog, "peer")
+        target.vms.demote(flow.vm_name, peer_id)
+        row = source.catalog.vm(name)
+        assert row is not None
+        with source.catalog.transaction():
+            paths = source.catalog.paths()
+            path_id = paths[0].id if paths else source.catalog.insert_path("there", "other", 10810, "ssh-ed25519 x", 3, "{}", NOW)
+            source.catalog.put_protection(row.id, path_id, None, None, lsn, NOW)
+        return Flow(self, source, target, name)
+
+    def _check_only_difference(self, flow: Flow, base_uuid: str, newer_uuid: str) -> None:
+        if not flow.target.catalog.snapshots_of_uuid(base_uuid):
+            return  # it was deleted there: nobody can compare with it
+        older, newer = self.contents[base_uuid], self.contents[newer_uuid]
+        changed = sum(
+            before != after
+            for disk, content in newer.items()
+            for before, after in zip_longest(blocks_of(older.get(disk, b"")), blocks_of(content))
+        )
+        if flow.sent_bytes > changed * BLOCK:
+            raise Wrong(f"{flow.vm_name}: {flow.sent_bytes} bytes went back where {changed} blocks differ")
 
     def _check_home(self, home: Home) -> None:
         home.vms.reconcile()
