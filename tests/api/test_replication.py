@@ -91,6 +91,9 @@ def test_a_path_is_made_by_a_key_or_a_code_and_throttled(rest: httpx.Client) -> 
     for wrong in ({"rate_bytes": 1}, {"zone": "Mars/Base"}, {"windows": [{"at": "noon", "rate_bytes": None}]}):
         refused(rest.patch("/replication/paths/p", json={"throttle": wrong}), 400, "invalid_argument")
     refused(rest.patch("/replication/paths/p", json={}), 400, "invalid_argument")
+    moved = ok(rest.patch("/replication/paths/p", json={"host": "192.0.2.9"}))
+    assert (moved["host"], moved["port"], moved["level"]) == ("192.0.2.9", 10810, 9)
+    refused(rest.patch("/replication/paths/p", json={"port": 5}), 400, "invalid_argument")
     refused(rest.patch("/replication/paths/none", json={"level": 1}), 404, "not_found")
     ok(rest.delete("/replication/paths/p"))
 

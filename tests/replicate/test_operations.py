@@ -18,7 +18,7 @@ from blockdev.clock import now_seconds
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.client import EngineClient
 from blockdev.engine.server import EngineServer
-from blockdev.errors import AlreadyExists, Busy, InvalidArgument, NotAllowed, NotFound, ReadOnly
+from blockdev.errors import AlreadyExists, Busy, InvalidArgument, NotAllowed, NotFound, ReadOnly, Unavailable
 from blockdev.home import Home
 from blockdev.quiesce.snapshots import take_snapshot
 from blockdev.replicate import lanes, parts, pulse
@@ -230,6 +230,19 @@ def test_a_reverse_that_was_interrupted_is_done_again(world: World) -> None:
     assert world.here.service.reverse("web").path == "back"
     assert world.here.service.reverse("web").path == "back"
     until(lambda: world.there.status("web").state == "up to date", "it to come back")
+
+
+def test_a_reverse_takes_no_disks_from_a_home_that_the_other_end_does_not_reach(world: World) -> None:
+    world.here.service.protect("web", "far")
+    world.wait()
+    world.there.service.promote("web")
+    world.there.service.add_path("back", "here.example", key=world.here.key)
+    reached = world.net.homes.pop(world.here.key)
+    with pytest.raises(Unavailable, match="over its path back: here.example is not reached.*listens for no peers"):
+        world.here.service.reverse("web")
+    assert len(world.here.vms.show_vm("web").disks) == 2 and world.there.status("web", "received").state == "promoted"
+    world.net.homes[world.here.key] = reached
+    assert world.here.service.reverse("web").path == "back"
 
 
 def test_a_seed_that_was_imported_is_adopted(world: World) -> None:

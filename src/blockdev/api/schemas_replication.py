@@ -48,6 +48,7 @@ Host = Annotated[
         json_schema_extra={"pattern": r"^[A-Za-z0-9.:_%-]{1,255}$"},
     ),
 ]
+Port = Annotated[int, Field(ge=1, le=65535)]
 RateBytes = Annotated[int, Field(description="in a second; null: no limit", json_schema_extra=RATE_BYTES_RANGE)]
 
 
@@ -107,7 +108,7 @@ class NewPath(Body):
 
     name: Name
     host: Host
-    port: int = Field(PORT, ge=1, le=65535)
+    port: Port = PORT
     key: KeyLine | None = None
     code: str | None = Field(None, max_length=1024, description="of an invitation: both homes know each other afterwards")
     level: Level = LEVEL
@@ -118,6 +119,8 @@ class PathChange(Body):
 
     model_config = SOME
 
+    host: Host | None = Field(None, description="where the same home is reached now")
+    port: Port | None = Field(None, description="goes with `host`; null: the usual one")
     level: Level | None = None
     throttle: ThrottleBody | None = Field(None, description="replaces what there was")
 

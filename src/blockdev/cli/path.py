@@ -147,14 +147,19 @@ def test(session: Session, name: str) -> None:
 
 @path.command()
 @click.argument("name", type=NAME)
+@click.option("--to", "endpoint", type=values.ENDPOINT_VALUE, metavar="HOST[:PORT]", help="Where the same home is reached now.")
 @level_option
 @pass_session
-def change(session: Session, name: str, level: int | None) -> None:
-    """Say how much a path compresses; transfers that begin follow."""
-    if level is None:
-        raise InvalidArgument("say what to change: --level")
-    changed = session.client.patch(f"/replication/paths/{name}", {"level": level})
-    session.say(changed, f"path {name} compresses at level {level}" if level else f"path {name} does not compress")
+def change(session: Session, name: str, endpoint: values.Endpoint | None, level: int | None) -> None:
+    """Say where the other home is reached now, or how much the path compresses; transfers that begin follow."""
+    body: dict[str, Any] = {} if level is None else {"level": level}
+    if endpoint is not None:
+        body |= {"host": endpoint.host, "port": endpoint.port}
+    if not body:
+        raise InvalidArgument("say what to change: --to HOST[:PORT] or --level N")
+    changed = session.client.patch(f"/replication/paths/{name}", body)
+    how = f"compresses at level {changed['level']}" if changed["level"] else "does not compress"
+    session.say(changed, f"path {name} leads to {show_place(changed)} and {how}")
 
 
 @path.command()

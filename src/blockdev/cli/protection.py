@@ -158,7 +158,7 @@ def _status(session: Session, vm: str | None) -> dict[str, Any]:
 
 
 def _require_well(found: list[dict[str, Any]]) -> None:
-    bad = [one for one in found if one["level"] == "error"]
+    bad = [one for one in found if one["level"] == "error" or one["state"] in ("failed", "exceeds rpo")]
     if bad:
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise Behind(f"the replication of VM {bad[0]['vm']} {_way(bad[0])} {_trouble(bad[0])}{more}: see blockdevctl replicate status")
@@ -188,7 +188,7 @@ def _tell_status(vm: str | None, found: dict[str, Any]) -> None:
         [
             *(one["vm"], _way(one), one["state"].upper() if one["level"] == "error" else one["state"]),
             *(one["newest"] or "-", _seconds(one["age_seconds"]), _remaining(one)),
-            *(show_speed(one["network_bytes_per_second"]), _seconds(one["eta_seconds"])),
+            *(show_speed(one["network_bytes_per_second"]), _seconds(one["eta_seconds"] or None)),
         ]
         for one in listed
     ]
@@ -222,7 +222,7 @@ def _fields(one: dict[str, Any]) -> list[tuple[str, str]]:
         for what in ("logical", "network"):
             now, mean = one[f"{what}_bytes_per_second"], one[f"{what}_bytes_per_second_mean"]
             fields.append((f"{what} speed", f"{show_speed(now)} now, {show_speed(mean)} on average"))
-    if one["eta_seconds"] is not None:
+    if one["eta_seconds"]:
         fields.append(("left", show_duration(one["eta_seconds"])))
     fields.append(("since", one["since"] or "-"))
     return fields

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from blockdev.errors import Busy, InvalidArgument, NotAllowed, NotFound
+from blockdev.errors import BlockdevError, Busy, InvalidArgument, NotAllowed, NotFound
 from blockdev.vmmap.catalog import Catalog, SnapshotRow, VMRow
 from blockdev.vmmap.catalog_replication import PathRow, PeerRow, ReceivedRow
 from blockdev.vmmap.clock import Clock, to_text
@@ -21,6 +21,7 @@ from blockdev.vmmap.service import VMs
 
 HAVE_MAX = 1000  # uuids of snapshots in a request
 SECONDS_MAX = 100 * 366 * 86400
+ERROR_CHARACTERS_MAX = 500
 
 Answer = dict[str, Any]
 
@@ -28,20 +29,29 @@ Answer = dict[str, Any]
 class Answers:
     """To requests of peers."""
 
-    def __init__(self, vms: VMs, catalog: Catalog, clock: Clock, events: Events, look: Callable[[int], None]) -> None:
-        """look: has a VM looked at that is protected now."""
+    def __init__(
+        self,
+        vms: VMs,
+        catalog: Catalog,
+        clock: Clock,
+        events: Events,
+        look: Callable[[int], None],
+        reach: Callable[[PathRow], None],
+    ) -> None:
+        """look: has a VM looked at that is protected now.  reach: tries a path; raises why it does not work."""
         self._vms = vms
         self._catalog = catalog
         self._clock = clock
         self._events = events
         self._look = look
+        self._reach = reach
 
     def answer(self, peer_id: int, what: str, arguments: Mapping[str, Any]) -> Answer:
         """InvalidArgument: nobody can ask that; NotAllowed: this peer may not; else what the operation raises."""
         peer = self._catalog.peer_by_id(peer_id)
         if peer is None:
             raise NotAllowed("that home is no peer here any more")
-        known = {"test": self._test, "vm": self._tell_of_vm, "clone": self._clone, "reverse": self._reverse}
+        known = {"test": self._test, "vm": self._tell_of_vm, "clone": self._clone, "reach": self._try_back, "reverse": self._reverse}
         if what not in known:
             raise InvalidArgument(f"this end knows no request {what}: it may be of an earlier version")
         return known[what](peer, arguments)
@@ -82,9 +92,7 @@ class Answers:
 
     def _reverse(self, peer: PeerRow, arguments: Mapping[str, Any]) -> Answer:
         """The VM was promoted here, and is sent to the peer from now on, whose copy is one that is received."""
-        back = self._path_back(peer)
-        if back is None:
-            raise Busy(f"the other end has no path to here: there, run blockdevctl replicate path add NAME HOST --peer {peer.name} first")
+        back = self._required_path_back(peer)
         known = self._catalog.vm_of_uuid(_text(arguments, "vm_uuid"))
         if known is not None and self._returns(known, back):
             return {"path": back.name}
@@ -98,6 +106,21 @@ class Answers:
         self._events.note("warning", "replication", vm.name, f"reversed: it is protected over path {back.name} now, as peer {peer.name} asked")
         self._look(vm.id)
         return {"path": back.name}
+
+    def _try_back(self, peer: PeerRow, _arguments: Mapping[str, Any]) -> Answer:
+        """Whether the peer is reached from here, which it cannot know: before it gives a VM's disks up."""
+        back = self._required_path_back(peer)
+        try:
+            self._reach(back)
+        except BlockdevError as error:
+            return {"path": back.name, "error": error.message[:ERROR_CHARACTERS_MAX]}
+        return {"path": back.name, "error": None}
+
+    def _required_path_back(self, peer: PeerRow) -> PathRow:
+        back = self._path_back(peer)
+        if back is None:
+            raise Busy(f"the other end has no path to here: there, run blockdevctl replicate path add NAME HOST --peer {peer.name} first")
+        return back
 
     def _protect(
         self, vm: VMRow, back: PathRow, rpo_seconds: int | None, keep_seconds: int | None, common: SnapshotRow | None

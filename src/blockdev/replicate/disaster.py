@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from typing import Any
 
-from blockdev.errors import AlreadyExists, BlockdevError, Busy, NotFound
+from blockdev.errors import AlreadyExists, BlockdevError, Busy, NotFound, Unavailable
 from blockdev.replicate.answers import HAVE_MAX, matches
 from blockdev.replicate.model import Demoted, MadeThere, Promoted, Watcher
 from blockdev.replicate.parts import Parts
@@ -58,12 +58,13 @@ class DisasterOperations(Parts):
 
         Only what differs moves.  A reverse that was interrupted is done again, whole.  NotFound: it is not protected; Busy:
         it is not promoted there, there is no path back (the message says what to run there), or clients are attached,
-        unless forced; Unavailable.
+        unless forced; Unavailable: the other end, or this one from there.
         """
         row = self._vm(vm)
         path = self._way_back(row)
         terms = [one for one in self._catalog.protections(row.id) if one.path_id == path.id]
         sender = self._let_send(row, path)
+        self._check_way_back(path)
         demoted = self._vms.demote(vm, sender.id, force)
         self._look(row.id)
         have = [one.uuid for one in reversed(self._catalog.snapshots(row.id))][:HAVE_MAX]
@@ -148,6 +149,14 @@ class DisasterOperations(Parts):
                 f"the other end of path {way.name} has no path to this home: there, run blockdevctl replicate path add "
                 f"NAME HOST --peer {state.get('peer')}, with this home's name or address, while this home listens (serve --replicate)"
             )
+
+    def _check_way_back(self, path: PathRow) -> None:
+        """Before the disks go here: that the other end reaches this home."""
+        answer = self._ask(path, "reach", {}, REVERSE_SECONDS_MAX)
+        error = answer.get("error")
+        if error is not None:
+            listens = "" if self._listen else "; this one listens for no peers: serve it with blockdevctl serve --replicate ADDR:PORT"
+            raise Unavailable(f"the other end does not reach this home over its path {_text(answer, 'path')}: {error}{listens}")
 
     def _let_send(self, vm: VMRow, way: PathRow) -> PeerRow:
         """The other end as a peer that may send this VM: whoever reverses it says so."""

@@ -55,7 +55,7 @@ class Parts:
         self._events = events
         self._recorder = recorder
         self._listen = listen
-        self._answers = Answers(vms, catalog, clock, events, self._look)
+        self._answers = Answers(vms, catalog, clock, events, self._look, self._reach)
         self._inbound = Inbound(vms, catalog, engine, self._answers, clock, events, recorder)
         self._doors = Doors(catalog, self._inbound, clock, events, self._reached)
         self._transport = Transport(home, listen, self._doors)
@@ -66,6 +66,10 @@ class Parts:
     def _look(self, vm_id: int, at_once: bool = False) -> None:
         """Something is to be sent of this VM, or no more.  at_once: whatever the failures before."""
         self._dispatcher.look(vm_id, at_once)
+
+    def _reach(self, path: PathRow) -> None:
+        """Ask the other end of a path anything.  Raises why it does not answer."""
+        self._ask(path, "test", {})
 
     def _reached(self, key: str) -> None:
         """The home of this public key is there."""

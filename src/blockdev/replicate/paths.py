@@ -96,6 +96,17 @@ class PathOperations(Parts):
             self._catalog.set_level(self._path(name).id, level)
         return self.show_path(name)
 
+    def set_endpoint(self, name: str, host: str, port: int = PORT) -> Path:
+        """The same home is reached elsewhere; what is being sent is cut, and goes on over there.  InvalidArgument; NotFound."""
+        check_endpoint(host, port)
+        with self._catalog.transaction(grows=True):
+            row = self._path(name)
+            self._catalog.set_endpoint(row.id, host, port)
+        self._transport.close_path(row.id)
+        self._dispatcher.look()
+        self._dispatcher.reached(row.key)
+        return self.show_path(name)
+
     def remove_path(self, name: str, force: bool = False) -> Path:
         """What it was is returned.  Busy: VMs are protected over it, unless forced: they are not, then.  NotFound."""
         was = self.show_path(name)

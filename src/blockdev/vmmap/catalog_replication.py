@@ -212,6 +212,9 @@ class ReplicationRecords(Database):
     def set_throttle(self, path_id: int, throttle: str) -> None:
         self._do("UPDATE path SET throttle = ? WHERE id = ?", throttle, path_id)
 
+    def set_endpoint(self, path_id: int, host: str, port: int) -> None:
+        self._do("UPDATE path SET host = ?, port = ? WHERE id = ?", host, port, path_id)
+
     def set_level(self, path_id: int, level: int) -> None:
         self._do("UPDATE path SET level = ? WHERE id = ?", level, path_id)
 
