@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from random import Random, randrange
 from uuid import UUID, uuid4
 
 import pytest
@@ -568,3 +569,76 @@ def test_a_path_is_tried_at_once_when_its_other_end_comes_to_us(world: World, mo
     world.there.service.add_path("back", "here.example", key=world.here.key)
     world.there.service.test_path("back")
     world.wait()
+
+
+def test_whatever_happens_meanwhile_no_snapshot_is_skipped_and_each_is_as_at_its_source(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cuts, a link that goes down, pauses, deletes of snapshots on both ends; then quiet."""
+    monkeypatch.setattr(lanes, "RETRY_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(lanes, "REFUSED_SECONDS", 0.5)
+    seed = randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = Random(seed)
+    names = ["web", "web-1", "web-2", "web-3"]
+    for name in names[1:]:
+        world.here.vms.create_vm(name, [("root", MEBIBYTE)])
+    for name in names:
+        world.here.service.protect(name, "far", rpo_seconds=1)
+    cuts, cut_count = Random(seed + 1), 0  # drawn by several threads: another run with the seed is alike, not the same
+
+    def cut_some(message: bytes) -> bytes | None:
+        nonlocal cut_count
+        is_cut = cuts.random() < 0.2
+        cut_count += is_cut
+        return None if is_cut else message
+
+    world.net.alter = cut_some
+    gone: set[str] = set()  # uuids of snapshots that were deleted somewhere
+    for number in range(150):
+        name = chance.choice(names)
+        for _ in range(chance.randrange(20)):
+            world.here.write(f"{name}/root", chance.randrange(200), chance.randbytes(64).replace(b".", b","))
+        world.here.vms.create_snapshot(name, f"s-{number}")
+        roll = chance.random()
+        if roll < 0.15:
+            site = chance.choice([world.here, world.there])
+            _delete_one(site, name, chance, gone)
+        elif roll < 0.3:
+            chance.choice([world.here.service.pause, world.here.service.resume])(name)
+        elif roll < 0.4:
+            world.net.is_down = not world.net.is_down
+    world.net.is_down = False
+    world.net.alter = lambda message: message
+    for name in names:
+        world.here.service.resume(name)
+    for name in names:
+        world.wait(name)
+        ours = {one.uuid: one for one in world.here.vms.list_snapshots(name)}
+        theirs = {one.uuid: one for one in world.there.vms.list_snapshots(name)}
+        first = min(one.lsn for one in ours.values() if one.uuid in theirs)
+        missing = {one.name for one in ours.values() if one.uuid not in {*theirs, *gone} and one.lsn >= first}
+        assert not missing, (name, missing)
+        for uuid in ours.keys() & theirs.keys():
+            assert _digests(world.here, uuid) == _digests(world.there, uuid), (name, ours[uuid].name)
+    assert not world.there.catalog.receipts() and cut_count > 0
+
+
+def _delete_one(site: Site, name: str, chance: Random, gone: set[str]) -> None:
+    try:
+        found = site.vms.list_snapshots(name)
+    except NotFound:  # nothing of it has come yet
+        return
+    if found:
+        one = chance.choice(found)
+        gone.add(one.uuid)
+        with suppress(NotFound):
+            site.vms.delete_snapshot(name, one.name)
+
+
+def _digests(site: Site, uuid: str) -> list[bytes]:
+    """Made anew: not those that were kept."""
+    [row] = site.catalog.snapshots_of_uuid(uuid)
+    return [
+        site.engine.digest(None, b"", disk.object_id) for disk in site.catalog.snapshot_disks(row.id) if disk.object_id
+    ]
