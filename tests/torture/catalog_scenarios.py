@@ -430,7 +430,7 @@ DOWNGRADES = {
     4: "".join(
         f"DROP TABLE {table};"
         for table in (
-            *("replication_sample", "transfer", "receipt_disk", "receipt", "received_vm", "protection", "path", "peer"),
+            *("replication_sample", "transfer", "receipt_disk", "receipt", "made_vm", "received_vm", "protection", "path", "peer"),
         )
     )
     + "ALTER TABLE snapshot_disk DROP COLUMN digest;",

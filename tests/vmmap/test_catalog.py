@@ -53,6 +53,7 @@ ROWS = {
     "path": rows.PathRow,
     "protection": rows.ProtectionRow,
     "received_vm": rows.ReceivedRow,
+    "made_vm": rows.MadeRow,
     "receipt": rows.ReceiptRow,
     "receipt_disk": rows.ReceiptDiskRow,
     "transfer": rows.TransferRow,

@@ -90,6 +90,8 @@ class PeerStore:
     def _check_allowed(self, begin: Begin) -> None:
         peer = self._vms.peer_now(self._peer_id)
         names = {begin.snapshot.vm_name, begin.vm_name or begin.snapshot.vm_name}
+        if begin.purpose == "protect":
+            names.update(self._vms.names_of_nobody(begin.snapshot.vm_uuid))
         globs: list[str] = json.loads(peer.vms)
         for name in sorted(names):
             if not any(fnmatchcase(name, glob) for glob in globs):

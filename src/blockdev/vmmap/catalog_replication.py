@@ -68,6 +68,13 @@ class ReceivedRow(NamedTuple):
     promoted: str | None  # when; None: nobody but the peer changes it
 
 
+class MadeRow(NamedTuple):
+    """A VM of its own that a peer had made here, by a copy or as a clone: it counts as space that the peer takes."""
+
+    vm_id: int
+    peer_id: int
+
+
 class GuardedRow(NamedTuple):
     """That a VM is protected, as a list of VMs or snapshots shows it."""
 
@@ -190,6 +197,7 @@ class ReplicationRecords(Database):
     def delete_peer(self, peer_id: int) -> None:
         """Those that it sent are VMs like others from then on."""
         self._do("DELETE FROM received_vm WHERE peer_id = ?", peer_id)
+        self._do("DELETE FROM made_vm WHERE peer_id = ?", peer_id)
         self._do("DELETE FROM peer WHERE id = ?", peer_id)
 
     # paths
@@ -309,6 +317,14 @@ class ReplicationRecords(Database):
     def delete_received_vm(self, vm_id: int) -> None:
         """It is a VM like others."""
         self._do("DELETE FROM received_vm WHERE vm_id = ?", vm_id)
+
+    def made_vms(self, peer_id: int) -> list[MadeRow]:
+        """Of one peer."""
+        return self._rows(MadeRow, "SELECT * FROM made_vm WHERE peer_id = ? ORDER BY vm_id", peer_id)
+
+    def put_made_vm(self, vm_id: int, peer_id: int) -> None:
+        """It is there because the peer wanted it."""
+        self._do("INSERT INTO made_vm (vm_id, peer_id) VALUES (?, ?)", vm_id, peer_id)
 
     def newest_received(self, vm_ids: list[int]) -> dict[int, NewestRow]:
         """By VM id; those without snapshots are not in it."""

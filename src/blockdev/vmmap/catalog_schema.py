@@ -237,6 +237,11 @@ CREATE TABLE received_vm (
     promoted TEXT
 ) STRICT;
 
+CREATE TABLE made_vm (
+    vm_id INTEGER PRIMARY KEY REFERENCES vm (id) ON DELETE CASCADE,
+    peer_id INTEGER NOT NULL REFERENCES peer (id)
+) STRICT;
+
 CREATE TABLE receipt (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     peer_id INTEGER NOT NULL REFERENCES peer (id),

@@ -519,6 +519,7 @@ class FinishCopy(Intent):
     receipt_ids: list[int] | None = None  # that which ends, and others of the same VM
     peer: list[Any] | None = None  # [peer id, rpo_seconds] of the VM that this makes or keeps a received one
     digests: list[str] | None = None  # of the disks, in hexadecimal
+    made_for: int | None = None  # id of the peer that had it made, as a VM of its own
 
     def evidence(self, view: PoolView) -> list[EngineObject] | None:
         names = [object_name(self.vm, disk, self.name) for disk in self.disks]
@@ -547,6 +548,8 @@ class FinishCopy(Intent):
             peer_id, rpo_seconds = self.peer
             catalog.use_config_of_snapshot(vm_id, snapshot_id)
             catalog.put_received_vm(vm_id, peer_id, rpo_seconds, self.imported)
+        if self.made_for is not None:
+            catalog.put_made_vm(vm_id, self.made_for)
         for receipt_id in self.receipt_ids or ():
             catalog.delete_receipt(receipt_id)
 

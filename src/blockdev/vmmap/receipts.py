@@ -26,6 +26,9 @@ from blockdev.vmmap.model import Snapshot, Terms
 from blockdev.vmmap.names import check_name, free_name
 from blockdev.vmmap.operation import change
 
+RECEIPTS_OF_PEER_MAX = 256
+VMS_OF_PEER_MAX = 10_000  # received, copied and cloned
+
 
 class ReceiptDisk(NamedTuple):
     """One disk of a snapshot that is being received."""
@@ -124,17 +127,17 @@ class ReceiptOperations(CopyOperations):
         copy, vdisk_ids = _load_copy(begun.body), self._vdisk_ids([begun])
         expires = None if keep_seconds is None else to_text(self._clock() + keep_seconds)
         copy = copy._replace(terms=copy.terms._replace(expires=expires))
-        row = None
-        row = peer = None
+        row = peer = made_for = None
         if begun.purpose == "copy":
             self._refuse_taken(copy, None)
+            made_for = begun.peer_id
         else:
             row = self._received_vm(begun.peer_id, begun.vm_uuid)
             copy = self._named(copy, row)
             peer = [begun.peer_id, rpo_seconds]
         vm_id = None if row is None else row.id
         others = self._vdisk_ids([one for one in same if one.id != begun.id])
-        ending = peer is None, [one.id for one in same], peer, [digest.hex() for digest in digests]
+        ending = peer is None, [one.id for one in same], peer, [digest.hex() for digest in digests], made_for
         made = self._finish(
             BegunCopy(copy, vm_id, vdisk_ids, self._export_names(vdisk_ids)), self._finishing(vm_id, copy, *ending)
         )
@@ -168,6 +171,7 @@ class ReceiptOperations(CopyOperations):
     def _begin_receipt(
         self, peer_id: int, purpose: Purpose, copy: SnapshotCopy, ancestors: Sequence[str], row: VMRow | None
     ) -> None:
+        self._refuse_too_many(peer_id, row is None)
         base = self._newest_base(peer_id, purpose, row, ancestors)
         there = {one.name for one in self._catalog.snapshot_disks(base.id)} if base is not None else set()
         sent = copy
@@ -185,6 +189,19 @@ class ReceiptOperations(CopyOperations):
         _, _, vm_uuid, name = _key(peer_id, purpose, sent)
         new = NewReceipt(peer_id, purpose, vm_uuid, copy.uuid, name, _dump_copy(copy), self._journal.now())
         self._begin(copy, row, base, list(new))
+
+    def _refuse_too_many(self, peer_id: int, makes_vm: bool) -> None:
+        """NotAllowed: rows and empty disks take room, too, that no limit of space counts."""
+        if len(self._catalog.receipts(peer_id)) >= RECEIPTS_OF_PEER_MAX:
+            raise NotAllowed(f"{RECEIPTS_OF_PEER_MAX} snapshots of this peer are half-received there: end some before another is begun")
+        if makes_vm:
+            self.refuse_too_many_vms(peer_id)
+
+    def refuse_too_many_vms(self, peer_id: int) -> None:
+        """NotAllowed: a peer has so many VMs here that it may not have another."""
+        count = len(self._catalog.received_vms(peer_id)) + len(self._catalog.made_vms(peer_id))
+        if count >= VMS_OF_PEER_MAX:
+            raise NotAllowed(f"this peer has {count} VMs there: delete some there before another comes")
 
     def _receiving_vm(self, peer_id: int, purpose: Purpose, copy: SnapshotCopy) -> VMRow | None:
         """Where the snapshot is going to be, or is: the VM that is protected, or that of a copy which was finished."""

@@ -12,7 +12,7 @@ from blockdev.errors import NotFound
 from blockdev.vmmap.catalog import SnapshotRow
 from blockdev.vmmap.catalog_replication import PeerRow
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
-from blockdev.vmmap.lookup import object_ids, present
+from blockdev.vmmap.lookup import looks_received, object_ids, present
 from blockdev.vmmap.model import Terms
 from blockdev.vmmap.names import is_unfinished, object_name
 from blockdev.vmmap.operation import Operations
@@ -78,12 +78,23 @@ class SendingOperations(Operations):
             raise NotFound("you are no peer of this home any more")
         return found
 
-    def peer_bytes(self, peer_id: int) -> int:
-        """What deleting all that a peer has sent would give back.  Cost: a walk over all maps."""
+    def names_of_nobody(self, vm_uuid: str) -> list[str]:
+        """What the VM of this uuid is called here, if it came from a peer that nobody knows any more: another may go on with it."""
         with self._catalog.transaction():
-            vm_ids = [row.vm_id for row in self._catalog.received_vms(peer_id) if row.promoted is None]
-            points = [object_ids(self._catalog.snapshot_disks_of_vm(vm_id)) for vm_id in vm_ids]
-            receipts = [disk for one in self._catalog.receipts(peer_id) for disk in self._catalog.receipt_disks(one.id)]
+            row = self._catalog.vm_of_uuid(vm_uuid)
+            if row is None or self._catalog.received_vm(row.id) is not None or not looks_received(self._catalog, row):
+                return []
+            return [row.name]
+
+    def peer_bytes(self, peer_id: int) -> int:
+        """What deleting all that a peer has sent and had made would give back.  Cost: a walk over all maps."""
+        with self._catalog.transaction():
+            made = {row.vm_id for row in self._catalog.made_vms(peer_id)}
+            received = {row.vm_id for row in self._catalog.received_vms(peer_id) if row.promoted is None}
+            points = [object_ids(self._catalog.snapshot_disks_of_vm(vm_id)) for vm_id in sorted(made | received)]
+            vdisks = [id for vm_id in sorted(made) for id in object_ids(self._catalog.disks(vm_id))]
+            for one in self._catalog.receipts(peer_id):
+                vdisks += [disk.object_id for disk in self._catalog.receipt_disks(one.id)]
         snapshots: list[list[tuple[int, int | None]]] = [[(id, None) for id in ids] for ids in points if ids]
-        usage = self._engine.account([Group([disk.object_id for disk in receipts], snapshots)])
+        usage = self._engine.account([Group(vdisks, snapshots)])
         return usage.groups[0].unique_stored_bytes
