@@ -230,7 +230,10 @@ def test_a_home_that_is_not_known_is_told_so(apart: Sites) -> None:
     failed_state = wait_state(a.home, "web", "failed")
     assert failed_state["error_code"] == "not_allowed" and "web" in failed_state["reason"]
     assert "is failed: " in a.home.run("replicate", "status", "--check").stderr
-    b.home("replicate", "peer", "change", "a", "--vm", "web")
+    assert "replicate peer change a --allow web" in failed_state["reason"]
+    b.home("replicate", "peer", "change", "a", "--vm", "db")
+    assert b.home.json("replicate", "peer", "change", "a", "--allow", "web", "--allow", "db")["vms"] == ["db", "web"]
+    assert b.home.run("replicate", "peer", "change", "a", "--allow", "x", "--vm", "y").status == 2
     a.home("replicate", "resume", "web")
     wait_state(a.home, "web", "up to date")
     assert "web" in b.home("replicate", "peer", "show", "a")

@@ -136,7 +136,7 @@ def test(session: Session, name: str) -> None:
                 ("round trip", f"{found['rtt_ms']:.1f} ms"),
                 ("other end", f"{found['software']}, protocol {found['version']}, {', '.join(found['features']) or 'no features'}"),
                 ("known there as", found["peer"]),
-                ("may send there", ", ".join(found["vms"]) or "nothing: blockdevctl replicate peer change there"),
+                ("may send there", ", ".join(found["vms"]) or "nothing: blockdevctl replicate peer change --allow there lets it"),
                 ("space there", "no limit" if found["space_bytes"] is None else f"at most {show_size(found['space_bytes'])}"),
                 ("path back", found["path_back"] or "none: reverse needs one"),
             ]

@@ -145,19 +145,33 @@ def show(session: Session, name: str) -> None:
 @peer.command()
 @click.argument("name", type=NAME)
 @click.option("--vm", "globs", multiple=True, metavar="GLOB", help="These it may send, and no others.")
+@click.option("--allow", "more", multiple=True, metavar="GLOB", help="These it may send, too.")
 @click.option("--no-vms", is_flag=True, help="It may send nothing.")
 @click.option("--space", metavar="SIZE|none", help="What all it sends may take.")
 @key_option
 @pass_session
-def change(session: Session, name: str, globs: tuple[str, ...], no_vms: bool, space: str | None, key: str | None) -> None:
+def change(
+    session: Session,
+    name: str,
+    globs: tuple[str, ...],
+    more: tuple[str, ...],
+    no_vms: bool,
+    space: str | None,
+    key: str | None,
+) -> None:
     """Say anew what a peer may send, or what its key is; what is not said stays."""
     body: dict[str, Any] = {} if key is None else {"key": key}
     if globs or no_vms:
         body["vms"] = _globs(globs, no_vms, ())
+    if more:
+        if "vms" in body:
+            raise InvalidArgument("say either --allow, which adds to what it may send, or --vm and --no-vms, which replace that")
+        there = session.client.get(f"/replication/peers/{name}")["vms"]
+        body["vms"] = [*there, *(glob for glob in more if glob not in there)]
     if space is not None:
         body["space_bytes"] = None if space.strip().lower() == "none" else values.parse_size(space)
     if not body:
-        raise InvalidArgument("say what to change: --vm, --no-vms, --space or --key")
+        raise InvalidArgument("say what to change: --vm, --allow, --no-vms, --space or --key")
     changed = session.client.patch(f"/replication/peers/{name}", body)
     session.say(changed, f"peer {name} may send {_limits(changed)}")
 

@@ -192,7 +192,7 @@ def _tell_status(vm: str | None, found: dict[str, Any]) -> None:
         ]
         for one in listed
     ]
-    print_columns(["VM", "WHERE", "STATE", "NEWEST THERE", "AGE", "TO SEND", "SPEED", "LEFT"], rows, right=(4, 5, 6, 7))
+    print_columns(["VM", "WHERE", "STATE", "NEWEST COPY", "AGE", "TO SEND", "SPEED", "LEFT"], rows, right=(4, 5, 6, 7))
     for one in listed:
         if one["reason"]:
             click.echo(f"VM {one['vm']} {_way(one)}: {one['reason']}{_next_try(one)}")

@@ -96,7 +96,7 @@ class PeerStore:
         for name in sorted(names):
             if not any(fnmatchcase(name, glob) for glob in globs):
                 raise NotAllowed(
-                    f"this peer may not send VM {name}: blockdevctl replicate peer change {peer.name} --vm {name} there allows it"
+                    f"this peer may not send VM {name}: blockdevctl replicate peer change {peer.name} --allow {name} there lets it"
                 )
         self._space.take(peer, 0)
 

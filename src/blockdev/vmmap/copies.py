@@ -152,7 +152,7 @@ class CopyOperations(Operations):
         if row is None:
             check_name("VM", copy.vm_name)
             if self._catalog.vm(copy.vm_name) is not None:
-                raise AlreadyExists(f"there is a VM {copy.vm_name} already: give the new one another name with --vm")
+                raise AlreadyExists(f"there is a VM {copy.vm_name} already: give the new one another name (an import with --vm, a copy with --as), or rename that one")
             return
         same = [one for one in self._catalog.snapshots_of_uuid(copy.uuid) if one.vm_id == row.id]
         if same:
