@@ -30,6 +30,7 @@ DISKS_MAX = 4096
 PROOF_BYTES = 32  # SHA-256
 DIGEST_BYTES = 16
 RAW, ZSTD = 0, 1  # codecs
+WINDOW_BYTES_MAX = DATA_BLOCKS_MAX * BLOCK_BYTES  # that a frame of zstd may want to be decompressed
 
 OFFER = np.dtype([("block", "<u8"), ("low", "<u8"), ("high", "<u8")])  # as in _exchange.pxd
 RUN = np.dtype([("block", "<u8"), ("count", "<u4")])  # on the wire
@@ -223,7 +224,7 @@ def plain_of(data: Data) -> bytes | memoryview:
     try:  # the frame says how much memory it wants: look before
         if zstandard.frame_content_size(data.stored) != wanted:
             raise ProtocolError("a message of data holds another length than it says")
-        plain = zstandard.ZstdDecompressor().decompress(data.stored, allow_extra_data=False)
+        plain = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX).decompress(data.stored, allow_extra_data=False)
     except (zstandard.ZstdError, ValueError) as error:
         raise ProtocolError(f"a message of data does not decompress: {error}") from None
     if len(plain) != wanted:
