@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -401,7 +400,7 @@ def test_paths_are_tested_shown_and_changed(world: World) -> None:
             world.here.service.add_path("other", "there.example", **given)
 
 
-def test_the_status_of_a_thousand_vms_is_told_in_a_moment(world: World) -> None:
+def test_the_status_of_a_thousand_vms_is_told_whole(world: World) -> None:
     for number in range(1000):
         with world.here.catalog.transaction():
             vm = world.here.catalog.insert_vm(str(UUID(int=number + 1)), f"vm-{number}", "2026-11-28T12:00:00.000Z")
@@ -409,11 +408,7 @@ def test_the_status_of_a_thousand_vms_is_told_in_a_moment(world: World) -> None:
             assert path is not None
             world.here.catalog.put_protection(vm, path.id, 60, None, 0, "2026-11-28T12:00:00.000Z")
     world.here.service._look(1)
-    began = time.monotonic()
-    found = world.here.service.status()
-    took = time.monotonic() - began
-    print(f"{len(found)} in {took:.3f} s")
-    assert len(found) == 1000
+    assert len(world.here.service.status()) == 1000
 
 
 def test_what_is_left_is_counted_while_a_vm_waits(world: World) -> None:
