@@ -6,14 +6,15 @@ import base64
 import os
 import stat
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from blockdev.errors import AlreadyExists, InvalidArgument, NotAllowed
+from blockdev.errors import AlreadyExists, InvalidArgument, NotAllowed, Unavailable
 from blockdev.home import Home
-from blockdev.replicate import control, pairing
+from blockdev.replicate import control, pairing, transport
 from blockdev.replicate.frames import LENGTH_BYTES
 from blockdev.replicate.halt import Halt, Rejected
 from blockdev.replicate.identity import KeyPair
@@ -355,3 +356,18 @@ def test_settings_and_keys_of_a_user_are_not_looked_at(
     pusher = Pusher(1, 1)
     one.transport.run(one.path_to(other), pusher, Halt())
     assert pusher.is_done
+
+
+def test_home_that_never_answers_a_pairing_is_given_up(
+    strangers: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = strangers
+    monkeypatch.setattr(transport, "PAIR_SECONDS_MAX", 0.3)
+    gate = threading.Event()
+    monkeypatch.setattr(Admission, "handle", lambda _self, _message: [b"" for _ in range(gate.wait(SECONDS_MAX) - 1)])
+    code, _ = other.transport.invite(INVITED, 600)
+    try:
+        with pytest.raises(Unavailable, match="did not answer within"):
+            one.transport.pair("127.0.0.1", other.port, code)
+    finally:
+        gate.set()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import asyncssh
 import pytest
 
 from blockdev.errors import Busy, Unavailable
-from blockdev.replicate import channel, driver, link, server
+from blockdev.replicate import channel, driver, link, server, wire
 from blockdev.replicate.channel import Channel, Cut
 from blockdev.replicate.frames import LENGTH, frame
 from blockdev.replicate.halt import Halt, Halted, Rejected, Unreached
@@ -323,3 +326,75 @@ def test_throughput_over_a_long_line_is_most_of_it(sides: tuple[Side, Side], del
         began = time.monotonic()
         sender.transport.run(sender.path_to(receiver, line.port), pusher, Halt())
         assert 60 * MIB / (time.monotonic() - began) >= 0.7 * rate
+
+
+def test_environment_that_a_peer_sets_is_not_kept(sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    started = server.GuestSession.session_started
+
+    def note(session: server.GuestSession) -> None:
+        kept.append(len(session._ssh.get_environment_bytes()))
+        started(session)
+
+    monkeypatch.setattr(server.GuestSession, "session_started", note)
+    sender, receiver = sides
+    opened(sender, receiver)
+    connection = sender.transport._links[1]._connection
+    assert connection is not None
+
+    async def open_with_environment() -> None:
+        await connection.create_session(
+            asyncssh.SSHClientSession, subsystem=link.ssh.SUBSYSTEM, encoding=None, env={str(number): "x" for number in range(100)}
+        )
+
+    sender.transport._loop.call(open_with_environment())
+    assert kept == [0, 0]
+
+
+def test_peer_is_let_in_while_every_name_look_up_hangs(sides: tuple[Side, Side]) -> None:
+    sender, receiver = sides
+    gate = threading.Event()
+
+    async def hang() -> None:
+        for _ in range(100):  # of as many paths
+            receiver.transport._loop.asyncio.run_in_executor(None, gate.wait)
+
+    receiver.transport._loop.call(hang())
+    try:
+        pusher = Pusher(1, 1)
+        thread, raised = run_in_thread(sender, receiver, pusher, Halt())
+        thread.join(SECONDS_MAX)
+        assert pusher.is_done and not raised
+    finally:
+        gate.set()
+
+
+def test_connection_whose_peer_never_reads_is_aborted_before_it_costs_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "UNSENT_BYTES_MAX", MIB)
+
+    class Parrot(asyncio.Protocol):
+        """As SSH's own answers: written without asking whether the socket takes more."""
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(bytes(MIB))  # type: ignore[attr-defined]
+
+    async def talk() -> int:
+        traffic, ended = wire.Traffic(), asyncio.Event()
+        listener = await asyncio.get_running_loop().create_server(
+            lambda: wire.Wire(Parrot(), traffic, lambda _transport: ended.set()), "127.0.0.1", 0
+        )
+        _reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+        _reader._transport.pause_reading()  # type: ignore[attr-defined]
+        while not ended.is_set():
+            with suppress(ConnectionError):
+                writer.write(b"?")
+                await asyncio.wait_for(writer.drain(), SECONDS_MAX)
+            await asyncio.sleep(0)
+        writer.transport.abort()
+        listener.close()
+        return traffic.sent_bytes
+
+    assert asyncio.run(asyncio.wait_for(talk(), SECONDS_MAX)) < 100 * MIB

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from blockdev.errors import Unavailable
 from blockdev.replicate.halt import Halt, Halted
 
 logger = logging.getLogger(__name__)
+THREADS_MAX = 128  # for what blocks: each path's name that is looked up, and logins, which must not wait for these
 T = TypeVar("T")
 
 
@@ -22,6 +23,7 @@ class Loop:
     def __init__(self) -> None:
         self.asyncio = asyncio.new_event_loop()
         self.asyncio.set_exception_handler(_tell)
+        self.asyncio.set_default_executor(ThreadPoolExecutor(THREADS_MAX, "ssh"))
         self._thread = threading.Thread(target=self._run, name="ssh", daemon=True)
 
     def start(self) -> None:

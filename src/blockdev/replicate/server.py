@@ -280,6 +280,10 @@ class Guest(asyncssh.SSHServer):
         return Admission(self._ticket, self._server.doors.admit)
 
 
+def _keep_no_environment(_packet: object) -> bool:
+    return False
+
+
 class GuestSession(asyncssh.SSHServerSession):
     """A channel that was opened: refuses all but the one subsystem."""
 
@@ -291,6 +295,7 @@ class GuestSession(asyncssh.SSHServerSession):
 
     def connection_made(self, chan: Any) -> None:
         self._ssh = chan
+        chan._process_env_request = _keep_no_environment  # asyncssh has no setting for it, and keeps all that comes
         self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS_MAX, chan.abort)
 
     def subsystem_requested(self, subsystem: str) -> bool:

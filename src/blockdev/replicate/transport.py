@@ -5,6 +5,7 @@ Threads: every method may be called from any, and blocks; a loop of its own does
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import socket
@@ -12,7 +13,7 @@ import threading
 from contextlib import suppress
 
 from blockdev.clock import monotonic_seconds, now_seconds
-from blockdev.errors import Busy, InvalidArgument, NotAllowed
+from blockdev.errors import Busy, InvalidArgument, NotAllowed, Unavailable
 from blockdev.home import Home
 from blockdev.replicate import pairing
 from blockdev.replicate.channel import Channel
@@ -33,6 +34,7 @@ from blockdev.replicate.wire import Traffic
 from blockdev.vmmap.catalog_replication import PathRow
 
 MEASURE_SECONDS_MAX = 30.0
+PAIR_SECONDS_MAX = 30.0
 
 
 class Transport:
@@ -203,8 +205,12 @@ class Transport:
         try:
             channel = await open_channel(connection)
             requester = Requester(pairing.REQUEST, pairing.pair_arguments(own.key))
-            await self._loop.asyncio.run_in_executor(None, run_sender, requester, channel, Halt())
+            asking = self._loop.asyncio.run_in_executor(None, run_sender, requester, channel, Halt())
+            await asyncio.wait_for(asking, PAIR_SECONDS_MAX)
             channel.close()
+        except TimeoutError:
+            connection.abort()  # which ends that thread, too
+            raise Unavailable(f"{end} did not answer within {PAIR_SECONDS_MAX:g} s: see its log, then have it invite again") from None
         finally:
             connection.close()
         if client.found is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 HIGH_WATER_BYTES = 1 << 20  # in the process, on the way to the socket
+UNSENT_BYTES_MAX = 32 << 20  # likewise, of all channels: more only comes of answers of SSH's own to a peer that never reads
 
 
 @dataclass
@@ -61,9 +62,9 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._writable.set()
-        self.above.connection_lost(exc)
         if self.socket is not None:
             self._ended(self.socket)
+        self.above.connection_lost(exc)
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -77,6 +78,8 @@ class Wire(asyncio.Protocol):
         assert self.socket is not None
         self._traffic.sent_bytes += len(data)
         self.socket.write(data)
+        if self.socket.get_write_buffer_size() > UNSENT_BYTES_MAX:
+            self.socket.abort()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """As that of the socket; "wire" is this."""
