@@ -32,6 +32,7 @@ from blockdev.errors import BY_CODE
 from blockdev.hypervisor.hypervisors import Hypervisors
 from blockdev.hypervisor.place import Place
 from blockdev.hypervisor.registration import Registrations
+from blockdev.replicate.service import Replication
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
 from blockdev.vmmap.catalog import Catalog
@@ -48,6 +49,7 @@ API = b"/api/v1"
 PART = b"\n\0"
 SECONDS_MAX = 8.0
 REQUESTS_MAX = 8
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHcq7rJZ0FEVqW9a7Qdd7Hq3GJk4c0PpC3m8m2dVd1qL"  # nobody's
 READING = (b"GET", b"HEAD", b"OPTIONS")
 IMAGE = {"path": "@DIR@/image.qcow2"}
 SEEDS: dict[str, tuple[str, str, Any]] = {
@@ -138,6 +140,35 @@ SEEDS: dict[str, tuple[str, str, Any]] = {
     "register": ("POST", "/hypervisors/h/registrations", {"vms": ["web", "db"], "at_once": 1, "start": True}),
     "domain": ("GET", "/vms/web/domain", None),
     "unregister": ("DELETE", "/vms/web/domain?force=true", None),
+    "identity": ("GET", "/replication/identity", None),
+    "peers": ("GET", "/replication/peers?count=5&after=a", None),
+    "peer": ("POST", "/replication/peers", {"name": "east", "key": KEY, "vms": ["web*", "d?"], "space_bytes": 1 << 30}),
+    "change-peer": ("PATCH", "/replication/peers/east", {"vms": [], "space_bytes": None}),
+    "remove-peer": ("DELETE", "/replication/peers/east?force=true", None),
+    "invite": ("PUT", "/replication/invitations/east", {"vms": ["web*"], "seconds": 60}),
+    "paths": ("GET", "/replication/paths?count=5&after=a", None),
+    "path": ("POST", "/replication/paths", {"name": "far", "host": "127.0.0.1", "port": 9, "key": KEY, "level": 0}),
+    "path-by-code": ("POST", "/replication/paths", {"name": "far", "host": "127.0.0.1", "port": 9, "code": "AE7AKEYC-2LVT5QDP"}),
+    "throttle": (
+        "PATCH",
+        "/replication/paths/far",
+        {"throttle": {"rate_bytes": 10000, "zone": "Europe/Zurich", "windows": [{"at": "mon-fri 08:00-18:00", "rate_bytes": None}]}},
+    ),
+    "test-path": ("POST", "/replication/paths/far/test", None),
+    "remove-path": ("DELETE", "/replication/paths/far?force=true", None),
+    "replications": ("GET", "/replication/status?level=error&state=failed&way=far&after=web/sent/far", None),
+    "transfers": ("GET", "/replication/transfers?vm=web&count=5&after=9", None),
+    "replication": ("GET", "/vms/web/replication", None),
+    "samples": ("GET", "/vms/web/replication/samples?since=2026-11-28T00:00:00Z&count=5", None),
+    "protect": ("PUT", "/vms/web/protections/far", {"rpo_seconds": 7200, "keep_seconds": 86400}),
+    "unprotect": ("DELETE", "/vms/web/protections?path=far", None),
+    "now": ("POST", "/vms/web/replication/now", {"path": "far"}),
+    "pause": ("POST", "/vms/web/replication/pause", {"path": None}),
+    "promote": ("POST", "/vms/web/replication/promote", {"snapshot": "s1"}),
+    "reverse": ("POST", "/vms/web/replication/reverse", {"force": True}),
+    "receive": ("POST", "/vms/web/replication/receive", {"peer": "east", "force": True}),
+    "clone-there": ("POST", "/vms/web/replication/clone", {"path": "far", "name": "copy", "snapshot": "s1"}),
+    "copy": ("POST", "/vms/web/replication/copy", {"path": "far", "name": "copy", "snapshot": "s1"}),
     "openapi": ("GET", "/openapi.json", None),
 }
 PATH_PARTS = (b"web", b"db", b"spare", b"root", b"data", b"s1", b"s2", b"vms", b"disks", b"snapshots", b"%00", b"%2F", b"..",
@@ -180,6 +211,7 @@ class Rest(Harness):
         """Another engine, catalog and directory; what the last ones held is forgotten."""
         if self._services is not None and self._catalog is not None:
             self._services.jobs.close()
+            self._services.replication.stop()
             self._services.engine.close()
             self._catalog.close()
         self._served.restart()
@@ -210,7 +242,9 @@ class Rest(Harness):
             history=history,
             hypervisors=hypervisors,
             registrations=Registrations(hypervisors),
+            replication=Replication(home, vms, self._catalog, engine, Clock(), events, recorder),
         )
+        self._services.replication.start()
 
     def one_input(self, data: bytes) -> None:
         changed = False
@@ -263,6 +297,8 @@ class Rest(Harness):
     def seeds(self) -> dict[str, bytes]:
         made = {name: request(*parts) for name, parts in SEEDS.items()}
         made["several"] = join([made["snapshot"], made["restore"], made["delete"], made["list"]])
+        made["received"] = join([made["peer"], made["receive"], made["snapshot"], made["promote"]])
+        made["protected"] = join([made["path"], made["protect"], made["now"], made["replication"], made["test-path"], made["copy"]])
         made["raw"] = b"RAW\nGET /api/v1/status HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc"
         return made
 

@@ -194,6 +194,10 @@ def test_a_path_says_what_is_wrong_with_it(sites: Sites) -> None:
     a("replicate", "path", "add", "silent", nobody, "--key", own)
     failed = a.run("replicate", "path", "test", "silent")
     assert failed.status == 11 and nobody in failed.error
+    make(a, "mute")
+    failed = a.run("replicate", "copy", "mute", "--path", "silent")
+    assert failed.status == 11 and nobody in failed.stderr, "nothing that was never reached is waited for"
+    assert names(a, "mute") == []
     a("replicate", "path", "remove", "silent")
     a("replicate", "path", "add", "other", sites.b.address, "--key", own)
     failed = a.run("replicate", "path", "test", "other")

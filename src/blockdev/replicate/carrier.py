@@ -87,10 +87,10 @@ class Carrier:
             self._tell_lost_base(errand, flow, base_uuid)
 
     def copy(self, vm: VMRow, snapshot: SnapshotRow, path: PathRow, name: str, watcher: Watcher) -> None:
-        """A VM `name` of its own at the other end.  Cancelled; what the other end refuses."""
+        """A VM `name` of its own at the other end.  Cancelled; what the other end refuses; Unavailable: it was never reached."""
         flow = Flow("sent", path.name, vm.name, vm.uuid)
         halt, retry = Halt(), Retry()
-        over = threading.Event()
+        over, reached = threading.Event(), threading.Event()
         watching = threading.Thread(target=_watch, args=(flow, watcher, halt, over), name=f"copy {vm.name}", daemon=True)
         watching.start()
         try:
@@ -98,9 +98,11 @@ class Carrier:
                 before = flow.total()
                 try:
                     source = SnapshotSource(self._vms, self._engine, vm.id, snapshot.uuid)
-                    self._send(source.begin("copy", None, None, name), source, path, as_pending(snapshot), flow, halt, lambda: None)
+                    self._send(source.begin("copy", None, None, name), source, path, as_pending(snapshot), flow, halt, reached.set)
                     return
                 except Unavailable as error:
+                    if not reached.is_set():
+                        raise
                     retry.cut(0.0, error, flow.total().minus(before).logical > 0)
                     if halt.wait(retry.seconds):
                         raise Halted from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -105,7 +106,7 @@ async def connect(
     except TimeoutError:
         raise Unreached(f"{end} does not answer: see that it is on, serves with --replicate, and that no firewall is between") from None
     except (OSError, asyncssh.Error) as error:
-        raise Unreached(f"{end} cannot be reached: {str(error) or type(error).__name__}") from None
+        raise Unreached(f"{end} cannot be reached: {_reason(error)}") from None
     return made, client
 
 
@@ -218,3 +219,11 @@ async def open_channel(connection: asyncssh.SSHClientConnection, gate: Gate | No
         raise Unavailable(f"the other end opens no channel: {str(error) or type(error).__name__}") from None
     channel.opened(opened)
     return channel
+
+
+def _reason(error: Exception) -> str:
+    """Connection refused: without asyncio's words and numbers, which say the address once more."""
+    number = getattr(error, "errno", None)
+    if isinstance(number, int) and number > 0:
+        return os.strerror(number)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
