@@ -13,7 +13,7 @@ from blockdev.vmmap.service import VMs
 from tests.vmmap.receiving import ALL_OPERATIONS, build_receiving
 from tests.vmmap.world import check_agreed
 
-SMALL = {"import", "intent", "setting", "json_each"}  # tables of what is under way, and the ids that a query is given
+SMALL = {"import", "intent", "receipt", "setting", "json_each"}  # tables of what is under way, and the ids that a query is given
 READS = {
     "show a VM": lambda vms: vms.show_vm("web"),
     "show a snapshot": lambda vms: vms.show_snapshot("web", "s1"),

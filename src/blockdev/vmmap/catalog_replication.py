@@ -289,7 +289,9 @@ class ReplicationRecords(Database):
 
     def received_vms(self, peer_id: int | None = None) -> list[ReceivedRow]:
         """Of one peer, or all."""
-        return self._rows(ReceivedRow, "SELECT * FROM received_vm WHERE ?1 IS NULL OR peer_id = ?1 ORDER BY vm_id", peer_id)
+        if peer_id is None:
+            return self._rows(ReceivedRow, "SELECT * FROM received_vm ORDER BY vm_id")
+        return self._rows(ReceivedRow, "SELECT * FROM received_vm WHERE peer_id = ? ORDER BY vm_id", peer_id)
 
     def received_vm(self, vm_id: int) -> ReceivedRow | None:
         return self._row(ReceivedRow, "SELECT * FROM received_vm WHERE vm_id = ?", vm_id)
@@ -321,6 +323,13 @@ class ReplicationRecords(Database):
     def made_vms(self, peer_id: int) -> list[MadeRow]:
         """Of one peer."""
         return self._rows(MadeRow, "SELECT * FROM made_vm WHERE peer_id = ? ORDER BY vm_id", peer_id)
+
+    def vm_count_of_peer(self, peer_id: int) -> int:
+        """Those that it sends, and those that it had made."""
+        return self._number(
+            "SELECT (SELECT count(*) FROM received_vm WHERE peer_id = ?1) + (SELECT count(*) FROM made_vm WHERE peer_id = ?1)",
+            peer_id,
+        )
 
     def put_made_vm(self, vm_id: int, peer_id: int) -> None:
         """It is there because the peer wanted it."""

@@ -236,11 +236,13 @@ CREATE TABLE received_vm (
     since TEXT NOT NULL,
     promoted TEXT
 ) STRICT;
+CREATE INDEX received_vm_peer ON received_vm (peer_id);
 
 CREATE TABLE made_vm (
     vm_id INTEGER PRIMARY KEY REFERENCES vm (id) ON DELETE CASCADE,
     peer_id INTEGER NOT NULL REFERENCES peer (id)
 ) STRICT;
+CREATE INDEX made_vm_peer ON made_vm (peer_id);
 
 CREATE TABLE receipt (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

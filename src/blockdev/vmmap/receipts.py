@@ -199,7 +199,7 @@ class ReceiptOperations(CopyOperations):
 
     def refuse_too_many_vms(self, peer_id: int) -> None:
         """NotAllowed: a peer has so many VMs here that it may not have another."""
-        count = len(self._catalog.received_vms(peer_id)) + len(self._catalog.made_vms(peer_id))
+        count = self._catalog.vm_count_of_peer(peer_id)
         if count >= VMS_OF_PEER_MAX:
             raise NotAllowed(f"this peer has {count} VMs there: delete some there before another comes")
 
