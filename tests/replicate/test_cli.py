@@ -443,6 +443,20 @@ def test_one_copy_is_a_vm_of_its_own(sites: Sites, name: str) -> None:
     assert a.run("replicate", "copy", f"{name}@none", "--path", "b").status == 3
 
 
+def test_the_snapshot_that_a_copy_takes_is_not_replicated_and_does_not_stay(sites: Sites, name: str) -> None:
+    a, b = sites.a.home, sites.b.home
+    make(a, name, 20)
+    a("replicate", "protect", name, "--path", "b")
+    wait_state(a, name, "up to date")
+    before = names(a, name)
+    a("replicate", "copy", name, "--path", "b", "--as", f"{name}-copy")
+    assert names(a, name) == before == names(b, name)
+    told = [one["message"] for one in a.json("events", "--kind", "replication", "--vm", name)["events"]]
+    assert not [one for one in told if "passed over" in one]
+    [copied] = b.json("snapshot", "list", f"{name}-copy")["snapshots"]
+    assert copied["description"] == "", "nothing that a start of the other home would remove"
+
+
 def test_a_seed_that_was_carried_saves_the_first_transfer(sites: Sites, name: str, tmp_path: Path) -> None:
     a, b = sites.a.home, sites.b.home
     a("vm", "create", name, "--disk", f"root={DISK}")

@@ -293,8 +293,8 @@ class Watching:
         return self.is_over
 
 
-def test_a_copy_is_a_vm_of_its_own_and_takes_no_snapshot_that_stays(world: World) -> None:
-    made = world.here.service.copy("web", None, "far", "web-copy", Watching())
+def test_a_copy_is_a_vm_of_its_own(world: World) -> None:
+    made = world.here.service.copy("web", "s1", "far", "web-copy", Watching())
     assert made.vm == "web-copy"
     assert world.there.read("web-copy/root", 0) == b"first"
     assert world.there.vms.show_vm("web-copy").uuid != world.here.vms.show_vm("web").uuid
@@ -489,6 +489,28 @@ def test_a_snapshot_of_a_frozen_guest_says_so_at_the_other_end(world: World, age
     world.wait()
     received = world.there.vms.show_snapshot("web", "s2")
     assert (received.asked, received.consistency, received.frozen_ms) == ("vm", "vm", taken.frozen_ms)
+
+
+def test_protection_begins_with_the_newest_snapshot_that_is_to_be_sent(world: World) -> None:
+    with world.here.catalog.transaction():
+        world.here.catalog.set_schedules(None, [{"name": "local", "keep_seconds": 3600, "replicate": False}])
+    world.here.vms.create_snapshot("web", "local-1", terms=Terms("schedule", schedule="local"))
+    world.here.service.protect("web", "far")
+    assert world.wait().newest == "s1"
+
+
+def test_snapshots_that_replication_takes_have_the_configuration_of_the_moment(world: World) -> None:
+    versions = iter(("<web>1</web>", "<web>2</web>"))
+    world.here.vms.refresh_config = lambda vm: world.here.vms.set_config(vm, next(versions)) and None
+    world.here.vms.delete_snapshot("web", "s1")
+    world.here.service.protect("web", "far")
+    world.wait()
+    world.here.service.now("web")
+    world.wait()
+    assert [world.there.vms.show_snapshot("web", one.name).config for one in world.there.vms.list_snapshots("web")] == [
+        "<web>1</web>",
+        "<web>2</web>",
+    ]
 
 
 def test_what_both_ends_built_on_may_be_lost_and_is_told_of(world: World) -> None:

@@ -106,6 +106,7 @@ class Answers:
             raise Busy(f"VM {vm.name} is not promoted at the other end: blockdevctl replicate promote {vm.name} there first")
         rpo_seconds, keep_seconds = (_seconds(arguments, field) for field in ("rpo_seconds", "keep_seconds"))
         common = self._newest_common(vm, _uuids(arguments, "have"))
+        self._vms.refresh_config(vm.name)
         self._vms.create_snapshot(vm.name, None, f"when it was reversed, to peer {peer.name}")
         self._protect(vm, back, rpo_seconds, keep_seconds, common)
         self._events.note("warning", "replication", vm.name, f"reversed: it is protected over path {back.name} now, as peer {peer.name} asked")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Any
 
 from blockdev.errors import AlreadyExists, BlockdevError, Busy, NotFound, Unavailable
@@ -95,22 +94,16 @@ class DisasterOperations(Parts):
         answer = self._ask(way, "clone", asked, CLONE_SECONDS_MAX)
         return MadeThere(path, _text(answer, "name"), _text(answer, "uuid"), f"{vm}@{_text(answer, 'snapshot')}")
 
-    def copy(self, vm: str, snapshot: str | None, path: str, name: str, watcher: Watcher) -> MadeThere:
-        """A copy of a VM at the other end, on its own from the beginning; without a snapshot one is taken.
+    def copy(self, vm: str, snapshot: str, path: str, name: str, watcher: Watcher) -> MadeThere:
+        """A copy of a VM at the other end, made of a snapshot, on its own from the beginning.
 
         It goes on where it was when it was cut, for as long as it is waited for.  Cancelled; NotFound; AlreadyExists;
         NotAllowed; PoolFull: the other end's; Unavailable.
         """
         check_name("VM", name)
         row, way = self._vm(vm), self._path(path)
-        taken = None if snapshot is not None else self._vms.create_snapshot(vm, None, f"to be copied over path {path} as {name}")
-        wanted = self._snapshot(row, snapshot if taken is None else taken.name)  # type: ignore[arg-type]
-        try:
-            self._carrier.copy(row, wanted, way, name, watcher)
-        finally:
-            if taken is not None:
-                with suppress(BlockdevError):  # somebody may keep it, or have deleted it
-                    self._vms.delete_snapshot(vm, taken.name)
+        wanted = self._snapshot(row, snapshot)
+        self._carrier.copy(row, wanted, way, name, watcher)
         return MadeThere(path, name, None, f"{vm}@{wanted.name}")
 
     def _snapshot(self, vm: VMRow, name: str) -> SnapshotRow:

@@ -7,6 +7,7 @@ from blockdev.replicate.model import Protection, Queued
 from blockdev.replicate.parts import Parts
 from blockdev.vmmap.catalog import VMRow
 from blockdev.vmmap.catalog_replication import PathRow, ProtectionRow
+from blockdev.vmmap.holds import Rules
 from blockdev.vmmap.model import Terms
 from blockdev.vmmap.names import is_unfinished
 
@@ -18,7 +19,7 @@ class ProtectionOperations(Parts):
     """The operations on protections."""
 
     def protect(self, vm: str, path: str, rpo_seconds: int | None = None, keep_seconds: int | None = None) -> Protection:
-        """Replicate a VM's snapshots over a path from its newest one on; one is taken if it has none.  Again: with other terms.
+        """Replicate a VM's snapshots over a path from the newest one on that is to be; one is taken if it has none.  Again: with other terms.
 
         rpo_seconds: how old the newest snapshot that is not there may become before it is an alert; None: never.
         keep_seconds: how long the other end keeps snapshots that no schedule took; None: until somebody deletes them.
@@ -80,6 +81,7 @@ class ProtectionOperations(Parts):
             raise Busy(f"the replication of VM {vm} is paused: blockdevctl replicate resume {vm} first")
         keeps = [one.keep_seconds for one, _way in going]
         keep_seconds = None if None in keeps else max(keep for keep in keeps if keep is not None)
+        self._vms.refresh_config(vm)
         taken = self._vms.create_snapshot(vm, None, "replicated on request", Terms(), keep_seconds)
         with self._catalog.transaction():
             for one, _way in going:
@@ -121,10 +123,13 @@ class ProtectionOperations(Parts):
                 raise AlreadyExists(f"VM {vm.name} is protected over path {other.name} already, which goes to the same home")
 
     def _first_lsn(self, vm: VMRow, way: PathRow) -> int:
-        """That of the newest snapshot; one is taken if there is none."""
-        snapshots = [one for one in self._catalog.snapshots(vm.id) if not is_unfinished(one.description)]
+        """That of the newest snapshot which is to be replicated; one is taken if there is none."""
+        with self._catalog.transaction():
+            rules = Rules(self._catalog)
+            snapshots = [one for one in self._catalog.snapshots(vm.id) if rules.is_sent(vm, one)]
         if snapshots:
             return snapshots[-1].lsn
+        self._vms.refresh_config(vm.name)
         return self._vms.create_snapshot(vm.name, None, f"the first to be replicated over path {way.name}").lsn
 
 

@@ -43,7 +43,7 @@ class SendingOperations(Operations):
         copy = SnapshotCopy(
             uuid=row.uuid,
             name=row.name,
-            description=row.description,
+            description="" if is_unfinished(row.description) else row.description,  # there nobody waits for its end
             created=row.created,
             lsn=row.lsn,
             terms=Terms("replication", row.consistency, row.asked, row.frozen_ms),

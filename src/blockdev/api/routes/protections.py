@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from itertools import takewhile
 from typing import Annotated, Any
 
@@ -130,7 +131,9 @@ def copy_vm(vm: str, body: NewThere, services: Wired) -> JobView:
     services.replication.show_path(body.path)
 
     def work(job: Job) -> Any:
-        return services.replication.copy(vm, body.snapshot, body.path, body.name, job).to_json()
+        with ExitStack() as held:
+            snapshot = body.snapshot or held.enter_context(services.unfinished.snapshot(vm, f"copy-{job.id}")).name
+            return services.replication.copy(vm, snapshot, body.path, body.name, job).to_json()
 
     subject = vm if body.snapshot is None else f"{vm}@{body.snapshot}"
     return view(services.jobs.start("replicate.copy", subject, work))
