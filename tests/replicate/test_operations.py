@@ -211,6 +211,19 @@ def test_a_reverse_sends_back_only_what_differs_and_keeps_what_was_here(world: W
     assert [one.direction for one in world.there.service.status("web")] == ["sent"]
 
 
+def test_a_vm_that_has_another_name_at_the_other_end_is_reversed(world: World) -> None:
+    world.here.service.add_peer("east", world.there.key, [f"vm{number}" for number in range(100)])
+    world.here.service.protect("web", "far")
+    world.wait()
+    world.there.vms.rename_vm("web", "shop")
+    world.there.service.promote("shop")
+    world.there.service.add_path("back", "here.example", key=world.here.key)
+    assert world.here.service.reverse("web").path == "back"
+    until(lambda: world.there.status("shop").state == "up to date", "it to come back")
+    assert world.here.status("web", "received").state == "up to date"
+    assert world.here.service.change_peer("east", {"space_bytes": 1 << 40}).vms[-2:] == ["shop", "web"]
+
+
 def test_a_reverse_that_was_interrupted_is_done_again(world: World) -> None:
     world.here.service.protect("web", "far", rpo_seconds=77)
     world.wait()

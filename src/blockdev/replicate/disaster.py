@@ -60,9 +60,9 @@ class DisasterOperations(Parts):
         unless forced; Unavailable: the other end, or this one from there.
         """
         row = self._vm(vm)
-        path = self._way_back(row)
+        path, name_there = self._way_back(row)
         terms = [one for one in self._catalog.protections(row.id) if one.path_id == path.id]
-        sender = self._let_send(row, path)
+        sender = self._let_send({row.name, name_there}, path)
         self._check_way_back(path)
         demoted = self._vms.demote(vm, sender.id, force)
         self._look(row.id)
@@ -112,8 +112,8 @@ class DisasterOperations(Parts):
             raise NotFound(f"VM {vm.name} has no snapshot {name}")
         return found
 
-    def _way_back(self, vm: VMRow) -> PathRow:
-        """The path whose other end has promoted the VM, and has a path to here."""
+    def _way_back(self, vm: VMRow) -> tuple[PathRow, str]:
+        """The path whose other end has promoted the VM, and has a path to here; what the VM is called there."""
         ways = [self._catalog.path_by_id(one.path_id) for one in self._catalog.protections(vm.id)]
         received = self._catalog.received_vm(vm.id)
         if received is not None and received.promoted is None:  # a reverse was interrupted
@@ -124,17 +124,17 @@ class DisasterOperations(Parts):
             if way is None:
                 continue
             try:
-                self._check_promoted(vm, way)
+                return way, self._check_promoted(vm, way)
             except BlockdevError as error:
                 refusal = error
-            else:
-                return way
         raise refusal
 
-    def _check_promoted(self, vm: VMRow, way: PathRow) -> None:
+    def _check_promoted(self, vm: VMRow, way: PathRow) -> str:
+        """What the VM is called there.  Busy: it cannot be sent back yet."""
         state = self._ask(way, "vm", {"vm_uuid": vm.uuid})
+        name = check_name("VM", _text(state, "name"))
         if state.get("returns_over") is not None:  # it does already
-            return
+            return name
         if state.get("promoted") is None:
             raise Busy(f"VM {vm.name} is not promoted at the other end of path {way.name}: blockdevctl replicate promote {vm.name} there first")
         if state.get("path_back") is None:
@@ -142,6 +142,7 @@ class DisasterOperations(Parts):
                 f"the other end of path {way.name} has no path to this home: there, run blockdevctl replicate path add "
                 f"NAME HOST --peer {state.get('peer')}, with this home's name or address, while this home listens (serve --replicate)"
             )
+        return name
 
     def _check_way_back(self, path: PathRow) -> None:
         """Before the disks go here: that the other end reaches this home."""
@@ -151,18 +152,19 @@ class DisasterOperations(Parts):
             listens = "" if self._listen else "; this one listens for no peers: serve it with blockdevctl serve --replicate ADDR:PORT"
             raise Unavailable(f"the other end does not reach this home over its path {_text(answer, 'path')}: {error}{listens}")
 
-    def _let_send(self, vm: VMRow, way: PathRow) -> PeerRow:
-        """The other end as a peer that may send this VM: whoever reverses it says so."""
+    def _let_send(self, names: set[str], way: PathRow) -> PeerRow:
+        """The other end as a peer that may send a VM of these names, one at each end: whoever reverses it says so."""
         with self._catalog.transaction(grows=True):
             row = self._catalog.peer_of_key(way.key)
             globs = [] if row is None else json.loads(row.vms)
             if row is None and self._catalog.peer(way.name) is not None:
                 raise AlreadyExists(f"peer {way.name} is another home than that at the end of path {way.name}: rename the path, or add that home as a peer")
-            if not matches(vm.name, globs):
+            lacking = sorted(one for one in names if not matches(one, globs))
+            if row is None or lacking:
                 name = way.name if row is None else row.name
                 space_bytes = None if row is None else row.space_bytes
                 created = self._now() if row is None else row.created
-                self._catalog.put_peer(name, way.key, json.dumps([*globs, vm.name]), space_bytes, created)
+                self._catalog.put_peer(name, way.key, json.dumps([*globs, *lacking]), space_bytes, created)
             found = self._catalog.peer_of_key(way.key)
             assert found is not None
             return found

@@ -69,7 +69,7 @@ class PeerOperations(Parts):
             other = self._catalog.peer_of_key(key)
             if other is not None and other.id != row.id:
                 raise AlreadyExists(f"that home is peer {other.name} already")
-            globs = check_globs(change.get("vms", json.loads(row.vms)))
+            globs = check_globs(change["vms"]) if "vms" in change else json.loads(row.vms)  # to which each reverse may have added
             space_bytes = check_space(change.get("space_bytes", row.space_bytes))
             self._catalog.put_peer(name, key, json.dumps(globs), space_bytes, row.created)
         if key != row.key:
