@@ -242,6 +242,7 @@ def test_a_reverse_that_was_interrupted_is_done_again(world: World) -> None:
     world.net.alter = lambda message: message
     assert world.here.service.reverse("web").path == "back"
     assert world.here.service.reverse("web").path == "back"
+    assert world.there.status("web").rpo_seconds == 77
     until(lambda: world.there.status("web").state == "up to date", "it to come back")
 
 

@@ -61,11 +61,12 @@ class DisasterOperations(Parts):
         """
         row = self._vm(vm)
         path, name_there = self._way_back(row)
-        terms = [one for one in self._catalog.protections(row.id) if one.path_id == path.id]
+        terms = next((one for one in self._catalog.protections(row.id) if one.path_id == path.id), None)
         sender = self._let_send({row.name, name_there}, path)
         self._check_way_back(path)
         demoted = self._vms.demote(vm, sender.id, force)
         self._look(row.id)
+        received = self._catalog.received_vm(row.id)
         have = [one.uuid for one in reversed(self._catalog.snapshots(row.id))][:HAVE_MAX]
         answer = self._ask(
             path,
@@ -73,8 +74,8 @@ class DisasterOperations(Parts):
             {
                 "vm_uuid": row.uuid,
                 "have": have,
-                "rpo_seconds": terms[0].rpo_seconds if terms else None,
-                "keep_seconds": terms[0].keep_seconds if terms else None,
+                "rpo_seconds": None if received is None else received.rpo_seconds,  # an interrupted reverse knows it, too
+                "keep_seconds": None if terms is None else terms.keep_seconds,
             },
             REVERSE_SECONDS_MAX,
         )

@@ -593,10 +593,14 @@ class DemoteVM(Intent):
     def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
         for disk in catalog.disks(self.vm_id):
             catalog.delete_disk(disk.id)
+        peer, rpo_seconds = catalog.peer_by_id(self.peer_id), None
         for protection in catalog.protections(self.vm_id):
+            path = catalog.path_by_id(protection.path_id)
+            if peer is not None and path is not None and path.key == peer.key:
+                rpo_seconds = protection.rpo_seconds  # until the peer says another one
             catalog.delete_protection(self.vm_id, protection.path_id)
         catalog.delete_received_vm(self.vm_id)
-        catalog.put_received_vm(self.vm_id, self.peer_id, None, self.demoted)
+        catalog.put_received_vm(self.vm_id, self.peer_id, rpo_seconds, self.demoted)
 
     def __str__(self) -> str:
         return f"make {self.vm} a received VM"
