@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -23,6 +24,7 @@ from blockdev.home import Home
 from blockdev.quiesce.snapshots import take_snapshot
 from blockdev.replicate import lanes, parts, pulse
 from blockdev.replicate.keys import parse_key
+from blockdev.replicate.messages import Kind
 from blockdev.replicate.model import Replicated
 from blockdev.replicate.service import Replication
 from blockdev.vmmap.catalog import Catalog
@@ -537,6 +539,41 @@ def test_what_both_ends_built_on_may_be_lost_and_is_told_of(world: World) -> Non
     until(lambda: world.here.status("web").newest == "s2", "it to be there")
     assert world.there.read("web/root@s2", 0) == b"first" and world.there.read("web/root@s2", 1) == b"more"
     assert any("found by fingerprints alone" in event for event in world.here.events())
+
+
+def test_a_base_that_is_deleted_in_the_middle_does_not_cost_what_has_come_since(world: World) -> None:
+    randomness = random.Random(7)
+    world.here.service.protect("web", "far")
+    world.wait()
+    for place in range(512):
+        world.here.pool.find("web/root").write(place * 4096, randomness.randbytes(4096))
+    sent: list[int] = []
+
+    def cut_after_two(message: bytes) -> bytes | None:
+        if message[0] == Kind.DATA:
+            sent.append(len(message))
+        return message if len(sent) < 3 else None
+
+    for place in range(256):
+        world.here.pool.find("web/data").write(place * 4096, randomness.randbytes(4096))
+    world.net.alter = cut_after_two
+    world.here.vms.create_snapshot("web", "s2")
+    until(lambda: len(sent) >= 3, "the cut")
+    world.here.service.pause("web")
+    until(lambda: world.here.status("web").snapshot is None, "the end of the attempt")
+    world.here.vms.delete_snapshot("web", "s1")
+    first = sum(sent[:2])
+    sent.clear()
+
+    def count(message: bytes) -> bytes:
+        if message[0] == Kind.DATA:
+            sent.append(len(message))
+        return message
+
+    world.net.alter = count
+    world.here.service.resume("web")
+    world.wait()
+    assert first > 2 << 20 and sum(sent) < (768 - 512 + 10) * 4096, (first, sum(sent))
 
 
 def test_a_received_vm_cannot_be_protected_before_it_is_promoted(world: World) -> None:
