@@ -58,6 +58,21 @@ def test_an_operation_searches_by_index_and_asks_for_no_list_of_objects(
     check_agreed(vms, catalog, client)
 
 
+def test_the_newest_received_snapshots_are_found_without_a_look_at_the_others(vms: VMs, pool: Pool, catalog: Catalog) -> None:
+    """It is asked each few seconds, and of a thousand VMs with 200 snapshots each it took 2.3 s when these were sorted."""
+    build_receiving(vms, pool)
+    statements: list[str] = []
+    names = {vm.id: vm.name for vm in catalog.vms()}
+    database = catalog._database
+    database.set_trace_callback(statements.append)
+    found = catalog.newest_received(list(names))
+    database.set_trace_callback(None)
+    assert {names[vm_id]: row.name for vm_id, row in found.items()} == {"distant": "far-2", "web": "s2", "db": "s1"}
+    plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {statements[-1]}")]
+    assert not [step for step in plan if "SORT" in step or "B-TREE" in step or step.startswith("SCAN snapshot")], plan
+    assert sum("snapshot_vm" in step for step in plan) == 2, plan
+
+
 def test_thousands_of_objects_without_tags_are_adopted(
     vms: VMs, pool: Pool, catalog: Catalog, client: EngineClient
 ) -> None:

@@ -191,6 +191,8 @@ CREATE TABLE domain (
 
 # whom VMs are replicated to and from, how far that is, and what has come of it
 REPLICATION_TABLES = """
+CREATE INDEX snapshot_vm ON snapshot (vm_id, lsn);
+
 CREATE TABLE peer (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL UNIQUE,
