@@ -36,6 +36,7 @@ test: build build/torture/.built build/fuzz/.built build/threads/.built build/un
 
 torture: build build/torture/.built
 	$(PYTHON) -m tests.torture --seeds $(or $(SEEDS),1000)
+	$(PYTHON) -m tests.replicate.simulate --seeds $(or $(SEEDS),1000)
 
 fuzz: build build/fuzz/.built
 	$(PYTHON) -m tests.fuzz $(TARGET) --seconds $(or $(SECONDS),300)

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, settings
 MEBIBYTE = 1 << 20
 LONGEST_FIRST = (  # below tests/, by what they took
     "guest/test_power_cut.py",
+    "replicate/test_simulation.py",
     "nbd/test_full_pool.py",
     "torture/test_faults.py",
     "torture/test_corruption_sweep.py",

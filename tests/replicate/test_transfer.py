@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from blockdev import Pool, VDisk
 from blockdev.errors import Corrupt, InvalidArgument, NotAllowed, NotFound, PoolFull, UnknownFormat
 from blockdev.replicate import control, messages
+from blockdev.replicate.control import DiskState, State
 from blockdev.replicate.frames import LENGTH_BYTES, ProtocolError
-from blockdev.replicate.messages import DATA_BLOCKS_MAX, Kind
+from blockdev.replicate.messages import DATA_BLOCKS_MAX, OFFER, Kind
+from blockdev.replicate.negotiation import own_hello
 from blockdev.replicate.receiver import SAVE_BYTES, Receiver
 from blockdev.replicate.sender import BaseLost, Requester, Sender
 from tests.replicate.pools import BLOCK, FIRST, MEBIBYTE, Link, PoolSource, PoolStore, a_begin
@@ -360,3 +364,50 @@ def test_bytes_that_are_not_what_was_offered_end_the_channel_and_are_not_written
     assert isinstance(link.receiver.error, ProtocolError) and store.saved == [0]
     last = DATA_BLOCKS_MAX * BLOCK - BLOCK
     assert not any(store.disks[0].read(last, BLOCK))
+
+
+def test_the_memory_of_a_sender_does_not_grow_with_the_disk() -> None:
+    """A million blocks, one in two a hole, each 16th wanted."""
+
+    class Endless(PoolSource):
+        def set_base(self, base_uuid: str | None, is_based: list[bool]) -> int:
+            return 0
+
+        def offers(self, disk: int, first_block: int, count: int) -> tuple[bytes, int | None]:
+            made = np.zeros(count, OFFER)
+            made["block"] = first_block + np.arange(count)
+            made["low"][::2] = made["block"][::2] + 1
+            return made.tobytes(), first_block + count if first_block < 1_000_000 else None
+
+        def fetch(self, disk: int, blocks: bytes) -> bytes:
+            return bytes(len(blocks) // 8 * BLOCK)
+
+        def prove(self, disk: int, blocks: bytes) -> bytes:
+            return bytes(len(blocks) * 4)
+
+        def digest(self, disk: int) -> bytes:
+            return bytes(16)
+
+    sender = Sender(a_begin([1 << 40]), Endless([]), 0)
+    sender.start()
+    for answer in (control.encode_hello(own_hello()), control.encode_state(State(False, None, [DiskState(0, False)]))):
+        sender.next()
+        sender.handle(answer[LENGTH_BYTES:])
+    handled, levels = 0, []
+    tracemalloc.start()
+    while (made := sender.next()) is not None and made[LENGTH_BYTES] != Kind.END:
+        kind, body = Kind(made[LENGTH_BYTES]), memoryview(made)[LENGTH_BYTES + 1 :]
+        if kind is Kind.OFFER:
+            offer = messages.decode_offer(body)
+            answer = messages.encode_marks(Kind.WANT, offer.batch, np.arange(len(offer.data)) % 16 == 0)
+            levels.append(tracemalloc.get_traced_memory()[0])
+        elif kind is Kind.PROOFS:
+            proofs = messages.decode_proofs(body)
+            none = np.zeros(len(proofs.proofs) // 32, bool)
+            answer = messages.encode_marks(Kind.MISSING, proofs.batch, none)
+        else:
+            handled += len(messages.decode_data(body).stored)
+            answer = messages.encode_ack(handled)
+        sender.handle(answer[LENGTH_BYTES:])
+    tracemalloc.stop()
+    assert len(levels) > 200 and max(levels[100:]) < max(levels[:100]) + 200_000
