@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random, randrange
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -28,6 +29,7 @@ from blockdev.replicate.messages import Kind
 from blockdev.replicate.model import Replicated
 from blockdev.replicate.service import Replication
 from blockdev.vmmap.catalog import Catalog
+from blockdev.vmmap.catalog_replication import PathRow
 from blockdev.vmmap.events import Events
 from blockdev.vmmap.model import Terms
 from blockdev.vmmap.recorder import Recorder
@@ -318,6 +320,32 @@ def test_a_copy_is_a_vm_of_its_own(world: World) -> None:
     assert world.there.service.status("web-copy")[0].state == "not configured"
 
 
+def test_a_copy_ends_when_its_path_is_removed_and_follows_it_to_another_address(world: World) -> None:
+    tries: list[bytes] = []
+
+    def cut(message: bytes) -> bytes | None:
+        tries.append(message)
+        return None if message[0] == Kind.OFFER else message
+
+    world.net.alter = cut
+    hosts: list[str] = []
+    run = world.here.service._transport.run
+
+    def note_host(path: PathRow, *rest: Any) -> None:
+        hosts.append(path.host)
+        run(path, *rest)
+
+    world.here.service._transport.run = note_host  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as pool:
+        copying = pool.submit(world.here.service.copy, "web", "s1", "far", "web-copy", Watching())
+        until(lambda: hosts, "the first try")
+        world.here.service.set_endpoint("far", "elsewhere.example", 10810)
+        until(lambda: hosts[-1] == "elsewhere.example", "a try at the other address")
+        world.here.service.remove_path("far")
+        with pytest.raises(NotFound, match="path far was removed"):
+            copying.result(30)
+
+
 def test_vms_of_a_peer_that_is_removed_are_vms_like_others(world: World) -> None:
     world.here.service.protect("web", "far")
     world.wait()
@@ -542,7 +570,7 @@ def test_what_both_ends_built_on_may_be_lost_and_is_told_of(world: World) -> Non
 
 
 def test_a_base_that_is_deleted_in_the_middle_does_not_cost_what_has_come_since(world: World) -> None:
-    randomness = random.Random(7)
+    randomness = Random(7)
     world.here.service.protect("web", "far")
     world.wait()
     for place in range(512):

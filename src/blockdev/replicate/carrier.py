@@ -6,6 +6,7 @@ Threads: any, each transfer its own.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from blockdev.clock import monotonic_seconds
@@ -86,9 +87,14 @@ class Carrier:
         if row.newest_uuid is not None and base_uuid not in (row.newest_uuid, errand.snapshot.uuid):
             self._tell_lost_base(errand, flow, base_uuid)
 
-    def copy(self, vm: VMRow, snapshot: SnapshotRow, path: PathRow, name: str, watcher: Watcher) -> None:
-        """A VM `name` of its own at the other end.  Cancelled; what the other end refuses; Unavailable: it was never reached."""
-        flow = Flow("sent", path.name, vm.name, vm.uuid)
+    def copy(
+        self, vm: VMRow, snapshot: SnapshotRow, find_path: Callable[[], PathRow], name: str, watcher: Watcher
+    ) -> None:
+        """A VM `name` of its own at the other end.  Cancelled; what the other end refuses; Unavailable: it was never reached.
+
+        find_path: the path as it is by then, for each attempt; whatever it raises ends the copy.
+        """
+        flow = Flow("sent", find_path().name, vm.name, vm.uuid)
         halt, retry = Halt(), Retry()
         over, reached = threading.Event(), threading.Event()
         watching = threading.Thread(target=_watch, args=(flow, watcher, halt, over), name=f"copy {vm.name}", daemon=True)
@@ -98,7 +104,8 @@ class Carrier:
                 before = flow.total()
                 try:
                     source = SnapshotSource(self._vms, self._engine, vm.id, snapshot.uuid)
-                    self._send(source.begin("copy", None, None, name), source, path, as_pending(snapshot), flow, halt, reached.set)
+                    begin = source.begin("copy", None, None, name)
+                    self._send(begin, source, find_path(), as_pending(snapshot), flow, halt, reached.set)
                     return
                 except Unavailable as error:
                     if not reached.is_set():

@@ -104,7 +104,14 @@ class DisasterOperations(Parts):
         check_name("VM", name)
         row, way = self._vm(vm), self._path(path)
         wanted = self._snapshot(row, snapshot)
-        self._carrier.copy(row, wanted, way, name, watcher)
+
+        def find_path() -> PathRow:
+            found = self._catalog.path_by_id(way.id)
+            if found is None:
+                raise NotFound(f"path {way.name} was removed")
+            return found
+
+        self._carrier.copy(row, wanted, find_path, name, watcher)
         return MadeThere(path, name, None, f"{vm}@{wanted.name}")
 
     def _snapshot(self, vm: VMRow, name: str) -> SnapshotRow:
