@@ -59,6 +59,7 @@ class Pulse:
         self._recorder = recorder
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._late_received: set[int] = set()  # ids of VMs, at the look before
         self._waiting: set[tuple[str | None, str]] = set()  # pairs that the beat before found uncounted
 
     def start(self) -> None:
@@ -117,6 +118,9 @@ class Pulse:
             newest = self._catalog.newest_received([row.vm_id for row in rows])
             late = {row.vm_id: row.rpo_seconds for row in rows if _is_late(row, newest.get(row.vm_id), now)}
             names = {row.vm_id: self._catalog.vm_name(row.vm_id) for row in rows}
+        for vm_id in self._late_received - set(names):  # promoted, or deleted: should it come again, it is told again
+            self._events.end("replication", None, of=f"{vm_id} received: late")
+        self._late_received = set(late)
         for vm_id, name in names.items():
             if vm_id in late:
                 message = f"its newest snapshot here was taken more than its RPO of {late[vm_id]} s ago"
