@@ -146,6 +146,18 @@ def test_a_peer_takes_no_more_than_its_space_and_goes_on_when_it_gets_more(here:
     assert same(here, there, "s1") and again.sender.progress.data_bytes <= MEBIBYTE + 512
 
 
+def test_a_peer_whose_space_is_made_smaller_under_way_keeps_what_it_brought(here: Home, there: Home) -> None:
+    sender, receiver = sender_of(here, "s1"), receiver_of(there)
+    message = begun(sender, receiver)
+    receiver.handle(message)
+    allow(there, '["web"]', 100)
+    with pytest.raises(PoolFull):
+        while (made := sender.next()) is not None:
+            for answer in receiver.handle(made[LENGTH_BYTES:]):
+                sender.handle(answer[LENGTH_BYTES:])
+    assert there.catalog.receipts()[0].data_bytes == MEBIBYTE
+
+
 def test_what_a_peer_takes_is_counted_again_before_it_is_refused() -> None:
     now, used = 0.0, 900
     counted = []

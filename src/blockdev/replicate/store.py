@@ -53,6 +53,7 @@ class PeerStore:
 
     def begin(self, begin: Begin) -> State:
         self._check_allowed(begin)
+        self._space.take(self._vms.peer_now(self._peer_id), 0)
         copy = begin.snapshot
         if begin.purpose == "copy":
             copy = copy._replace(vm_name=begin.vm_name or copy.vm_name)
@@ -98,7 +99,6 @@ class PeerStore:
                 raise NotAllowed(
                     f"this peer may not send VM {name}: blockdevctl replicate peer change {peer.name} --allow {name} there lets it"
                 )
-        self._space.take(peer, 0)
 
     def known(self, disk: int, offers: bytes) -> bytes:
         return self._engine.known(self._object(disk), offers)
