@@ -119,6 +119,29 @@ def test_snapshots_of_a_vm_go_one_after_the_other_in_the_order_of_lsns(world: Wo
     assert world.carried.begun.empty()
 
 
+def test_the_next_one_is_sent_when_it_was_looked_at_what_the_one_before_has_changed(world: World) -> None:
+    """Else it would be said that what both ends had is lost, or a snapshot that is there be offered again."""
+    web, path = world.vm("web"), world.path("far")
+    for name in ("s1", "s2"):
+        world.snapshot(web, name, tells=False)
+    with world.catalog.transaction():
+        world.catalog.put_protection(web, path, None, None, 0, TIME.format(0))
+    carried = Carried()
+    by_hand = Dispatcher(world.catalog, carried, now_seconds, world.events, lambda _vm_id: False)
+    by_hand._look()
+    by_hand._begin()
+    assert carried.end() == "web@s1"
+    until(lambda: by_hand.unseen() and not by_hand._working, "the end of it")
+    by_hand._begin()
+    assert not by_hand._working
+    by_hand._look()
+    by_hand._begin()
+    errand, _flow, _halt, outcome = carried.begun.get(timeout=30)
+    assert (errand.snapshot.name, errand.protection.newest_lsn) == ("s2", 1)
+    outcome.put(None)
+    by_hand.stop(10)
+
+
 def test_what_is_older_than_the_protection_and_what_its_schedule_keeps_here_is_not_sent(world: World) -> None:
     vm, path = world.vm("web"), world.path("far")
     schedules = [{"name": "hourly", "keep_seconds": 60, "replicate": False}, {"name": "daily", "keep_seconds": 60}]

@@ -256,7 +256,7 @@ class Dispatcher:
         with self._changed:
             if self._stopping:
                 return
-            for lane in choose(self._lanes.values(), self._ways, monotonic_seconds()):
+            for lane in choose(self._lanes.values(), self._ways, monotonic_seconds(), self._dirty):
                 lane.halt = Halt()
                 way, first = self._ways[lane.row.path_id], lane.pending[0]
                 thread = threading.Thread(

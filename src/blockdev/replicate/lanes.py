@@ -10,7 +10,7 @@ Threads: whoever holds the dispatcher's lock.  Times are seconds of a clock that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -125,11 +125,14 @@ class Lane:
         return total
 
 
-def choose(lanes: Iterable[Lane], ways: dict[int, Way], now: float) -> list[Lane]:
-    """Which lanes are to begin a transfer."""
+def choose(lanes: Iterable[Lane], ways: dict[int, Way], now: float, unseen: Collection[int]) -> list[Lane]:
+    """Which lanes are to begin a transfer.
+
+    unseen: ids of VMs that are to be looked at before: what their lanes say is of before the transfer that has just ended.
+    """
     all_lanes = list(lanes)
     running = Counter(lane.row.path_id for lane in all_lanes if lane.halt is not None)
-    waiting = [lane for lane in all_lanes if lane.waits() and lane.retry.at <= now]
+    waiting = [lane for lane in all_lanes if lane.waits() and lane.retry.at <= now and lane.row.vm_id not in unseen]
     chosen = []
     for lane in sorted(waiting, key=lambda one: (one.pending[0].created, one.key)):
         way = ways.get(lane.row.path_id)
