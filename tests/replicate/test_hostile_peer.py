@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import struct
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,10 +12,10 @@ from uuid import uuid4
 
 import pytest
 
-from blockdev.errors import InvalidArgument, NotAllowed, PoolFull
-from blockdev.replicate import control
+from blockdev.errors import Corrupt, InvalidArgument, NotAllowed, PoolFull
+from blockdev.replicate import control, inbound, messages
 from blockdev.replicate.control import Begin
-from blockdev.replicate.frames import LENGTH_BYTES
+from blockdev.replicate.frames import LENGTH_BYTES, ProtocolError
 from blockdev.replicate.inbound import Reception
 from blockdev.replicate.messages import Kind
 from blockdev.replicate.negotiation import own_hello
@@ -187,3 +189,44 @@ def receipt_of(sites: Sites, begin: Begin) -> Receipt:
     receipt = sites.there.vms.begin_receipt(1, begin.purpose, begin.snapshot, begin.ancestors)
     assert receipt is not None
     return receipt
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b"\xdd" + struct.pack(">I", 2_000_000) + b"\x90" * 2_000_000,
+        (b"\xdc" + struct.pack(">H", 4096) + b"\x90" * 4096) * 400,
+        (b"\xdd" + struct.pack(">I", 2_000_000)) * 500,
+        (b"\xdd" + struct.pack(">I", 4096)) * 500,
+        (b"\xdf" + struct.pack(">I", 2_000_000)) * 500,
+        b"\x80" * 2_000_000,
+        b"\x91" * 2_000_000,
+    ],
+    ids=["many lists", "lists of lists", "lists that say they are long", "deep lists", "deep maps", "many maps", "very deep"],
+)
+def test_a_message_of_lists_and_maps_is_refused_before_it_takes_much_memory(bomb: bytes) -> None:
+    body = b"\x82\xa4what\xa4test\xa9arguments\x81\xa1a\xdc\x01\xf4" + bomb
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError):
+            control.decode_request(memoryview(body))
+        assert tracemalloc.get_traced_memory()[1] < 24 * MEBIBYTE
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_message_of_as_many_disks_as_there_may_be_is_understood() -> None:
+    begin = a_begin(disks=messages.DISKS_MAX)
+    assert control.decode_begin(memoryview(control.encode_begin(begin))[LENGTH_BYTES + 1 :]) == begin
+
+
+def test_vms_that_were_begun_and_are_no_more_are_forgotten(sites: Sites, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbound, "FLOWS_MAX", 3)
+    going_on = sites.begin(a_begin())
+    for _ in range(9):
+        begin = a_begin()
+        channel = sites.begin(begin)
+        with pytest.raises(Corrupt):
+            say(channel, control.encode_end(control.End([bytes(15) + b"x"], [MEBIBYTE])))
+    flows = going_on._inbound.flows()
+    assert len(flows) <= 3 and going_on._flow in flows

@@ -398,3 +398,31 @@ def test_connection_whose_peer_never_reads_is_aborted_before_it_costs_much(monke
         return traffic.sent_bytes
 
     assert asyncio.run(asyncio.wait_for(talk(), SECONDS_MAX)) < 100 * MIB
+
+
+def test_what_was_made_when_a_halt_was_said_is_not_lost(sides: tuple[Side, Side]) -> None:
+    sender, _receiver = sides
+    halt = Halt()
+
+    async def make() -> int:
+        halt.say()
+        return 7
+
+    assert sender.transport._loop.call(make(), halt) == 7
+    with pytest.raises(Halted):
+        sender.transport._loop.call(asyncio.sleep(SECONDS_MAX), halt)
+
+
+def test_sender_does_not_wait_for_a_channel_whose_writing_failed(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender, receiver = sides
+    broken = opened(sender, receiver)
+
+    def fail(_frame: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(broken, "_write_frame", fail)
+    with pytest.raises(Cut, match="ZeroDivisionError"):
+        for _ in range(4):
+            broken.send(frame(STUFF, bytes(MIB)))

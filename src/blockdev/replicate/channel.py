@@ -192,6 +192,10 @@ class Channel:
             except OSError as error:
                 self.end(Cut(f"the connection was cut: {error}"))
                 return
+            except Exception as error:  # a bug: who waits to send must not wait for ever
+                logger.exception("a channel could not be written to")
+                self.end(Cut(f"the channel could not be written to: {type(error).__name__}; see the log of blockdevd"))
+                return
             with self._changed:
                 self._outgoing_bytes -= len(frame)
                 self.network_bytes += len(frame)

@@ -33,6 +33,9 @@ NUMBER_MAX = (1 << 63) - 1
 SECONDS_MAX = 100 * 366 * 86400  # of a retention, as of schedules: a time that is so far away can be written down
 ITEMS_MAX = 65_536  # in the arguments of a request, or its answer
 DEPTH_MAX = 8
+LIST_ITEMS_MAX = DISKS_MAX  # room is made for as many as a list says that it has, before they come
+MAP_ITEMS_MAX = 256
+CONTAINERS_MAX = 2 * DISKS_MAX  # lists and maps: of 2 MiB of empty ones Python makes 150 MiB, and nothing else for 2 seconds
 YEARS = range(1970, 9999)
 UUID_BYTES = 16
 _WORD = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
@@ -88,10 +91,26 @@ def _encode(kind: Kind, **fields: Any) -> bytes:
     return frame(kind, bytes(msgpack.packb(fields)))
 
 
+class _Containers:
+    """Counts the lists and maps of a message as they are made."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, made: T) -> T:
+        self._count += 1
+        if self._count > CONTAINERS_MAX:
+            raise ValueError("too many lists and maps")
+        return made
+
+
 def _decode(body: memoryview, what: str, make: Callable[[Mapping[str, Any]], T]) -> T:
     """What `make` makes of a map; whatever it stumbles over is the sender's fault."""
     try:
-        fields = msgpack.unpackb(body)
+        count = _Containers()
+        fields = msgpack.unpackb(
+            body, list_hook=count, object_hook=count, max_array_len=LIST_ITEMS_MAX, max_map_len=MAP_ITEMS_MAX
+        )
         if type(fields) is not dict:
             raise ValueError("no map")
         return make(fields)

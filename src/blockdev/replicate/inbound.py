@@ -25,6 +25,7 @@ from blockdev.vmmap.events import Events
 from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs
 
+FLOWS_MAX = 4096  # then those that are still are forgotten: a peer may begin VMs without end
 Key = tuple[int, str, str, str]  # peer id, purpose, uuid of the VM at the peer, name of a copy
 
 
@@ -74,6 +75,8 @@ class Inbound:
         """The one that there is, or a new one."""
         vm_uuid = begin.snapshot.vm_uuid
         with self._lock:
+            if len(self._flows) >= FLOWS_MAX:
+                self._flows = {key: flow for key, flow in self._flows.items() if flow.moving is not None}
             flow = self._flows.setdefault(_key(peer, begin), Flow("received", peer.name, vm, vm_uuid))
             flow.vm, flow.way = vm, peer.name
             return flow

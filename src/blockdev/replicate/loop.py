@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from blockdev.errors import Unavailable
@@ -38,19 +39,32 @@ class Loop:
         if not self.is_running:
             work.close()
             raise Unavailable("replication is not running")
+        entered = self._enter(work, halt)
         try:
-            future = asyncio.run_coroutine_threadsafe(work, self.asyncio)
+            future = asyncio.run_coroutine_threadsafe(entered, self.asyncio)
         except RuntimeError:
+            entered.close()
             work.close()
             raise Unavailable("replication is being stopped") from None
-        if halt is not None:
-            halt.on_said(future.cancel)
         try:
             return future.result()
         except CancelledError:
             if halt is not None and halt.is_said():
                 raise Halted from None
             raise Unavailable("replication is being stopped") from None
+
+    async def _enter(self, work: Coroutine[Any, Any, T], halt: Halt | None) -> T:
+        """The task is told to halt, not the future that is waited for: what was made meanwhile would belong to nobody."""
+        task = asyncio.current_task()
+        assert task is not None
+
+        def cancel() -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                self.asyncio.call_soon_threadsafe(task.cancel)
+
+        if halt is not None:
+            halt.on_said(cancel)
+        return await work
 
     def stop(self) -> None:
         """What is under way in it is cancelled."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from blockdev.policies import AS_POOL, DiskPolicy
@@ -367,6 +367,14 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Token
     def snapshots_of_uuid(self, uuid: str) -> list[SnapshotRow]:
         """The copies of one snapshot: each VM has one at the most."""
         return self._rows(SnapshotRow, "SELECT * FROM snapshot WHERE uuid = ? ORDER BY id", uuid)
+
+    def snapshots_of_uuids(self, uuids: Sequence[str]) -> dict[str, list[SnapshotRow]]:
+        """Likewise of many, by the uuids of those that are here."""
+        found: dict[str, list[SnapshotRow]] = {}
+        query = "SELECT * FROM snapshot WHERE uuid IN (SELECT value FROM json_each(?)) ORDER BY id"
+        for row in self._rows(SnapshotRow, query, json.dumps(list(uuids))):
+            found.setdefault(row.uuid, []).append(row)
+        return found
 
     def uncounted_snapshots(self) -> list[int]:
         """Ids of those whose changed_bytes are not known, the newest first."""

@@ -240,8 +240,11 @@ class ReceiptOperations(CopyOperations):
         self, peer_id: int, purpose: Purpose, row: VMRow | None, ancestors: Sequence[str]
     ) -> SnapshotRow | None:
         """The first of `ancestors` that is here whole; for a copy in any VM that the peer sent, as nobody else's may be told."""
-        for ancestor in ancestors if purpose == "copy" or row is not None else ():
-            for one in self._catalog.snapshots_of_uuid(ancestor):
+        if purpose == "protect" and row is None:
+            return None
+        here = self._catalog.snapshots_of_uuids(ancestors)
+        for ancestor in ancestors:
+            for one in here.get(ancestor, ()):
                 is_of = self._is_sent_by(peer_id, one) if row is None else one.vm_id == row.id
                 disks = self._catalog.snapshot_disks(one.id) if is_of else []
                 if disks and all(disk.object_id is not None for disk in disks):
