@@ -20,9 +20,9 @@ QUEUE_SECONDS = 0.02
 class _Direction:
     """Bytes on their way from one socket to another."""
 
-    def __init__(self, source: socket.socket, sink: socket.socket, delay_seconds: float, rate_bytes: float) -> None:
+    def __init__(self, source: socket.socket, sink: socket.socket, delay_seconds: float, rate_bytes: float, flows: threading.Event) -> None:
         self._source, self._sink = source, sink
-        self._delay, self._rate = delay_seconds, rate_bytes
+        self._delay, self._rate, self._flows = delay_seconds, rate_bytes, flows
         self._bytes_max = rate_bytes * (delay_seconds + QUEUE_SECONDS)
         self._changed = threading.Condition()
         self._line: deque[tuple[float, bytes]] = deque()
@@ -53,6 +53,7 @@ class _Direction:
                     self._changed.wait()
                 due, data = self._line[0]
             time.sleep(max(due - time.monotonic(), 0.0))
+            self._flows.wait()
             with contextlib.suppress(OSError):
                 if data:
                     self._sink.sendall(data)
@@ -71,10 +72,16 @@ class SlowLink:
         """delay_seconds: one way; rate_bytes: a second, each way."""
         self._target, self._delay, self._rate = port, delay_seconds, rate_bytes
         self._lock = threading.Lock()
+        self._flows = threading.Event()
+        self._flows.set()
         self._open: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def freeze(self) -> None:
+        """Nothing more comes through, and nobody is told: a cable that was pulled somewhere."""
+        self._flows.clear()
 
     def cut(self) -> int:
         """Reset every connection; how many there were."""
@@ -90,6 +97,7 @@ class SlowLink:
     def close(self) -> None:
         self._listener.close()
         self.cut()
+        self._flows.set()
 
     def __enter__(self) -> Self:
         return self
@@ -113,5 +121,5 @@ class SlowLink:
             with self._lock:
                 self._open += [client, server]
             for source, sink in ((client, server), (server, client)):
-                for thread in _Direction(source, sink, self._delay, self._rate).threads:
+                for thread in _Direction(source, sink, self._delay, self._rate, self._flows).threads:
                     thread.start()

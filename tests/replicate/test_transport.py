@@ -142,6 +142,17 @@ def test_cut_connection_ends_both_ends_and_the_next_transfer_connects_anew(sides
         assert again.is_done
 
 
+def test_line_that_is_dead_without_a_word_ends_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.ssh, "KEEPALIVE_SECONDS", 0.2)
+    with two_sides(tmp_path) as (sender, receiver), SlowLink(receiver.port) as line:
+        thread, raised = run_in_thread(sender, receiver, Pusher(10, 10, ahead=0), Halt(), line.port)
+        assert receiver.doors.opened.wait(SECONDS_MAX)
+        line.freeze()
+        thread.join(SECONDS_MAX)
+        assert [type(one) for one in raised] == [Cut]
+        assert receiver.doors.machines[0].closed.wait(SECONDS_MAX)
+
+
 def test_peer_that_is_disconnected_is_cut_off(sides: tuple[Side, Side]) -> None:
     sender, receiver = sides
     thread, raised = run_in_thread(sender, receiver, Pusher(10, 10, ahead=0), Halt())
@@ -348,6 +359,7 @@ def test_environment_that_a_peer_sets_is_not_kept(sides: tuple[Side, Side], monk
         )
 
     sender.transport._loop.call(open_with_environment())
+    until(lambda: len(kept) == 2, "both channels to begin")  # asyncssh answers the client before it tells the session
     assert kept == [0, 0]
 
 
