@@ -13,7 +13,9 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from blockdev.errors import Busy, Unavailable
+from blockdev.api.addresses import Address
+from blockdev.constants import REPLICATION_PORT
+from blockdev.errors import Busy, InvalidArgument, Unavailable
 from blockdev.replicate import channel, driver, link, server, wire
 from blockdev.replicate.channel import Channel, Cut
 from blockdev.replicate.frames import LENGTH, frame
@@ -438,3 +440,25 @@ def test_sender_does_not_wait_for_a_channel_whose_writing_failed(
     with pytest.raises(Cut, match="ZeroDivisionError"):
         for _ in range(4):
             broken.send(frame(STUFF, bytes(MIB)))
+
+
+@pytest.mark.parametrize(
+    ("text", "means"),
+    [
+        ("0.0.0.0", "0.0.0.0:10810"),
+        ("localhost", "127.0.0.1:10810"),
+        ("::1", "[::1]:10810"),
+        ("[::1]", "[::1]:10810"),
+        ("127.0.0.1:5", "127.0.0.1:5"),
+        ("[::1]:5", "[::1]:5"),
+        (":5", "0.0.0.0:5"),
+    ],
+)
+def test_address_for_peers_may_leave_the_port_away(text: str, means: str) -> None:
+    assert str(Address.parse(text, REPLICATION_PORT)) == means
+
+
+@pytest.mark.parametrize("text", ["", "nowhere", "nowhere:5", "1.2.3", "127.0.0.1:", "127.0.0.1:0", "[::1"])
+def test_text_that_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument):
+        Address.parse(text, REPLICATION_PORT)

@@ -62,7 +62,9 @@ class Address:
 
 def _bare(text: str) -> str:
     """An address without a port, such as [::1], ::1 or localhost."""
-    return _NAMED.get(text, text.removeprefix("[").removesuffix("]")) if text else text
+    if text.startswith("[") and text.endswith("]"):
+        return text[1:-1]
+    return _NAMED.get(text, text) if text else text
 
 
 def _is_bare(text: str) -> bool:
