@@ -9,7 +9,7 @@ import pytest
 
 from blockdev import Pool
 from blockdev.engine.client import EngineClient
-from blockdev.errors import AlreadyExists, Busy, InvalidArgument, NotAllowed, NotFound, ReadOnly
+from blockdev.errors import AlreadyExists, Busy, InvalidArgument, NotAllowed, NotFound, PoolFull, ReadOnly
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_domains import HypervisorRow
 from blockdev.vmmap.clones import CustomClone
@@ -295,6 +295,23 @@ def test_a_digest_of_what_was_deleted_meanwhile_is_not_that_of_the_snapshot_that
     [later] = [row for row in catalog.snapshots() if row.name == "later"]
     ids = [disk.object_id for disk in catalog.snapshot_disks(later.id)]
     assert world.snapshot_digests(later.id) == [digest(None, b"", id) for id in ids if id is not None]
+
+
+def test_a_home_without_room_for_a_digest_has_it_all_the_same(world: VMs, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = catalog.snapshots()[0]
+    transaction = catalog.transaction
+
+    def refuse_to_grow(grows: bool = False) -> Any:
+        if grows:
+            raise PoolFull("the file system below HOME is full")
+        return transaction()
+
+    monkeypatch.setattr(catalog, "transaction", refuse_to_grow)
+    first = world.snapshot_digests(row.id)
+    assert all(disk.digest is None for disk in catalog.snapshot_disks(row.id))
+    monkeypatch.undo()
+    assert world.snapshot_digests(row.id) == first
+    assert all(disk.digest is not None for disk in catalog.snapshot_disks(row.id))
 
 
 def test_a_write_makes_another_digest(world: VMs, pool: Pool, catalog: Catalog) -> None:

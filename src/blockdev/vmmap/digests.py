@@ -5,7 +5,9 @@ Nothing is changed but what the catalog knows, and nothing waits.
 
 from __future__ import annotations
 
-from blockdev.errors import Gone, NotFound
+from contextlib import suppress
+
+from blockdev.errors import Gone, NotFound, PoolFull
 from blockdev.vmmap.catalog import SnapshotDiskRow, SnapshotRow
 from blockdev.vmmap.lookup import present
 from blockdev.vmmap.operation import Operations
@@ -28,7 +30,7 @@ class DigestOperations(Operations):
             older = self._catalog.newest_digests(row.vm_id, row.lsn)
         made = {disk.id: self._digest(row, disk, older.get(disk.name)) for disk in disks if disk.digest is None}
         if made:
-            with self._catalog.transaction(grows=True):
+            with suppress(PoolFull), self._catalog.transaction(grows=True):  # they can be made again, and replication goes on
                 for disk in disks:
                     if disk.id in made and disk.object_id is not None:
                         self._catalog.set_digest(disk.object_id, made[disk.id])
