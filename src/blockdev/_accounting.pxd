@@ -37,6 +37,7 @@ cdef struct Sums:                   # of one owner; bytes are as stored
     uint64_t blocks
     uint64_t disk_blocks            # of them, those that a disk reaches
     uint64_t stored_bytes
+    uint64_t nodes                  # of maps
 
 cdef struct Side:                   # of a comparison of two maps
     uint64_t id                     # of the subtree, 0: all holes

@@ -406,10 +406,18 @@ cdef class Accountant:
         self.check(failure)
         return self.account.pair_count > 0
 
+    def count_nodes(self):
+        """Count the nodes of each owner, once all nodes have theirs."""
+        cdef uint64_t id
+        with nogil:
+            for id in range(self.account.node_end):
+                if self.account.node_levels[id] != 0:
+                    self.account.sums[self.account.node_owners[id] & OWNER_MASK].nodes += 1
+
     def of_owner(self, uint32_t owner):
-        """(blocks, those of them that a disk reaches, stored bytes) of what is this owner's, and not of one below it."""
+        """(blocks, those of them that a disk reaches, stored bytes, nodes) of this owner, and not of one below it."""
         cdef Sums* sums = &self.account.sums[owner]
-        return sums.blocks, sums.disk_blocks, sums.stored_bytes
+        return sums.blocks, sums.disk_blocks, sums.stored_bytes, sums.nodes
 
     def dead_bytes(self):
         """Stored by blocks that nobody reaches."""

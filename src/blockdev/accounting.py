@@ -57,6 +57,7 @@ class GroupUsage(NamedTuple):
     shared_bytes: int  # of these, in blocks that something else has, too
     unique_stored_bytes: int  # that deleting all of it gives back
     snapshots_stored_bytes: int  # that deleting its snapshots gives back
+    unique_maps_bytes: int  # of maps that nothing else has: what says where its blocks are
     snapshots: list[SnapshotUsage]  # in the order asked for
 
 
@@ -103,6 +104,7 @@ class Accounting:
         for thing in self._table.objects:
             self._accountant.add_map(thing.root, thing.height, self._owners[thing.id], thing.kind == KIND_VDISK)
         self._repeat(lambda: self._accountant.own_nodes(STEP_NODES))
+        self._accountant.count_nodes()
         for segments in self._ranges():
             self._count_blocks(segments)
         for level in range(1, MAP_HEIGHT_MAX):
@@ -156,10 +158,10 @@ class Accounting:
             self._accountant.sum_segment(id, self._table.slot_index if last else self._stats["segment_slots"])
             self._check_open()
 
-    def _sums(self, owners: Sequence[int]) -> tuple[int, int, int]:
-        """(blocks, those of them that a disk reaches, stored bytes)."""
-        found = [self._accountant.of_owner(owner) for owner in owners]
-        return sum(one[0] for one in found), sum(one[1] for one in found), sum(one[2] for one in found)
+    def _sums(self, owners: Sequence[int]) -> tuple[int, int, int, int]:
+        """(blocks, those of them that a disk reaches, stored bytes, nodes)."""
+        blocks, disk_blocks, stored_bytes, nodes = zip(*map(self._accountant.of_owner, owners), strict=True)
+        return sum(blocks), sum(disk_blocks), sum(stored_bytes), sum(nodes)
 
     def _mapped(self, kinds: tuple[int, ...] | None = None) -> int:
         """Blocks that the maps of these kinds of objects map, in all."""
@@ -170,7 +172,7 @@ class Accounting:
         )
 
     def _usage_of_pool(self) -> PoolUsage:
-        blocks, disk_blocks, stored_bytes = self._sums(range(POOL_OWNER, len(self._parents) + 1))
+        blocks, disk_blocks, stored_bytes, _nodes = self._sums(range(POOL_OWNER, len(self._parents) + 1))
         used_bytes = self._stats["used_bytes"]
         dead_nodes = self._stats["map_bytes"] // NODE_BYTES - 1 - self._accountant.node_count()  # slot 0 is no node's
         reclaimable_bytes = self._accountant.dead_bytes() + max(dead_nodes, 0) * NODE_BYTES
@@ -189,11 +191,13 @@ class Accounting:
 
     def _usage_of(self, group: Group, owners: _GroupOwners) -> GroupUsage:
         maps = [self._accountant.of_map(self._maps[id][0]) for id in group.vdisk_ids if id in self._maps]
+        _blocks, _disk_blocks, stored_bytes, nodes = self._sums(owners.of_all())
         return GroupUsage(
             data_bytes=sum(mapped for mapped, _shared in maps) * BLOCK_BYTES,
             shared_bytes=sum(shared for _mapped, shared in maps) * BLOCK_BYTES,
-            unique_stored_bytes=self._sums(owners.of_all())[2],
+            unique_stored_bytes=stored_bytes,
             snapshots_stored_bytes=self._sums(owners.of_snapshots())[2],
+            unique_maps_bytes=nodes * NODE_BYTES,
             snapshots=[
                 SnapshotUsage(self._changed_bytes(snapshot), self._sums([owner])[2])
                 for snapshot, owner in zip(group.snapshots, owners.each_snapshot, strict=True)

@@ -6,6 +6,7 @@ Slow and strict: every checksum, magic number and count is asserted.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,8 +112,8 @@ class PoolFiles:
             file.seek(node_id * 4608)
             return file.read(4608)
 
-    def node_ids(self) -> set[int]:
-        """Of all nodes that a map reaches."""
+    def node_ids(self, things: Iterable[Object] | None = None) -> set[int]:
+        """Of all nodes that a map reaches, of these or of all objects."""
         found: set[int] = set()
 
         def walk(node_id: int, level: int) -> None:
@@ -122,7 +123,7 @@ class PoolFiles:
                     if entry:
                         walk(entry, level - 1)
 
-        for thing in self.objects.values():
+        for thing in self.objects.values() if things is None else things:
             if thing.root:
                 walk(thing.root, thing.height - 1)
         return found

@@ -48,6 +48,13 @@ def recount(path: str, counted: list[Counted], capacity_bytes: int) -> Usage:
         """What these reach and nothing else does."""
         return union(names) - union(name for name in maps if name not in names)
 
+    def nodes_only(names: list[str]) -> int:
+        """Nodes of maps that these reach and nothing else does."""
+        theirs, others = [], []
+        for thing in files.objects.values():
+            (theirs if (thing.name or str(thing.id)) in names else others).append(thing)
+        return len(files.node_ids(theirs) - files.node_ids(others))
+
     def changed(name: str, before: str | None) -> int:
         old = {} if before is None else maps[before]
         return sum(old.get(block) != maps[name].get(block) for block in old.keys() | maps[name].keys())
@@ -63,6 +70,7 @@ def recount(path: str, counted: list[Counted], capacity_bytes: int) -> Usage:
                 sum(address in others for address in entries) * BLOCK_BYTES,
                 bytes_of(only(one.disks + snapshots)),
                 bytes_of(only(snapshots)),
+                nodes_only(one.disks + snapshots) * 2 * 4608,
                 [
                     SnapshotUsage(
                         sum(changed(name, one.before(number, name)) for name in point) * BLOCK_BYTES,

@@ -201,7 +201,7 @@ def test_an_object_in_two_groups_is_refused(pool_path: str) -> None:
 def test_what_is_not_there_counts_nothing(pool_path: str) -> None:
     with Pool.create(pool_path, 64 * MEBIBYTE) as pool:
         usage = pool.account([Group([77], [[(78, 79), (80, None)]]), Group([], [])])
-        assert usage.groups == [GroupUsage(0, 0, 0, 0, [SnapshotUsage(0, 0)]), GroupUsage(0, 0, 0, 0, [])]
+        assert usage.groups == [GroupUsage(0, 0, 0, 0, 0, [SnapshotUsage(0, 0)]), GroupUsage(0, 0, 0, 0, 0, [])]
         assert usage.pool.stored_bytes == usage.pool.logical_bytes == 0
 
 

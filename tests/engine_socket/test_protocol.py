@@ -74,9 +74,9 @@ GOOD: dict[str, dict[str, Any]] = {
 GROUPS = [Group([1, 2], [[(5, None)], [(7, 5), (8, None)]]), Group([], [])]
 USAGE = Usage(
     PoolUsage(*range(1, len(PoolUsage._fields) + 1)),
-    [GroupUsage(1, 2, 3, 4, [SnapshotUsage(5, 6), SnapshotUsage(7, 8)]), GroupUsage(0, 0, 0, 0, [])],
+    [GroupUsage(1, 2, 3, 4, 9, [SnapshotUsage(5, 6), SnapshotUsage(7, 8)]), GroupUsage(0, 0, 0, 0, 0, [])],
 )
-USAGE_ROWS = [[1, 2, 3, 4], [5, 6], [7, 8], [0, 0, 0, 0]]
+USAGE_ROWS = [[1, 2, 3, 4, 9], [5, 6], [7, 8], [0, 0, 0, 0, 0]]
 PROGRESS = Progress(run=3, kind="compact", started=1795348800.0, done_bytes=4096, total_bytes=8192)
 REPORT = CompactionReport(1, 2, 3, 4, 5, 6, ("segment 00000007: the pool has no room for its live blocks",))
 COMPACTION = {**PROGRESS._asdict(), "state": "done", "report": REPORT._asdict(), "error": None}
@@ -210,8 +210,8 @@ def test_a_request_with_a_missing_or_an_unknown_argument_is_refused(operation: s
         ("account", "groups", [[[1], [[5]]]]),
         ("account", "groups", [[[1], [[[5]]]]]),
         ("account", "groups", [[[1], [[[None, 5]]]]]),
-        ("account", "groups", [[[1] * 40_000, []], [[2] * 40_000, []]]),
-        ("account", "groups", [[[], [[]] * protocol.ITEMS_MAX]]),
+        ("account", "groups", [[[1] * 40_000, []]] * 27),
+        ("account", "groups", [[[], [[]] * (protocol.ITEMS_MAX + 1)]]),
         ("compaction", "run", 0),
         ("compaction", "wait_ms", protocol.WAIT_MS_MAX + 1),
         ("cancel_compaction", "run", None),

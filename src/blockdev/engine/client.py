@@ -198,7 +198,7 @@ class EngineClient(ExchangeClient):
         What is not there counts as nothing.  InvalidArgument: too many ids at once, or one of them twice.
         """
         asked = [[g.vdisk_ids, [[list(pair) for pair in disks] for disks in g.snapshots]] for g in groups]
-        if protocol.item_count(asked) > protocol.ITEMS_MAX:
+        if protocol.are_too_many(asked):
             raise InvalidArgument("there are too many disks and snapshots to account for at once: ask for one VM")
         answer, rows = self._ask_paged("account", "rows", groups=asked)
         return protocol.check_usage(answer, rows, groups)

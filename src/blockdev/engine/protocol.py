@@ -37,6 +37,7 @@ BODY_BYTES_MAX = 16 << 20
 PART_BYTES_MIN = 1 << 16  # of a value that is sent as it is; no less, as msgpack writes the length of a shorter one otherwise
 BIN_32 = struct.Struct(">BI")  # msgpack's mark of bytes, and how many follow
 ITEMS_MAX = 65536  # ids, names or specs in one request
+ACCOUNTED_MAX = 1 << 20  # ids, groups and snapshots in one `account`: a peer may have sent many VMs, which share blocks
 USAGE_PAGE_MAX = 65536  # VMs and snapshots in one answer
 OBJECTS_PAGE_MAX = 8192  # objects in one answer: at their longest names and tags they still fit a frame
 MESSAGE_CHARACTERS_MAX = 8192
@@ -314,15 +315,13 @@ def _is_offer_count(value: Any) -> bool:
 
 
 def _is_groups(value: Any) -> bool:
-    """Of `account`: not more ids in all than one request may have, and not more groups and snapshots."""
-    return _GROUPS(value) and item_count(value) <= ITEMS_MAX
+    return _GROUPS(value) and not are_too_many(value)
 
 
-def item_count(groups: Sequence[Sequence[Any]]) -> int:
-    """How many items `account` counts of these groups: VMs, snapshots, vdisks and disks of snapshots."""
-    return sum(
-        1 + len(vdisk_ids) + sum(1 + len(disks) for disks in snapshots) for vdisk_ids, snapshots in groups
-    )
+def are_too_many(groups: Sequence[Sequence[Any]]) -> bool:
+    """Whether `account` cannot count these at once: VMs, snapshots, vdisks and disks of snapshots."""
+    lists = [part for vdisk_ids, snapshots in groups for part in (vdisk_ids, snapshots, *snapshots)]
+    return len(groups) + sum(map(len, lists)) > ACCOUNTED_MAX or max(map(len, [groups, *lists])) > ITEMS_MAX
 
 
 _IDS = _list_of(is_id)
@@ -460,9 +459,9 @@ def check_usage(body: Mapping[str, Any], rows: Sequence[Any], groups: Sequence[G
         raise ProtocolError("the engine did not account for what it was asked for")
     at, found = iter(rows), []
     for group in groups:
-        data, shared, unique, of_snapshots = _check_counts(next(at), 4)
+        data, shared, unique, of_snapshots, maps = _check_counts(next(at), 5)
         snapshots = [SnapshotUsage(*_check_counts(next(at), 2)) for _ in group.snapshots]
-        found.append(GroupUsage(data, shared, unique, of_snapshots, snapshots))
+        found.append(GroupUsage(data, shared, unique, of_snapshots, maps, snapshots))
     return Usage(PoolUsage(**pool), found)
 
 
