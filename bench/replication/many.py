@@ -26,6 +26,7 @@ from bench.workloads import GIB, MIB
 PORT = 10810
 SHARE_MIN = 0.7  # of the link, over delay without loss
 LINK_SECONDS = 5.0
+ALONE = 4  # times the size of the others' VMs has that of the home that sends alone
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,16 @@ class Homes:
         for home in self.all:
             home.close()
 
-    def make_vm(self, home: Home, vm: str, seed: int) -> None:
-        home("vm", "create", vm, "--disk", f"root={self.size_bytes}")
-        write(home, f"{vm}/root", random_data(self.size_bytes, seed))
+    def make_vm(self, home: Home, vm: str, seed: int, size_bytes: int) -> None:
+        home("vm", "create", vm, "--disk", f"root={size_bytes}")
+        write(home, f"{vm}/root", random_data(size_bytes, seed))
         home("snapshot", "create", vm, "--name", "first")
 
     def send(self, vms: Sequence[tuple[Home, Home, str]]) -> float:
         """Protect (source, target, VM) each, at once; seconds until all are there, which is then verified."""
         begun = time.perf_counter()
         with ThreadPoolExecutor(len(vms)) as pool:
-            list(pool.map(lambda one: one[0]("replicate", "protect", one[2], "--path", f"to-{one[1].name}"), vms))
+            list(pool.map(lambda one: one[0].protect(one[2], f"to-{one[1].name}"), vms))
             list(pool.map(lambda one: one[1].until_received(one[2], "first"), vms))
         seconds = time.perf_counter() - begun
         for source, target, vm in vms:
@@ -105,16 +106,17 @@ def measure(folder: Path, given: Any, seed: int, loss: float, alone: bool) -> tu
 
 
 def _one(homes: Homes, seed: int, rate: float, plain: float) -> Phase:
-    homes.make_vm(homes.sources[0], "alone", seed)
+    size = ALONE * homes.size_bytes
+    homes.make_vm(homes.sources[0], "alone", seed, size)
     seconds = homes.send([(homes.sources[0], homes.target, "alone")])
-    return Phase("one source", 1, 0.0, seconds, homes.size_bytes, homes.size_bytes / seconds / rate, plain)
+    return Phase("one source", 1, 0.0, seconds, size, size / seconds / rate, plain)
 
 
 def _all(homes: Homes, seed: int, rate: float, plain: float, loss: float) -> Phase:
     vms = []
     for number, source in enumerate(homes.sources, 1):
-        homes.make_vm(source, f"vm-{number}", seed + number)
-        homes.make_vm(homes.target, f"back-{number}", seed + 1000 + number)
+        homes.make_vm(source, f"vm-{number}", seed + number, homes.size_bytes)
+        homes.make_vm(homes.target, f"back-{number}", seed + 1000 + number, homes.size_bytes)
         vms += [(source, homes.target, f"vm-{number}"), (homes.target, source, f"back-{number}")]
     seconds = homes.send(vms)
     total = homes.size_bytes * len(homes.sources)
@@ -125,7 +127,7 @@ def main() -> None:
     parser = results.parser("bench.replication.many", __doc__)
     parser.add_argument("--sources", type=int, default=8, metavar="N")
     parser.add_argument("--size", type=int, default=64, metavar="MIB", help="of each VM")
-    parser.add_argument("--rate", type=float, default=20.0, metavar="MB/S", help="of each home's link, each way")
+    parser.add_argument("--rate", type=float, default=12.5, metavar="MB/S", help="of each home's link, each way")
     parser.add_argument("--delay", type=float, default=40.0, metavar="MS", help="of a packet; a round trip takes twice that")
     parser.add_argument("--loss", type=float, default=1.0, metavar="PERCENT")
     given = parser.parse_args()

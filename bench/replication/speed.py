@@ -53,7 +53,7 @@ def replicate(pair: Pair, vm: str, size_bytes: int, seed: int) -> tuple[float, l
     os.sync()
     homes = (pair.source, pair.target)
     before, begun = [home.cpu_seconds() for home in homes], time.perf_counter()
-    pair.source("replicate", "protect", vm, "--path", f"to-{pair.target.name}")
+    pair.source.protect(vm, f"to-{pair.target.name}")
     pair.target.until_received(vm, "first")
     seconds = time.perf_counter() - begun
     cpu = [home.cpu_seconds() - used for home, used in zip(homes, before, strict=True)]
@@ -96,7 +96,7 @@ def measure_unchanged(folder: Path, mapped_bytes: int, rounds: int, seed: int) -
         fill_with_few_blocks(pair, "large", mapped_bytes, seed)
         pair.source("snapshot", "create", "large", "--name", "first")
         begun, sent = time.perf_counter(), pair.proxy.total_bytes
-        pair.source("replicate", "protect", "large", "--path", f"to-{pair.target.name}")
+        pair.source.protect("large", f"to-{pair.target.name}")
         pair.target.until_received("large", "first", 3600)
         first = {"seconds": time.perf_counter() - begun, "wire_bytes": pair.proxy.total_bytes - sent}
         note(f"the first one took {first['seconds']:.0f} s and {first['wire_bytes'] / 1e6:,.0f} MB")
@@ -134,7 +134,7 @@ def replicating(pair: Pair, size_bytes: int, first_seed: int) -> Iterator[list[f
     def work() -> None:
         for vm in vms:
             if not stop.is_set():
-                pair.source("replicate", "protect", vm, "--path", path)
+                pair.source.protect(vm, path)
                 rates.append(size_bytes / pair.target.until_received(vm, "first"))
 
     thread = threading.Thread(target=work)
