@@ -206,6 +206,19 @@ def test_an_import_under_way_keeps_a_VM_from_being_demoted(world: VMs, peer: int
         world.demote("web", peer, force=True)
 
 
+def test_a_stream_that_was_begun_before_a_VM_was_received_does_not_come_into_it(
+    world: VMs, peer: int, catalog: Catalog, client: EngineClient
+) -> None:
+    begun = world.begin_copy(copy_of(world, "s2"))
+    world.demote("web", peer)
+    before = world.list_snapshots("web")
+    with pytest.raises(ReadOnly, match="received from peer east"):
+        world.finish_copy(begun)
+    world.abort_copy(begun)
+    assert world.list_snapshots("web") == before
+    check_agreed(world, catalog, client)
+
+
 def test_a_VM_that_is_received_from_one_peer_is_not_given_to_another(far: VMs, catalog: Catalog) -> None:
     other = add_peer(catalog, "west")
     with pytest.raises(AlreadyExists, match="received from peer east"):

@@ -127,7 +127,7 @@ class DisasterOperations(Parts):
         if received is not None and received.promoted is None:  # a reverse was interrupted
             peer = self._catalog.peer_by_id(received.peer_id)
             ways = [one for one in self._catalog.paths() if peer is not None and one.key == peer.key]
-        refusal: BlockdevError = NotFound(f"VM {vm.name} is not protected over any path: there is nothing to reverse")
+        refusal: BlockdevError = NotFound(f"VM {vm.name} is not protected over any path: there is nothing to reverse; if it was, protect it over that path again first")
         for way in ways:
             if way is None:
                 continue

@@ -85,7 +85,8 @@ class CopyOperations(Operations):
     def finish_copy(self, begun: BegunCopy) -> Snapshot:
         """What was written becomes the snapshot, and the VM when it makes one, at once.
 
-        NotFound: the engine was restarted meanwhile, or the VM is gone; AlreadyExists: a name was taken meanwhile.
+        NotFound: the engine was restarted meanwhile, or the VM is gone; AlreadyExists: a name was taken meanwhile; ReadOnly: a peer
+        sends the VM by now.
         """
         copy = begun.copy
         if not self._journal.has_temporaries(begun.vdisk_ids):
@@ -94,6 +95,7 @@ class CopyOperations(Operations):
         if row is None and begun.vm_id is not None:
             raise NotFound(f"VM {copy.vm_name} was deleted while snapshot {copy.name} was being imported")
         if row is not None:
+            self._refuse_received(row)  # it may have come to be, and a promotion take this for the newest that came
             copy = copy._replace(vm_name=row.name)  # it may have been renamed
         else:
             copy = copy._replace(vm_uuid=self._free_uuid(copy.vm_uuid))  # the same VM may have come meanwhile
