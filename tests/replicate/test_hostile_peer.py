@@ -23,6 +23,7 @@ from blockdev.replicate.negotiation import own_hello
 from blockdev.vmmap import receipts
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
 from blockdev.vmmap.model import Terms
+from blockdev.vmmap.names import UNFINISHED
 from blockdev.vmmap.receipts import Receipt
 from tests.cli.served import until
 from tests.replicate.direct import Net
@@ -243,10 +244,22 @@ def test_maps_of_blocks_that_are_here_already_count_as_space(sites: Sites) -> No
     data = np.repeat(np.frombuffer(offers, messages.OFFER), count)
     data["block"] = np.arange(count) * 512
     channel = sites.begin(a_begin(size_bytes=count * 512 * 4096))
-    [want] = say(channel, messages.encode_offer(0, 0, count * 512, data, np.empty(0, messages.RUN)))
+    [want, *_saved] = say(channel, messages.encode_offer(0, 0, count * 512, data, np.empty(0, messages.RUN)))
     assert not messages.decode_marks(memoryview(want)[1:]).mask.any()
     proof = sites.there.engine.prove(object_id, struct.pack("<Q", 0))
     say(channel, messages.encode_proofs(0, proof * count))
     sites.there.pool.checkpoint()
     used_bytes = sites.there.service.show_peer("origin").used_bytes
     assert used_bytes is not None and used_bytes >= count * 9216
+
+
+def test_text_of_an_answer_does_nothing_to_a_terminal() -> None:
+    answer = {"name": "\x1b[2Jweb", "vms": ["a\nb", {"c": "\x07"}], "space_bytes": 7}
+    made = control.decode_answer(memoryview(control.encode_answer(answer))[LENGTH_BYTES + 1 :])
+    assert made == {"name": " [2Jweb", "vms": ["a b", {"c": " "}], "space_bytes": 7}
+
+
+def test_a_snapshot_that_says_it_is_to_go_by_itself_is_refused(sites: Sites) -> None:
+    begin = a_begin()
+    with pytest.raises(InvalidArgument, match="not whole"):
+        sites.begin(begin._replace(snapshot=begin.snapshot._replace(description=f"{UNFINISHED} of a job")))

@@ -21,7 +21,14 @@ from blockdev.vmmap.catalog_replication import Purpose
 from blockdev.vmmap.clock import text_of
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
 from blockdev.vmmap.model import Consistency, Terms
-from blockdev.vmmap.names import CONFIG_BYTES_MAX, DESCRIPTION_BYTES_MAX, check_name, check_size, check_text
+from blockdev.vmmap.names import (
+    CONFIG_BYTES_MAX,
+    DESCRIPTION_BYTES_MAX,
+    check_name,
+    check_size,
+    check_text,
+    is_unfinished,
+)
 
 ANCESTORS_MAX = 10_000
 VERSIONS_MAX = 16
@@ -188,13 +195,16 @@ def _begin_of(fields: Mapping[str, Any]) -> Begin:
 
 def _snapshot_of(fields: Mapping[str, Any]) -> SnapshotCopy:
     vm, snapshot = fields["vm"], fields["snapshot"]
+    description = check_text("description", snapshot["description"], DESCRIPTION_BYTES_MAX)
+    if is_unfinished(description):
+        raise ValueError("a snapshot that is not whole where it was taken")
     disks = [_disk_of(row) for row in _list(fields["disks"], DISKS_MAX)]
     if not 0 < len({disk.name for disk in disks}) == len(disks):
         raise ValueError("no disks, or two of one name")
     return SnapshotCopy(
         uuid=_uuid(snapshot["uuid"]),
         name=check_name("snapshot", snapshot["name"]),
-        description=check_text("description", snapshot["description"], DESCRIPTION_BYTES_MAX),
+        description=description,
         created=_time(snapshot["created"]),
         lsn=_number(snapshot["lsn"], NUMBER_MAX),
         terms=_terms(snapshot),
@@ -298,7 +308,8 @@ def encode_answer(answer: dict[str, Any]) -> bytes:
 
 
 def decode_answer(body: memoryview) -> dict[str, Any]:
-    return _decode(body, "an answer", lambda fields: _plain(fields["answer"]))
+    """Its text is for people to see, wherever in it."""
+    return _decode(body, "an answer", lambda fields: {name: _cleaned(value) for name, value in _plain(fields["answer"]).items()})
 
 
 # --- fields ----------------------------------------------------------------------------------------------------------
@@ -356,6 +367,17 @@ def _word(value: Any) -> str:
 def _clean(text: str) -> str:
     """On one line, and nothing that a terminal would obey."""
     return "".join(one if one.isprintable() else " " for one in text).encode(errors="replace").decode()
+
+
+def _cleaned(value: Any) -> Any:
+    """Of plain values."""
+    if isinstance(value, str):
+        return _clean(value)
+    if isinstance(value, list):
+        return [_cleaned(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _cleaned(one) for name, one in value.items()}
+    return value
 
 
 def _shown(value: Any, characters_max: int) -> str:
