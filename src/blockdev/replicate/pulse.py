@@ -180,12 +180,13 @@ def _is_late(row: ReceivedRow, newest: NewestRow | None, now: float) -> bool:
 
 
 def _uncounted(lane: Lane) -> list[tuple[str | None, str]]:
-    older, pairs = lane.row.newest_uuid, []
-    for one in list(lane.pending):
+    older, pairs, pending = lane.row.newest_uuid, [], lane.pending  # which is replaced, never changed
+    for one in pending:
         if (older, one.uuid) not in lane.sizes:
             pairs.append((older, one.uuid))
         older = one.uuid
-    for pair in [pair for pair in lane.sizes if pair[1] not in {one.uuid for one in lane.pending}]:
+    wanted = {one.uuid for one in pending}
+    for pair in [pair for pair in lane.sizes if pair[1] not in wanted]:
         lane.sizes.pop(pair, None)
     return pairs
 
