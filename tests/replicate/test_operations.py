@@ -250,6 +250,25 @@ def test_a_reverse_that_was_interrupted_is_done_again(world: World) -> None:
     until(lambda: world.there.status("web").state == "up to date", "it to come back")
 
 
+def test_the_receiver_tells_of_a_vm_whose_first_snapshot_is_not_whole_yet(world: World) -> None:
+    seen: list[bytes] = []
+
+    def cut(message: bytes) -> bytes | None:
+        seen.append(message)
+        return message if len(seen) < 3 else None  # HELLO, BEGIN
+
+    world.net.alter = cut
+    world.here.service.protect("web", "far")
+    [coming] = until(world.there.service.status, "a first part")
+    assert (coming.vm, coming.direction, coming.way, coming.newest_uuid) == ("web", "received", "origin", None)
+    assert coming.state in ("running", "scheduled") and coming.vm_uuid == world.here.vms.show_vm("web").uuid
+    assert world.there.vms.list_vms() == []
+    world.net.alter = lambda message: message
+    world.wait()
+    [here] = world.there.service.status()
+    assert here.newest == "s1" and here.state == "up to date"
+
+
 def test_a_reverse_takes_no_disks_from_a_home_that_the_other_end_does_not_reach(world: World) -> None:
     world.here.service.protect("web", "far")
     world.wait()

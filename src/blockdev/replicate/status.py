@@ -5,7 +5,7 @@ Nothing is asked of the engine or of other homes: what has to be counted was cou
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from blockdev.clock import monotonic_seconds
 from blockdev.replicate.dispatcher import FAILURES_SERIOUS
@@ -15,8 +15,9 @@ from blockdev.replicate.model import Alert, Replicated, Sample, State, Transfer
 from blockdev.replicate.parts import Parts
 from blockdev.replicate.queue import seconds_of
 from blockdev.vmmap.catalog import VMRow
-from blockdev.vmmap.catalog_replication import NewestRow, ProtectionRow, ReceivedRow
+from blockdev.vmmap.catalog_replication import NewestRow, ProtectionRow, ReceiptRow, ReceivedRow
 from blockdev.vmmap.clock import to_text
+from blockdev.vmmap.receipts import vm_name_of
 
 WARNING_PART = 0.8  # of the RPO
 
@@ -32,7 +33,10 @@ class StatusOperations(Parts):
     """The operations that tell."""
 
     def status(self, vm: str | None = None) -> list[Replicated]:
-        """One for each VM and path, or peer, by VM and way.  Of one VM: also `not configured`.  NotFound."""
+        """One for each VM and path, or peer, by VM and way; of all, also those of which the first snapshot is coming.
+
+        Of one VM: also `not configured`.  NotFound.
+        """
         with self._catalog.transaction():
             row = None if vm is None else self._vm(vm)
             vm_id = None if row is None else row.id
@@ -43,12 +47,15 @@ class StatusOperations(Parts):
             peers = {one.id: one.name for one in self._catalog.peers()}
             names = self._catalog.snapshot_names([one.newest_uuid for one in protections if one.newest_uuid])
             newest = self._catalog.newest_received([one.vm_id for one in received])
+            arriving = self._catalog.receipts() if row is None else []
             unseen = self._dispatcher.unseen()  # before the lanes: what was looked at meanwhile is in them
         shown = [
             self._sent(vms[one.vm_id], one, paths[one.path_id], names.get((one.vm_id, one.newest_uuid or "")), one.vm_id in unseen)
             for one in protections
         ]
         shown += [self._received(vms[one.vm_id], one, peers[one.peer_id], newest.get(one.vm_id)) for one in received]
+        first = {(one.peer_id, one.vm_uuid): one for one in arriving if one.vm_id is None and one.purpose == "protect"}
+        shown += [self._arriving(one, peers[one.peer_id]) for one in first.values()]
         if row is not None and not shown:
             return [Replicated(row.name, row.uuid, None, None, "not configured", "ok")]
         return sorted(shown, key=lambda one: (one.vm, one.way or ""))
@@ -137,10 +144,8 @@ class StatusOperations(Parts):
     def _received(self, vm: VMRow, row: ReceivedRow, peer: str, newest: NewestRow | None) -> Replicated:
         flow = self._inbound.flow(row.peer_id, vm.uuid)
         now = self._clock()
-        moving = None if flow is None else flow.moving
-        rates = STILL if flow is None else flow.rates(monotonic_seconds())
         age = None if newest is None else _age(newest.created, now)
-        state, level = _of_received(row, moving is not None, age)
+        state, level = _of_received(row, flow is not None and flow.moving is not None, age)
         return Replicated(
             vm=vm.name,
             vm_uuid=vm.uuid,
@@ -154,14 +159,31 @@ class StatusOperations(Parts):
             newest_created=None if newest is None else newest.created,
             age_seconds=age,
             lag_seconds=None if row.promoted is not None else age,
-            snapshot=None if moving is None else moving.snapshot,
-            logical_bytes_per_second=rates.recent.logical,
-            network_bytes_per_second=rates.recent.network,
-            logical_bytes_per_second_mean=rates.mean.logical,
-            network_bytes_per_second_mean=rates.mean.network,
             promoted=row.promoted,
             since=row.since,
+            **_incoming(flow),
         )
+
+    def _arriving(self, receipt: ReceiptRow, peer: str) -> Replicated:
+        """There is no VM yet: its first snapshot is coming."""
+        flow = self._inbound.flow(receipt.peer_id, receipt.vm_uuid)
+        state: State = "scheduled" if flow is None or flow.moving is None else "running"
+        return Replicated(
+            vm_name_of(receipt), receipt.vm_uuid, "received", peer, state, "ok", since=receipt.began, **_incoming(flow)
+        )
+
+
+def _incoming(flow: Flow | None) -> dict[str, Any]:
+    """What is on its way to here, and how fast."""
+    moving = None if flow is None else flow.moving
+    rates = STILL if flow is None else flow.rates(monotonic_seconds())
+    return {
+        "snapshot": None if moving is None else moving.snapshot,
+        "logical_bytes_per_second": rates.recent.logical,
+        "network_bytes_per_second": rates.recent.network,
+        "logical_bytes_per_second_mean": rates.mean.logical,
+        "network_bytes_per_second_mean": rates.mean.network,
+    }
 
 
 def _level_sent(lane: Lane, state: State, trouble: _Trouble, now: float) -> Alert:

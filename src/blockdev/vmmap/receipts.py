@@ -319,6 +319,11 @@ def base_uuid_of(receipt: ReceiptRow) -> str | None:
     return _load_copy(receipt.body).base_uuid
 
 
+def vm_name_of(receipt: ReceiptRow) -> str:
+    """Of the VM that it is of, or that it makes."""
+    return _load_copy(receipt.body).vm_name
+
+
 def _key(peer_id: int, purpose: Purpose, copy: SnapshotCopy) -> tuple[int, Purpose, str, str]:
     """Which VM it is of, or which copy: one snapshot may be copied to two names at once."""
     return peer_id, purpose, copy.vm_uuid, copy.vm_name if purpose == "copy" else ""
