@@ -188,27 +188,42 @@ def serve(plan: dict[str, Any]) -> None:
     print(json.dumps(switch.counts))
 
 
-def throughput(fabric: Fabric, source: int, target: int, seconds: float) -> float:
-    """Bytes a second of one plain TCP connection, for what the link itself can do."""
-    receive = (
-        "import socket,sys,time\n"
-        "listener=socket.create_server(('',7777)); print('ready',flush=True)\n"
-        "taken,_=listener.accept(); total=0; begun=None\n"
-        "while data:=taken.recv(1<<20):\n"
-        "  begun=begun or time.monotonic(); total+=len(data)\n"
-        "print(total/(time.monotonic()-begun))\n"
-    )
-    send = (
-        "import socket,time\n"
-        f"made=socket.create_connection(({fabric.address(target)!r},7777)); end=time.monotonic()+{seconds}\n"
-        "while time.monotonic()<end: made.sendall(bytes(65536))\n"
-    )
-    run: Sequence[str] = [sys.executable, "-c"]
-    with subprocess.Popen([*fabric.inside(target), *run, receive], stdout=subprocess.PIPE, text=True) as receiver:
+RECEIVE = """
+import socket, sys, time
+listener = socket.create_server(("", int(sys.argv[1])))
+print("ready", flush=True)
+taken, _ = listener.accept()
+total, begun = 0, time.monotonic()
+while data := taken.recv(1 << 20):
+    total += len(data)
+print(total / (time.monotonic() - begun))
+"""
+SEND = """
+import socket, sys, time
+made = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+end = time.monotonic() + float(sys.argv[3])
+while time.monotonic() < end:
+    made.sendall(bytes(65536))
+"""
+PLAIN_PORT = 7000  # and those above it, one for each connection
+
+
+def throughput(fabric: Fabric, pairs: Sequence[tuple[int, int]], seconds: float) -> list[float]:
+    """Bytes a second of a plain TCP connection for each (source, target), all at once: what the network itself can do."""
+    receivers, senders = [], []
+    for port, (_source, target) in enumerate(pairs, PLAIN_PORT):
+        command = [*fabric.inside(target), sys.executable, "-c", RECEIVE, str(port)]
+        receivers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    for receiver in receivers:
         assert receiver.stdout is not None
         receiver.stdout.readline()
-        subprocess.run([*fabric.inside(source), *run, send], check=True)
-        return float(receiver.stdout.readline())
+    for port, (source, target) in enumerate(pairs, PLAIN_PORT):
+        command = [*fabric.inside(source), sys.executable, "-c", SEND, fabric.address(target), str(port), str(seconds)]
+        senders.append(subprocess.Popen(command))
+    rates = [float(receiver.communicate()[0]) for receiver in receivers]
+    for sender in senders:
+        sender.wait()
+    return rates
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 homes live in network namespaces behind a switch in user space (bench/replication/fabric.py), as this must run on kernels
 without netem.  Three phases, each with VMs of its own, all of incompressible blocks: one home sends alone, over delay only;
 all at once and back, over delay only; the same with loss.  Each copy is compared by qemu-img.  The link is what its rate is
-set to; what one plain TCP connection makes of it, headers and slow start included, stands beside it.
+set to; what plain TCP makes of it with as many connections, headers and slow start included, stands beside it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Phase:
     seconds: float
     data_bytes: int  # of blocks that one direction of the receiving home's link carried
     share: float  # of the link's rate
-    plain_share: float  # that one plain TCP connection makes of it
+    plain_share: float  # that plain TCP makes of it, with as many connections each way
 
 
 class Homes:
@@ -89,14 +89,17 @@ def measure(folder: Path, given: Any, seed: int, loss: float, alone: bool) -> tu
     rate, size = given.rate * 1e6, given.size * MIB
     net = Fabric(given.sources + 1, given.delay / 1000, loss, rate, seed)
     try:
-        plain = fabric.throughput(net, 1, 0, LINK_SECONDS) / rate
+        there = [(number, 0) for number in range(1, given.sources + 1)]
+        plain_one = sum(fabric.throughput(net, [(1, 0)], LINK_SECONDS)) / rate
+        plain_all = sum(fabric.throughput(net, [*there, *((end, begin) for begin, end in there)], LINK_SECONDS)[: len(there)]) / rate
+        note(f"plain TCP: {plain_one:.2f} of the link by one connection, {plain_all:.2f} by {len(there)} and back")
         homes = Homes(folder, net, given.sources, size)
         try:
             phases = []
             if alone:
-                phases.append(_one(homes, seed, rate, plain))
+                phases.append(_one(homes, seed, rate, plain_one))
                 note(str(phases[-1]))
-            phases.append(_all(homes, seed, rate, plain, loss))
+            phases.append(_all(homes, seed, rate, plain_all, loss))
             note(str(phases[-1]))
         finally:
             homes.close()
@@ -142,7 +145,7 @@ def main() -> None:
         phases += lossy
         result["phases"] = [asdict(phase) for phase in phases]
         result["switch"] = {"delay": counts, "loss": lossy_counts}
-        rows = [["", "transfers", "loss", "seconds", "MB/s into the receiver", "share of the link", "one plain TCP connection"]]
+        rows = [["", "transfers", "loss", "seconds", "MB/s into the receiver", "share of the link", "plain TCP's share"]]
         rows += [
             [p.name, str(p.transfers), f"{p.loss:.0%}", f"{p.seconds:.1f}", f"{p.data_bytes / p.seconds / 1e6:.1f}", f"{p.share:.2f}", f"{p.plain_share:.2f}"]
             for p in phases
