@@ -31,9 +31,11 @@ logger = logging.getLogger(__name__)
 CONNECTIONS_MAX = 256
 STRANGERS_MAX = 32  # connections that have not logged in,
 STRANGERS_OF_ADDRESS_MAX = 8  # from one address
-CONNECTIONS_OF_PEER_MAX = 4  # the oldest goes: it is what a cut cable has left
+CONNECTIONS_OF_PEER_MAX = 2  # the oldest goes: it is what a cut cable has left
 CHANNELS_MAX = 16  # of a connection
 CHANNELS_IN_ALL_MAX = 256
+CHANNELS_WIDE_MAX = 4  # of a connection; the others, of which a home has half a dozen, get a window of
+WINDOW_BYTES_NARROW = 2 << 20  # so that a peer that lets all of them fill costs some hundred MiB
 IDLE_SECONDS_MAX = 20.0  # of a channel that is opened and asks for nothing
 
 
@@ -82,8 +84,6 @@ class Server:
             line_editor=False,
             x11_forwarding=False,
             sftp_factory=None,
-            window=WINDOW_BYTES,
-            max_pktsize=PACKET_BYTES,
             **ssh.options(),
         )
 
@@ -257,11 +257,14 @@ class Guest(asyncssh.SSHServer):
 
     # channels
 
-    def session_requested(self) -> asyncssh.SSHServerSession[Any]:
+    def session_requested(self) -> tuple[asyncssh.SSHServerChannel[Any], asyncssh.SSHServerSession[Any]]:
         if self._channels >= CHANNELS_MAX or self._server.is_full:
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "there are too many channels already")
         self._channels += 1
-        return GuestSession(self)
+        assert self._connection is not None
+        window = WINDOW_BYTES if self._channels <= CHANNELS_WIDE_MAX else WINDOW_BYTES_NARROW
+        channel = self._connection.create_server_channel(None, "strict", window, PACKET_BYTES)
+        return channel, GuestSession(self)
 
     def channel_ended(self) -> None:
         self._channels -= 1
