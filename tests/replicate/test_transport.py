@@ -348,19 +348,6 @@ def test_stop_lets_receiving_machines_save(tmp_path: Path) -> None:
         assert len(raised) == 1 and isinstance(raised[0], Unavailable)  # a Cut, if the answer to the opening was through
 
 
-@pytest.mark.parametrize("delay_ms", [20])
-def test_throughput_over_a_long_line_is_most_of_it(sides: tuple[Side, Side], delay_ms: int) -> None:
-    sender, receiver = sides
-    rate = 30e6
-    with SlowLink(receiver.port, delay_ms / 1000, rate) as line:
-        warm = Pusher(1, 1)
-        sender.transport.run(sender.path_to(receiver, line.port), warm, Halt())
-        pusher = Pusher(60, MIB, ahead=16)
-        began = time.monotonic()
-        sender.transport.run(sender.path_to(receiver, line.port), pusher, Halt())
-        assert 60 * MIB / (time.monotonic() - began) >= 0.7 * rate
-
-
 def test_environment_that_a_peer_sets_is_not_kept(sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
     started = server.GuestSession.session_started
