@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -10,13 +9,13 @@ from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVa
 from blockdev import diagnostics
 from blockdev.clock import monotonic_seconds, now_seconds
 from blockdev.errors import BlockdevError, Busy, Gone, NotFound
+from blockdev.priority import give_way_to_guests
 
 if TYPE_CHECKING:
     from blockdev._pool import Core
     from blockdev.pool import Pool
 
 WAIT_SECONDS_MAX = 0.2  # between two looks at the rate
-NICENESS = 10  # of work in a thread of its own
 OUTCOMES_KEPT = 8  # for whoever follows work that another came after
 R = TypeVar("R")  # what the work comes to
 R_co = TypeVar("R_co", covariant=True)
@@ -214,7 +213,7 @@ class Runner(Generic[R]):
         return Progress(self._run, work.kind, self._started, work.done_bytes, work.total_bytes)
 
     def _finish_behind_guests(self, work: Work[R]) -> None:
-        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)  # of this thread, on Linux
+        give_way_to_guests()
         self._finish(work)
 
     def _finish(self, work: Work[R]) -> Outcome[R]:

@@ -166,6 +166,7 @@ def _let_the_collector_skip_what_stays() -> None:
 
 def _wire(home: Home, catalog: Catalog, listening: Listening) -> Services:
     engine = EngineClient(home.engine_socket, f"blockdevd (pid {os.getpid()})")
+    blocks = EngineClient(home.engine_socket, f"replication of blockdevd (pid {os.getpid()})")  # whose connections give way to guests
     recorder = Recorder(catalog)
     events = Events(recorder.put, now_seconds)
     history = History(recorder, events, now_seconds)
@@ -191,7 +192,7 @@ def _wire(home: Home, catalog: Catalog, listening: Listening) -> Services:
         history=history,
         hypervisors=hypervisors,
         registrations=Registrations(hypervisors),
-        replication=Replication(home, vms, catalog, engine, now_seconds, events, recorder, listen),
+        replication=Replication(home, vms, catalog, blocks, now_seconds, events, recorder, listen),
     )
 
 

@@ -19,6 +19,7 @@ from blockdev.engine.protocol import ProtocolError
 from blockdev.errors import InvalidArgument, NotFound
 
 OFFER_BYTES = protocol.OFFER_BYTES
+BEHIND_GUESTS = frozenset({"offers", "fetch", "prove", "known", "take", "put", "clear"})  # a connection that asks these gives way
 RUN = struct.Struct("<QQ")
 ZEROS = bytes(BLOCK_BYTES)
 ZEROS_FINGERPRINT = xxhash.xxh3_128_digest(ZEROS)[::-1]  # little-endian, low half first

@@ -17,10 +17,12 @@ from contextlib import suppress
 from blockdev import Pool, diagnostics
 from blockdev.engine import protocol
 from blockdev.engine.attachments import Attachments
+from blockdev.engine.exchange import BEHIND_GUESTS
 from blockdev.engine.operations import Operations, Session
 from blockdev.engine.protocol import HEADER_BYTES, Kind, Part, ProtocolError
 from blockdev.engine.stream import receive, send
 from blockdev.errors import AlreadyExists, BlockdevError, Busy, MediumError
+from blockdev.priority import give_way_to_guests
 
 CONNECTIONS_MAX = 64  # a control plane uses a handful
 BACKLOG = 16
@@ -131,6 +133,8 @@ class EngineServer:
     def _answer(self, session: Session, request_id: int, body: bytearray) -> list[Part]:
         try:
             request = protocol.check_request(protocol.decode_body(body))
+            if request.operation in BEHIND_GUESTS:
+                give_way_to_guests()
             answer = self._operations.perform(session, request)
             return protocol.encode_parts(Kind.ANSWER, request_id, answer)
         except BlockdevError as error:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from blockdev.clock import monotonic_seconds
 from blockdev.errors import BlockdevError, NotFound, Unavailable, from_code
+from blockdev.priority import give_way_to_guests
 from blockdev.replicate.flow import Count, Flow
 from blockdev.replicate.halt import Halt, Halted, Rejected, Unreached
 from blockdev.replicate.lanes import Lane, Pending, Retry, Way, choose, next_time
@@ -266,6 +267,7 @@ class Dispatcher:
                 thread.start()
 
     def _work(self, lane: Lane, way: Way, first: Pending, halt: Halt) -> None:
+        give_way_to_guests()
         before = lane.flow.total()
         try:
             self._carry(self._errand(lane, way, first), lane.flow, halt, lambda: self._note_reached(way))

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from blockdev.errors import Unavailable
+from blockdev.priority import give_way_to_guests
 from blockdev.replicate.halt import Halt, Halted
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Loop:
             self._thread.join()
 
     def _run(self) -> None:
+        give_way_to_guests()
         asyncio.set_event_loop(self.asyncio)
         self.asyncio.run_forever()
         tasks = asyncio.all_tasks(self.asyncio)

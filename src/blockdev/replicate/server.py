@@ -18,6 +18,7 @@ import asyncssh
 
 from blockdev.clock import monotonic_seconds
 from blockdev.errors import BlockdevError
+from blockdev.priority import give_way_to_guests
 from blockdev.replicate import pairing, ssh
 from blockdev.replicate.channel import PACKET_BYTES, WINDOW_BYTES, Channel, Cut
 from blockdev.replicate.control import encode_refuse
@@ -161,6 +162,7 @@ class Server:
         thread.start()
 
     def _serve(self, guest: Guest, channel: Channel) -> None:
+        give_way_to_guests()
         try:
             run_receiver(guest.machine(), channel)
         except BlockdevError as error:
