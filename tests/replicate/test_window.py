@@ -9,7 +9,13 @@ import pytest
 
 from blockdev.replicate.messages import RAW, ZSTD
 from blockdev.replicate.packing import Packer
-from blockdev.replicate.window import WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, Window
+from blockdev.replicate.window import (
+    CARRIED_BYTES_MAX,
+    CARRIED_SHARE,
+    WINDOW_BYTES_MAX,
+    WINDOW_BYTES_MIN,
+    Window,
+)
 
 MEBIBYTE = 1 << 20
 
@@ -41,8 +47,20 @@ def test_a_long_link_is_kept_full_and_little_is_on_its_way(rate: float, round_tr
     reached, in_flight = run(rate, round_trip, 20.0)
     assert reached >= 0.9 * rate
     once = rate * (round_trip + MEBIBYTE / rate)  # what is on its way in one round trip, with the message itself
-    assert in_flight <= max(WINDOW_BYTES_MIN, 2.5 * once + MEBIBYTE)
+    assert in_flight <= max(WINDOW_BYTES_MIN, 2.5 * once + MEBIBYTE, CARRIED_BYTES_MAX)
     assert in_flight <= WINDOW_BYTES_MAX + MEBIBYTE
+
+
+def test_more_may_be_on_its_way_the_more_a_channel_has_carried_and_never_a_large_part_of_it() -> None:
+    window, carried = Window(lambda: 0.0), 0  # a clock that stands still: nothing is known of the link's rate
+    rooms = []
+    for _ in range(1024):
+        window.sent(MEBIBYTE)
+        carried += MEBIBYTE
+        assert window.acknowledged(carried)
+        rooms.append(window.bytes_max)
+    assert rooms[0] == WINDOW_BYTES_MIN and rooms == sorted(rooms) and rooms[-1] == CARRIED_BYTES_MAX
+    assert all(room <= max(WINDOW_BYTES_MIN, (number + 1) * MEBIBYTE // CARRIED_SHARE) for number, room in enumerate(rooms))
 
 
 def test_what_was_not_sent_cannot_be_acknowledged() -> None:
