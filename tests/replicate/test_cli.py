@@ -318,10 +318,10 @@ def test_check_fails_when_the_other_end_is_behind_its_rpo(apart: Sites) -> None:
     checked = until(lambda: (run := a.home.run("replicate", "status", "--check")).status and run, "an alert")
     assert checked.status == 18 and "VM web to b" in checked.stderr and "replicate status" in checked.stderr
     assert state(a.home, "web")["level"] == "error"
+    until(lambda: any(one["kind"] == "replication" for one in a.home.json("events")["events"]), "the event")
     b.serve()
     until(lambda: "late" in names(b.home, "web"), "the next try", 90)
     assert a.home.run("replicate", "status", "--check").status == 0
-    assert any(one["kind"] == "replication" for one in a.home.json("events")["events"])
 
 
 def test_a_home_that_moved_is_reached_at_its_new_address(apart: Sites) -> None:

@@ -433,7 +433,7 @@ DOWNGRADES = {
             *("replication_sample", "transfer", "receipt_disk", "receipt", "made_vm", "received_vm", "protection", "path", "peer"),
         )
     )
-    + "ALTER TABLE snapshot_disk DROP COLUMN digest;",
+    + "DROP INDEX snapshot_vm; ALTER TABLE snapshot_disk DROP COLUMN digest;",
     3: "DROP TABLE domain; DROP TABLE hypervisor; DROP TABLE job; DROP TABLE token; DROP INDEX snapshot_uuid; DROP INDEX snapshot_uncounted;"
     "ALTER TABLE snapshot DROP COLUMN changed_bytes; ALTER TABLE snapshot DROP COLUMN uuid;",
     2: "DROP TABLE event; DROP TABLE schedule_run; DROP TABLE schedule;"
