@@ -22,6 +22,7 @@ from blockdev.replicate.messages import Kind
 from blockdev.replicate.negotiation import own_hello
 from blockdev.vmmap import receipts
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
+from blockdev.vmmap.copy_fields import DISKS_MAX
 from blockdev.vmmap.model import Terms
 from blockdev.vmmap.names import UNFINISHED
 from blockdev.vmmap.receipts import Receipt
@@ -218,7 +219,7 @@ def test_a_message_of_lists_and_maps_is_refused_before_it_takes_much_memory(bomb
 
 
 def test_a_message_of_as_many_disks_as_there_may_be_is_understood() -> None:
-    begin = a_begin(disks=messages.DISKS_MAX)
+    begin = a_begin(disks=DISKS_MAX)
     assert control.decode_begin(memoryview(control.encode_begin(begin))[LENGTH_BYTES + 1 :]) == begin
 
 

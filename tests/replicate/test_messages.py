@@ -21,6 +21,7 @@ from blockdev.replicate import control, messages
 from blockdev.replicate.control import DiskState, End, Hello, State
 from blockdev.replicate.frames import LENGTH_BYTES, MESSAGE_BYTES_MAX, Frames, ProtocolError, frame
 from blockdev.replicate.messages import OFFER, RUN, Kind
+from blockdev.vmmap.copy_fields import DISKS_MAX
 from tests.replicate.pools import BLOCK, FIRST, a_begin
 
 DATA = np.array([(3, 1, 2), (4, 3, 4), (9, 5, 6)], OFFER)
@@ -125,7 +126,7 @@ def test_what_was_encoded_is_decoded_as_it_was() -> None:
 
 def test_the_largest_messages_that_there_can_be_fit() -> None:
     copy = a_begin([BLOCK]).snapshot
-    disks = [copy.disks[0]._replace(name=f"{number:063}", size_bytes=(1 << 46) - 512) for number in range(control.DISKS_MAX)]
+    disks = [copy.disks[0]._replace(name=f"{number:063}", size_bytes=(1 << 46) - 512) for number in range(DISKS_MAX)]
     full = copy._replace(disks=disks, config="c" * (1 << 20), description="d" * 4096)
     begin = a_begin([BLOCK])._replace(snapshot=full, ancestors=[str(UUID(int=one)) for one in range(control.ANCESTORS_MAX + 9)])
     assert len(control.decode_begin(body(control.encode_begin(begin))).ancestors) == control.ANCESTORS_MAX

@@ -17,6 +17,7 @@ from blockdev.transfer import stream_format as format
 from blockdev.transfer.stream_file import StreamEncoder, StreamReader
 from blockdev.transfer.stream_format import Head, Malformed, Packed, pack, unpack
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
+from blockdev.vmmap.copy_fields import DISKS_MAX
 from blockdev.vmmap.model import Terms
 
 BLOCK = 4096
@@ -205,7 +206,7 @@ def test_heads_that_cannot_be_are_refused(head: Head) -> None:
         format.encode_metadata(COPY).replace(b'"frozen_ms":null', b'"frozen_ms":true'),
         format.encode_metadata(COPY._replace(base_uuid=None)),
         format.encode_metadata(COPY._replace(disks=[])),
-        format.encode_metadata(COPY._replace(disks=[CopiedDisk(f"d{n}", 512, False) for n in range(format.DISKS_MAX + 1)])),
+        format.encode_metadata(COPY._replace(disks=[CopiedDisk(f"d{n}", 512, False) for n in range(DISKS_MAX + 1)])),
     ],
 )
 def test_metadata_that_cannot_be_is_refused(changed: bytes) -> None:

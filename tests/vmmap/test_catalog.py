@@ -7,6 +7,7 @@ import os
 import sqlite3
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -113,14 +114,21 @@ def schema(catalog: Catalog) -> dict[str, list[object]]:
     }
 
 
-def test_a_catalog_of_version_1_is_brought_to_this_one_and_keeps_all(catalog: Catalog, tmp_path: Path) -> None:
-    """The file was made by the last build of version 1."""
-    path = tmp_path / "old.db"
-    path.write_bytes(gzip.decompress(VERSION_1.read_bytes()))
+def opened_twice(sample: Path, path: Path, new: Catalog) -> Iterator[Catalog]:
+    """The catalog that an earlier build made, at `path`, as it is when it is brought to this version, and when it is opened again."""
+    path.write_bytes(gzip.decompress(sample.read_bytes()))
     for _ in range(2):
         old = Catalog(path)
         assert pragma(old, "user_version") == SCHEMA_VERSION
-        assert schema(old) == schema(catalog)
+        assert schema(old) == schema(new)
+        yield old
+        old.close()
+
+
+def test_a_catalog_of_version_1_is_brought_to_this_one_and_keeps_all(catalog: Catalog, tmp_path: Path) -> None:
+    """The file was made by the last build of version 1."""
+    path = tmp_path / "old.db"
+    for old in opened_twice(VERSION_1, path, catalog):
         copy, web = old.vms()
         assert (web.name, web.description, copy.cloned_from) == ("web", "the web server", "web@s1")
         assert web.policy == copy.policy == AS_POOL
@@ -129,7 +137,6 @@ def test_a_catalog_of_version_1_is_brought_to_this_one_and_keeps_all(catalog: Ca
         assert [part.object_id for part in old.snapshot_disks_of_vm(web.id)] == [3]
         assert [row.object_id for row in old.imports()] == [4]
         assert [load_intent(row).policy(old) for row in old.intents()] == [AS_POOL, AS_POOL]
-        old.close()
     again = Catalog(path)
     with again.transaction():
         again.set_policy(again.vms()[0].id, DiskPolicy("off", "on"))
@@ -140,11 +147,7 @@ def test_a_catalog_of_version_1_is_brought_to_this_one_and_keeps_all(catalog: Ca
 def test_a_catalog_of_version_2_is_brought_to_this_one_and_keeps_all(catalog: Catalog, tmp_path: Path) -> None:
     """The file was made by the last build of version 2."""
     path = tmp_path / "old.db"
-    path.write_bytes(gzip.decompress(VERSION_2.read_bytes()))
-    for _ in range(2):
-        old = Catalog(path)
-        assert pragma(old, "user_version") == SCHEMA_VERSION
-        assert schema(old) == schema(catalog)
+    for old in opened_twice(VERSION_2, path, catalog):
         copy, web = old.vms()
         assert (web.name, web.policy, web.own_schedules, web.agent) == ("web", DiskPolicy("inline", "off"), 0, None)
         assert copy.cloned_from == "web@s1"
@@ -160,7 +163,6 @@ def test_a_catalog_of_version_2_is_brought_to_this_one_and_keeps_all(catalog: Ca
         [intent] = [load_intent(row) for row in old.intents()]
         assert isinstance(intent, CreateSnapshot) and Terms(*intent.terms) == Terms("manual")
         assert old.schedules() == {} and old.schedule_runs() == [] and old.events(None, ["info"], None, 9) == []
-        old.close()
     again = Catalog(path)
     with again.transaction():
         again.set_snapshot_terms(again.snapshots()[0].id, "kept", LATER, LATER)
@@ -172,11 +174,7 @@ def test_a_catalog_of_version_2_is_brought_to_this_one_and_keeps_all(catalog: Ca
 def test_a_catalog_of_version_3_is_brought_to_this_one_and_keeps_all(catalog: Catalog, tmp_path: Path) -> None:
     """The file was made by the last build of version 3."""
     path = tmp_path / "old.db"
-    path.write_bytes(gzip.decompress(VERSION_3.read_bytes()))
-    for _ in range(2):
-        old = Catalog(path)
-        assert pragma(old, "user_version") == SCHEMA_VERSION
-        assert schema(old) == schema(catalog)
+    for old in opened_twice(VERSION_3, path, catalog):
         copy, web = old.vms()
         assert (web.agent, web.own_schedules, copy.own_schedules) == ("/run/web.sock", 0, 1)
         found = old.snapshots(web.id)
@@ -191,17 +189,12 @@ def test_a_catalog_of_version_3_is_brought_to_this_one_and_keeps_all(catalog: Ca
         assert [row.failures for row in old.schedule_runs()] == [2]
         assert [one.message for one in old.events(None, ["error"], None, 9)] == ["schedule daily failed: the agent is away"]
         assert [type(load_intent(row)).kind for row in old.intents()] == ["create_snapshot", "clone"]
-        old.close()
 
 
 def test_a_catalog_of_version_4_is_brought_to_this_one_and_keeps_all(catalog: Catalog, tmp_path: Path) -> None:
     """The file was made by the last build of version 4."""
     path = tmp_path / "old.db"
-    path.write_bytes(gzip.decompress(VERSION_4.read_bytes()))
-    for _ in range(2):
-        old = Catalog(path)
-        assert pragma(old, "user_version") == SCHEMA_VERSION
-        assert schema(old) == schema(catalog)
+    for old in opened_twice(VERSION_4, path, catalog):
         _copy, web = old.vms()
         assert [one.changed_bytes for one in old.snapshots(web.id)] == [4096, None, None, None]
         assert [one.uuid for one in old.snapshots(web.id)] == [
@@ -218,7 +211,6 @@ def test_a_catalog_of_version_4_is_brought_to_this_one_and_keeps_all(catalog: Ca
         assert isinstance(finish, FinishCopy) and finish.heads and finish.peer is finish.receipt_ids is finish.digests is None
         assert old.peers() == old.paths() == old.protections() == old.received_vms() == old.receipts() == old.receipt_disks() == []
         assert old.transfers(None, None, 9) == old.samples(web.uuid, NOW) == []
-        old.close()
 
 
 def test_an_upgrade_that_fails_leaves_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,26 +9,24 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgpack
 
 from blockdev.errors import BlockdevError, InvalidArgument, from_code
 from blockdev.replicate.frames import ProtocolError, frame
-from blockdev.replicate.messages import BLOCKS_MAX, DIGEST_BYTES, DISKS_MAX, Kind
+from blockdev.replicate.messages import BLOCKS_MAX, DIGEST_BYTES, Kind
 from blockdev.vmmap.catalog_replication import Purpose
-from blockdev.vmmap.clock import text_of
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
-from blockdev.vmmap.model import Consistency, Terms
-from blockdev.vmmap.names import (
-    CONFIG_BYTES_MAX,
-    DESCRIPTION_BYTES_MAX,
-    check_name,
-    check_size,
-    check_text,
-    is_unfinished,
+from blockdev.vmmap.copy_fields import (
+    DISKS_MAX,
+    check_number,
+    check_uuid,
+    copy_of,
+    snapshot_fields,
+    vm_fields,
 )
+from blockdev.vmmap.names import check_name, check_size, is_unfinished
 
 ANCESTORS_MAX = 10_000
 VERSIONS_MAX = 16
@@ -36,14 +34,12 @@ FEATURES_MAX = 64
 WORD_CHARACTERS_MAX = 64
 SOFTWARE_CHARACTERS_MAX = 200
 REASON_CHARACTERS_MAX = 2000
-NUMBER_MAX = (1 << 63) - 1
 SECONDS_MAX = 100 * 366 * 86400  # of a retention, as of schedules: a time that is so far away can be written down
 ITEMS_MAX = 65_536  # in the arguments of a request, or its answer
 DEPTH_MAX = 8
 LIST_ITEMS_MAX = DISKS_MAX  # room is made for as many as a list says that it has, before they come
 MAP_ITEMS_MAX = 256
 CONTAINERS_MAX = 2 * DISKS_MAX  # lists and maps: of 2 MiB of empty ones Python makes 150 MiB, and nothing else for 2 seconds
-YEARS = range(1970, 9999)
 UUID_BYTES = 16
 _WORD = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
@@ -137,7 +133,7 @@ def decode_hello(body: memoryview) -> Hello:
 
 
 def _hello_of(fields: Mapping[str, Any]) -> Hello:
-    versions = [_number(one, (1 << 16) - 1) for one in _list(fields["versions"], VERSIONS_MAX)]
+    versions = [check_number(one, (1 << 16) - 1) for one in _list(fields["versions"], VERSIONS_MAX)]
     features = [_word(one) for one in _list(fields["features"], FEATURES_MAX)]
     return Hello(versions, features, _shown(fields["software"], SOFTWARE_CHARACTERS_MAX))
 
@@ -150,17 +146,8 @@ def encode_begin(begin: Begin) -> bytes:
     return _encode(
         Kind.BEGIN,
         purpose=begin.purpose,
-        snapshot={
-            "uuid": copy.uuid,
-            "name": copy.name,
-            "description": copy.description,
-            "created": copy.created,
-            "lsn": copy.lsn,
-            "consistency": copy.terms.consistency,
-            "asked": copy.terms.asked,
-            "frozen_ms": copy.terms.frozen_ms,
-        },
-        vm={"uuid": copy.vm_uuid, "name": copy.vm_name},
+        snapshot=snapshot_fields(copy),
+        vm=vm_fields(copy),
         config=copy.config,
         disks=[[disk.name, disk.size_bytes] for disk in copy.disks],
         ancestors=b"".join(uuid.UUID(one).bytes for one in begin.ancestors[:ANCESTORS_MAX]),
@@ -194,40 +181,16 @@ def _begin_of(fields: Mapping[str, Any]) -> Begin:
 
 
 def _snapshot_of(fields: Mapping[str, Any]) -> SnapshotCopy:
-    vm, snapshot = fields["vm"], fields["snapshot"]
-    description = check_text("description", snapshot["description"], DESCRIPTION_BYTES_MAX)
-    if is_unfinished(description):
+    copy = copy_of(fields, "replication", [_disk_of(row) for row in _list(fields["disks"], DISKS_MAX)])
+    if is_unfinished(copy.description):
         raise ValueError("a snapshot that is not whole where it was taken")
-    disks = [_disk_of(row) for row in _list(fields["disks"], DISKS_MAX)]
-    if not 0 < len({disk.name for disk in disks}) == len(disks):
-        raise ValueError("no disks, or two of one name")
-    return SnapshotCopy(
-        uuid=_uuid(snapshot["uuid"]),
-        name=check_name("snapshot", snapshot["name"]),
-        description=description,
-        created=_time(snapshot["created"]),
-        lsn=_number(snapshot["lsn"], NUMBER_MAX),
-        terms=_terms(snapshot),
-        config=check_text("configuration", fields["config"], CONFIG_BYTES_MAX),
-        disks=disks,
-        vm_uuid=_uuid(vm["uuid"]),
-        vm_name=check_name("VM", vm["name"]),
-        base_uuid=None,
-        base_name="",
-    )
+    return copy
 
 
 def _disk_of(row: Any) -> CopiedDisk:
     name, size_bytes = row
     check_name("disk", name)
     return CopiedDisk(name, check_size(f"disk {name}", size_bytes), False)
-
-
-def _terms(snapshot: Mapping[str, Any]) -> Terms:
-    consistency, asked, frozen_ms = snapshot["consistency"], snapshot["asked"], snapshot["frozen_ms"]
-    if consistency not in get_args(Consistency) or asked not in get_args(Consistency):
-        raise ValueError("a consistency that is none")
-    return Terms("replication", consistency, asked, None if frozen_ms is None else _number(frozen_ms, NUMBER_MAX))
 
 
 def encode_state(state: State) -> bytes:
@@ -242,14 +205,14 @@ def decode_state(body: memoryview) -> State:
 def _state_of(fields: Mapping[str, Any]) -> State:
     base = fields["base"]
     disks = [_disk_state_of(row, base is not None) for row in _list(fields["disks"], DISKS_MAX)]
-    return State(_flag(fields["present"]), None if base is None else _uuid(base), disks)
+    return State(_flag(fields["present"]), None if base is None else check_uuid(base), disks)
 
 
 def _disk_state_of(row: Any, has_base: bool) -> DiskState:
     next_block, is_based = row
     if _flag(is_based) and not has_base:
         raise ValueError("a disk that builds on nothing")
-    return DiskState(_number(next_block, BLOCKS_MAX), is_based)
+    return DiskState(check_number(next_block, BLOCKS_MAX), is_based)
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------
@@ -276,7 +239,7 @@ def encode_committed(snapshot_uuid: str) -> bytes:
 
 
 def decode_committed(body: memoryview) -> str:
-    return _decode(body, "a commit", lambda fields: _uuid(fields["snapshot"]))
+    return _decode(body, "a commit", lambda fields: check_uuid(fields["snapshot"]))
 
 
 def encode_refuse(error: BlockdevError) -> bytes:
@@ -348,14 +311,8 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _number(value: Any, number_max: int) -> int:
-    if type(value) is not int or not 0 <= value <= number_max:
-        raise ValueError("a number that cannot be")
-    return value
-
-
 def _seconds(value: Any) -> int | None:
-    return None if value is None else _number(value, SECONDS_MAX)
+    return None if value is None else check_number(value, SECONDS_MAX)
 
 
 def _word(value: Any) -> str:
@@ -384,18 +341,3 @@ def _shown(value: Any, characters_max: int) -> str:
     if type(value) is not str or len(value) > characters_max:
         raise ValueError("no text, or too long a one")
     return _clean(value)
-
-
-def _uuid(value: Any) -> str:
-    if type(value) is not str or str(uuid.UUID(value)) != value:
-        raise ValueError("a uuid that is not written as one")
-    return value
-
-
-def _time(value: Any) -> str:
-    if type(value) is not str:
-        raise ValueError("a time that is no text")
-    moment = datetime.fromisoformat(value)
-    if moment.tzinfo is None or moment.year not in YEARS or text_of(moment) != value:
-        raise ValueError("a time that is not written as one")
-    return value

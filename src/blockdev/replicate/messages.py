@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from blockdev.constants import BLOCK_BYTES, VDISK_BYTES_MAX
 from blockdev.replicate.frames import Cursor, ProtocolError, frame
+from blockdev.vmmap.copy_fields import DISKS_MAX
 
 BLOCKS_MAX = VDISK_BYTES_MAX // BLOCK_BYTES  # of a disk
 OFFERS_MAX = 2048  # of blocks with data in one batch: 8 MiB
 RUNS_MAX = 8192  # of holes in one batch
 BATCHES_MAX = 32  # a batch is begun only so many behind the oldest that is not complete
 DATA_BLOCKS_MAX = 256  # in one message
-DISKS_MAX = 4096
 PROOF_BYTES = 32  # SHA-256
 DIGEST_BYTES = 16
 RAW, ZSTD = 0, 1  # codecs

@@ -9,20 +9,17 @@ from __future__ import annotations
 import json
 import struct
 import threading
-import uuid
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import xxhash
 import zstandard
 
 from blockdev.constants import BLOCK_BYTES
 from blockdev.errors import InvalidArgument
-from blockdev.vmmap.clock import text_of
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
-from blockdev.vmmap.model import Consistency, Terms
-from blockdev.vmmap.names import CONFIG_BYTES_MAX, DESCRIPTION_BYTES_MAX, check_name, check_size, check_text
+from blockdev.vmmap.copy_fields import check_uuid, copy_of, snapshot_fields, vm_fields
+from blockdev.vmmap.names import check_name, check_size
 
 MAGIC = b"BDSTREAM"
 VERSION = 1
@@ -37,10 +34,7 @@ METADATA, DATA, HOLE, TRAILER = 1, 2, 3, 4  # types of records
 RAW, ZSTD = 0, 1  # codecs
 DATA_BYTES_MAX = 1 << 20  # of one record, plain
 METADATA_BYTES_MAX = 8 << 20
-DISKS_MAX = 4096
 LEVELS = range(20)  # of zstd; 0: not compressed
-LSN_MAX = (1 << 63) - 1
-YEARS = range(1970, 9999)
 
 
 class Malformed(Exception):
@@ -191,17 +185,8 @@ def unpack(packed: Packed) -> bytes:
 def encode_metadata(copy: SnapshotCopy) -> bytes:
     base = None if copy.base_uuid is None else {"uuid": copy.base_uuid, "name": copy.base_name}
     document = {
-        "vm": {"uuid": copy.vm_uuid, "name": copy.vm_name},
-        "snapshot": {
-            "uuid": copy.uuid,
-            "name": copy.name,
-            "description": copy.description,
-            "created": copy.created,
-            "lsn": copy.lsn,
-            "consistency": copy.terms.consistency,
-            "asked": copy.terms.asked,
-            "frozen_ms": copy.terms.frozen_ms,
-        },
+        "vm": vm_fields(copy),
+        "snapshot": snapshot_fields(copy),
         "base": base,
         "config": copy.config,
         "disks": [{"name": disk.name, "size_bytes": disk.size_bytes, "based": disk.is_based} for disk in copy.disks],
@@ -218,24 +203,11 @@ def decode_metadata(data: bytes) -> SnapshotCopy:
 
 
 def _copy_of(document: Mapping[str, Any]) -> SnapshotCopy:
-    vm, snapshot, base = document["vm"], document["snapshot"], document["base"]
-    disks = [_disk_of(one, base is not None) for one in document["disks"]]
-    if not 0 < len({disk.name for disk in disks}) == len(disks) <= DISKS_MAX:
-        raise ValueError("no disks, too many, or two of one name")
-    return SnapshotCopy(
-        uuid=_uuid(snapshot["uuid"]),
-        name=check_name("snapshot", snapshot["name"]),
-        description=check_text("description", snapshot["description"], DESCRIPTION_BYTES_MAX),
-        created=_time(snapshot["created"]),
-        lsn=_number(snapshot["lsn"]),
-        terms=_terms(snapshot),
-        config=check_text("configuration", document["config"], CONFIG_BYTES_MAX),
-        disks=disks,
-        vm_uuid=_uuid(vm["uuid"]),
-        vm_name=check_name("VM", vm["name"]),
-        base_uuid=None if base is None else _uuid(base["uuid"]),
-        base_name="" if base is None else check_name("snapshot", base["name"]),
-    )
+    base = document["base"]
+    copy = copy_of(document, "import", [_disk_of(one, base is not None) for one in document["disks"]])
+    if base is None:
+        return copy
+    return copy._replace(base_uuid=check_uuid(base["uuid"]), base_name=check_name("snapshot", base["name"]))
 
 
 def _disk_of(row: Mapping[str, Any], has_base: bool) -> CopiedDisk:
@@ -244,29 +216,3 @@ def _disk_of(row: Mapping[str, Any], has_base: bool) -> CopiedDisk:
         raise ValueError("a disk that builds on nothing")
     name = check_name("disk", row["name"])
     return CopiedDisk(name, check_size(f"disk {name}", row["size_bytes"]), is_based)
-
-
-def _terms(snapshot: Mapping[str, Any]) -> Terms:
-    consistency, asked, frozen_ms = snapshot["consistency"], snapshot["asked"], snapshot["frozen_ms"]
-    if consistency not in get_args(Consistency) or asked not in get_args(Consistency):
-        raise ValueError("a consistency that is none")
-    return Terms("import", consistency, asked, None if frozen_ms is None else _number(frozen_ms))
-
-
-def _uuid(text: Any) -> str:
-    if not isinstance(text, str) or str(uuid.UUID(text)) != text:
-        raise ValueError("a uuid that is not written as one")
-    return text
-
-
-def _time(text: Any) -> str:
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None or moment.year not in YEARS or text_of(moment) != text:
-        raise ValueError("a time that is not written as one")
-    return str(text)
-
-
-def _number(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LSN_MAX:
-        raise ValueError("a number that is none")
-    return value

@@ -84,6 +84,16 @@ def _policy_of(catalog: Catalog, vm_id: int) -> DiskPolicy:
     return AS_POOL if vm is None else vm.policy
 
 
+class Deletion:
+    """The half that deletions have alike: the engine step deletes objects, and makes nothing."""
+
+    frees: ClassVar[bool] = True
+    object_ids: list[int]
+
+    def evidence(self, view: PoolView) -> list[EngineObject] | None:
+        return [] if view.lacks(self.object_ids) else None
+
+
 @dataclass(frozen=True)
 class CreateVM(Intent):
     kind = "create_vm"
@@ -140,15 +150,11 @@ class RenameVM(Intent):
 
 
 @dataclass(frozen=True)
-class DeleteVM(Intent):
+class DeleteVM(Deletion, Intent):
     kind = "delete_vm"
-    frees = True
     vm_id: int
     name: str
     object_ids: list[int]
-
-    def evidence(self, view: PoolView) -> list[EngineObject] | None:
-        return [] if view.lacks(self.object_ids) else None
 
     def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
         catalog.delete_vm(self.vm_id)
@@ -181,17 +187,13 @@ class AddDisk(Intent):
 
 
 @dataclass(frozen=True)
-class RemoveDisk(Intent):
+class RemoveDisk(Deletion, Intent):
     kind = "remove_disk"
-    frees = True
     vm: str
     disk: str
     disk_id: int
     object_ids: list[int]  # its vdisk, and that of an import into it
     import_ids: list[int]
-
-    def evidence(self, view: PoolView) -> list[EngineObject] | None:
-        return [] if view.lacks(self.object_ids) else None
 
     def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
         catalog.delete_disk(self.disk_id)
@@ -264,14 +266,10 @@ class CreateSnapshot(Intent):
 
 
 @dataclass(frozen=True)
-class ExpireSnapshots(Intent):
+class ExpireSnapshots(Deletion, Intent):
     kind = "expire_snapshots"
-    frees = True
     snapshot_ids: list[int]
     object_ids: list[int]
-
-    def evidence(self, view: PoolView) -> list[EngineObject] | None:
-        return [] if view.lacks(self.object_ids) else None
 
     def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
         for snapshot_id in self.snapshot_ids:
@@ -282,16 +280,12 @@ class ExpireSnapshots(Intent):
 
 
 @dataclass(frozen=True)
-class DeleteSnapshot(Intent):
+class DeleteSnapshot(Deletion, Intent):
     kind = "delete_snapshot"
-    frees = True
     vm: str
     name: str
     snapshot_id: int
     object_ids: list[int]
-
-    def evidence(self, view: PoolView) -> list[EngineObject] | None:
-        return [] if view.lacks(self.object_ids) else None
 
     def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
         catalog.delete_snapshot(self.snapshot_id)
@@ -558,14 +552,10 @@ class FinishCopy(Intent):
 
 
 @dataclass(frozen=True)
-class DropReceipts(Intent):
+class DropReceipts(Deletion, Intent):
     kind = "drop_receipts"
-    frees = True
     receipt_ids: list[int]
     object_ids: list[int]
-
-    def evidence(self, view: PoolView) -> list[EngineObject] | None:
-        return [] if view.lacks(self.object_ids) else None
 
     def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
         for receipt_id in self.receipt_ids:
@@ -576,19 +566,15 @@ class DropReceipts(Intent):
 
 
 @dataclass(frozen=True)
-class DemoteVM(Intent):
+class DemoteVM(Deletion, Intent):
     """The VM's disks go, its snapshots stay; from here on a peer sends more."""
 
     kind = "demote_vm"
-    frees = True
     vm_id: int
     vm: str
     object_ids: list[int]  # of its disks
     peer_id: int
     demoted: str
-
-    def evidence(self, view: PoolView) -> list[EngineObject] | None:
-        return [] if view.lacks(self.object_ids) else None
 
     def finish(self, catalog: Catalog, made: list[EngineObject]) -> None:
         for disk in catalog.disks(self.vm_id):
