@@ -12,8 +12,8 @@ from blockdev.errors import AlreadyExists, InvalidArgument, NotFound
 from blockdev.policies import DiskPolicy
 from blockdev.transfer.disk import import_image
 from blockdev.transfer.image import Image, inspect
-from blockdev.transfer.qemu_img import Watcher
 from blockdev.vmmap.names import check_name, check_size
+from blockdev.watching import Watcher
 
 
 def import_disk(services: Services, vm: str, disk: str, body: DiskImport) -> Job:

@@ -18,8 +18,7 @@ from typing import Any, Literal, Protocol
 
 from blockdev.clock import now_seconds
 from blockdev.errors import BlockdevError
-from blockdev.replicate import model as replication
-from blockdev.transfer.qemu_img import Cancelled
+from blockdev.watching import Cancelled
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ Work = Callable[["Job"], Any]
 
 @dataclass
 class Job:
-    """One long operation.  Its work calls `advance` and looks at `is_cancelled` (transfer.qemu_img.Watcher)."""
+    """One long operation.  Its work calls `advance` and looks at `is_cancelled` (watching.Watcher)."""
 
     kind: str  # noun.verb, as on the command line: "disk.import", "pool.check"
     subject: str  # what it works on, in the person's words: "web/root"
@@ -164,7 +163,7 @@ class Jobs:
             if not job.begin():
                 return
             job.finish("done", work(job))
-        except (Cancelled, replication.Cancelled):
+        except Cancelled:
             job.finish("cancelled")
         except BlockdevError as error:
             logger.warning("%s of %s failed: %s", job.kind, job.subject, error.message)

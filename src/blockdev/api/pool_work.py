@@ -15,10 +15,10 @@ from blockdev.engine.protocol import EngineInspection
 from blockdev.errors import BlockdevError
 from blockdev.findings import InspectionKind
 from blockdev.runner import Outcome
-from blockdev.transfer.qemu_img import Cancelled
 from blockdev.vmmap.clock import to_text
 from blockdev.vmmap.events import Level, enumerate_some
 from blockdev.vmmap.views import view_finding
+from blockdev.watching import Cancelled
 
 WAIT_SECONDS = 0.5
 

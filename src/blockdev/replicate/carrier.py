@@ -19,7 +19,7 @@ from blockdev.replicate.flow import Count, Flow, Moving
 from blockdev.replicate.halt import Halt, Halted
 from blockdev.replicate.inbound import failure_fields
 from blockdev.replicate.lanes import Pending, Retry
-from blockdev.replicate.model import Cancelled, Watcher
+from blockdev.replicate.model import Watcher
 from blockdev.replicate.queue import as_pending
 from blockdev.replicate.sender import Progress, Sender, Source
 from blockdev.replicate.source import SnapshotSource
@@ -29,6 +29,7 @@ from blockdev.vmmap.clock import Clock, to_text
 from blockdev.vmmap.events import Events
 from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs
+from blockdev.watching import Cancelled
 
 WATCH_SECONDS = 0.5  # between looks of a job
 

@@ -49,7 +49,6 @@ class Channel:
 
     def __init__(self, wire: Wire, gate: Gate | None = None) -> None:
         """gate: holds what is sent to a throttle."""
-        self.network_bytes = 0  # of frames, both ways
         self._wire = wire
         self._gate = gate or Gate()
         self._loop = asyncio.get_running_loop()
@@ -151,7 +150,6 @@ class Channel:
             self._heard_at = monotonic_seconds()
             self._incoming.extend(messages)
             self._incoming_bytes += sum(map(len, messages))
-            self.network_bytes += len(data)
             pauses = self._incoming_bytes >= INCOMING_BYTES_MAX and not self._is_paused
             self._is_paused = self._is_paused or pauses
             if messages:
@@ -198,7 +196,6 @@ class Channel:
                 return
             with self._changed:
                 self._outgoing_bytes -= len(frame)
-                self.network_bytes += len(frame)
                 self._changed.notify_all()
         if self._ssh is not None:
             self._ssh.close()

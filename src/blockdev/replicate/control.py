@@ -31,7 +31,6 @@ from blockdev.vmmap.names import check_name, check_size, is_unfinished
 ANCESTORS_MAX = 10_000
 VERSIONS_MAX = 16
 FEATURES_MAX = 64
-WORD_CHARACTERS_MAX = 64
 SOFTWARE_CHARACTERS_MAX = 200
 REASON_CHARACTERS_MAX = 2000
 SECONDS_MAX = 100 * 366 * 86400  # of a retention, as of schedules: a time that is so far away can be written down

@@ -14,13 +14,12 @@ from blockdev.replicate.answers import Answers
 from blockdev.replicate.control import Begin
 from blockdev.replicate.flow import Count, Flow, Moving
 from blockdev.replicate.holding import Holds
-from blockdev.replicate.queue import seconds_of
 from blockdev.replicate.receiver import Receiver
 from blockdev.replicate.space import PeerSpace
 from blockdev.replicate.store import PeerStore
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_replication import PeerRow
-from blockdev.vmmap.clock import Clock, to_text
+from blockdev.vmmap.clock import Clock, seconds_of, to_text
 from blockdev.vmmap.events import Events
 from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs

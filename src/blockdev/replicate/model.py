@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
+from blockdev import watching
 from blockdev.vmmap.catalog_replication import Direction
 
 State = Literal[
@@ -23,18 +24,10 @@ State = Literal[
 Alert = Literal["ok", "warning", "error"]
 
 
-class Cancelled(Exception):
-    """The job was cancelled by its user or by the end of the process."""
-
-
-class Watcher(Protocol):
+class Watcher(watching.Watcher, Protocol):
     """Whoever waits for a long operation: api.jobs.Job is one."""
 
     def expect(self, total_bytes: int) -> None: ...
-
-    def advance(self, fraction: float) -> None: ...
-
-    def is_cancelled(self) -> bool: ...
 
 
 class Value:

@@ -16,10 +16,9 @@ from blockdev.errors import BlockdevError
 from blockdev.replicate.dispatcher import Dispatcher, rpo_trouble
 from blockdev.replicate.flow import NOTHING, Flow
 from blockdev.replicate.lanes import Lane
-from blockdev.replicate.queue import seconds_of
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_replication import NewestRow, ReceivedRow
-from blockdev.vmmap.clock import Clock, to_text
+from blockdev.vmmap.clock import Clock, seconds_of, to_text
 from blockdev.vmmap.events import Events
 from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs

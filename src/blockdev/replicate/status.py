@@ -13,10 +13,9 @@ from blockdev.replicate.flow import STILL, Flow
 from blockdev.replicate.lanes import Lane, Retry
 from blockdev.replicate.model import Alert, Replicated, Sample, State, Transfer
 from blockdev.replicate.parts import Parts
-from blockdev.replicate.queue import seconds_of
 from blockdev.vmmap.catalog import VMRow
 from blockdev.vmmap.catalog_replication import NewestRow, ProtectionRow, ReceiptRow, ReceivedRow
-from blockdev.vmmap.clock import to_text
+from blockdev.vmmap.clock import seconds_of, to_text
 from blockdev.vmmap.receipts import vm_name_of
 
 WARNING_PART = 0.8  # of the RPO

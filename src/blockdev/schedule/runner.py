@@ -29,7 +29,7 @@ from blockdev.schedule.rules import Schedule
 from blockdev.schedule.service import Schedules
 from blockdev.schedule.times import latest_run, next_run, parse_when, parse_zone
 from blockdev.vmmap.catalog import Catalog, RunRow, SnapshotRow, VMRow
-from blockdev.vmmap.clock import Clock, to_text
+from blockdev.vmmap.clock import Clock, seconds_of, to_text
 from blockdev.vmmap.events import Events
 from blockdev.vmmap.holds import Rules, held_ids
 from blockdev.vmmap.names import is_unfinished
@@ -181,7 +181,7 @@ class Scheduler:
             for schedule in sets.get(vm.id if vm.own_schedules else None, []):
                 key = (vm.id, schedule.name)
                 row = known.get(key) or RunRow(*key, to_text(now), 0, None)
-                handled = _seconds(row.handled)
+                handled = seconds_of(row.handled)
                 if handled > now + CLOCK_BACK_SECONDS_MAX:
                     self._events.note("warning", "schedule", vm.name, f"the clock was set back: schedule {schedule.name} begins anew")
                     handled = now
@@ -328,8 +328,8 @@ def _kept(row: SnapshotRow, is_held: bool) -> Kept:
         row.name,
         row.schedule,
         row.lsn,
-        FOREVER if row.expires is None else _seconds(row.expires),
-        0.0 if row.locked_until is None else _seconds(row.locked_until),
+        FOREVER if row.expires is None else seconds_of(row.expires),
+        0.0 if row.locked_until is None else seconds_of(row.locked_until),
         is_held,
     )
 
@@ -337,11 +337,6 @@ def _kept(row: SnapshotRow, is_held: bool) -> Kept:
 def _spread(vm: VMRow) -> bytes:
     """An order of VMs that has nothing to do with their names: neighbours are not snapshotted together."""
     return hashlib.blake2b(vm.uuid.encode(), digest_size=8).digest()
-
-
-@lru_cache(maxsize=65536)
-def _seconds(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
 
 
 @lru_cache(maxsize=1024)

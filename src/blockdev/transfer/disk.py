@@ -12,7 +12,8 @@ from pathlib import Path
 
 from blockdev.errors import AlreadyExists, InvalidArgument, PoolFull, ToolFailed
 from blockdev.transfer.image import FORMATS, Image, require_sound
-from blockdev.transfer.qemu_img import Watcher, convert
+from blockdev.transfer.qemu_img import convert
+from blockdev.watching import Watcher
 
 SPARSE = ["-S", "4k"]  # a run of zeros this long becomes a hole
 DURABLE = ["-t", "writeback"]  # qemu-img's default for targets ignores flushes

@@ -16,7 +16,8 @@ from typing import Any
 
 from blockdev.constants import VDISK_BYTES_MAX
 from blockdev.errors import InvalidArgument, NotFound, ToolFailed
-from blockdev.transfer.qemu_img import Watcher, is_sound, run_qemu_img
+from blockdev.transfer.qemu_img import is_sound, run_qemu_img
+from blockdev.watching import Watcher
 
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
 RAW_SUFFIXES = (".raw", ".img")

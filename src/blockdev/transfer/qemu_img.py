@@ -9,9 +9,10 @@ import selectors
 import subprocess
 import tempfile
 from collections.abc import Callable
-from typing import IO, Protocol
+from typing import IO
 
 from blockdev.errors import PoolFull, ToolFailed
+from blockdev.watching import Cancelled, Watcher
 
 # A child of a killed blockdevd must not go on writing to a disk that the next blockdevd may drop.
 TIED_TO_PARENT = ["setpriv", "--pdeathsig", "KILL", "--"]
@@ -19,18 +20,6 @@ PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
 POLL_SECONDS = 0.1  # how late a cancel is noticed
 INFO_SECONDS_MAX = 60
 CHECK_LEAKS, CHECK_UNSUPPORTED = 3, 63  # exit statuses of qemu-img check
-
-
-class Cancelled(Exception):
-    """The job was cancelled by its user or by the end of the process."""
-
-
-class Watcher(Protocol):
-    """What a running transfer tells, and is told by, whoever wants it."""
-
-    def advance(self, fraction: float) -> None: ...
-
-    def is_cancelled(self) -> bool: ...
 
 
 def run_qemu_img(arguments: list[str]) -> str:

@@ -22,12 +22,12 @@ from blockdev import _medium
 from blockdev.errors import InvalidArgument, MediumError, NotFound, PoolFull
 from blockdev.transfer.disk import check_file
 from blockdev.transfer.nbd import Export
-from blockdev.transfer.qemu_img import Cancelled, Watcher
 from blockdev.transfer.stream_file import Record, StreamEncoder, StreamReader
 from blockdev.transfer.stream_format import DATA_BYTES_MAX, Packed, pack
 from blockdev.types import Extent
 from blockdev.vmmap.copies import SnapshotCopy
 from blockdev.vmmap.copy_fields import DISKS_MAX
+from blockdev.watching import Cancelled, Watcher
 
 THREADS = 4
 WAITING_MAX = 8

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 
 Clock = Callable[[], float]  # seconds since 1970, UTC: blockdev.clock.now_seconds, or a test's own
 
@@ -19,6 +20,12 @@ def to_text(moment: float) -> str:
 def text_of(moment: datetime) -> str:
     """The same of a moment that says its time zone."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@lru_cache(maxsize=65536)
+def seconds_of(text: str) -> float:
+    """Seconds since 1970 of a time that was written so."""
+    return datetime.fromisoformat(text).timestamp()
 
 
 def to_name(moment: float) -> str:

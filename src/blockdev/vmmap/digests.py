@@ -38,9 +38,13 @@ class DigestOperations(Operations):
 
     def _digest(self, snapshot: SnapshotRow, disk: SnapshotDiskRow, older: SnapshotDiskRow | None) -> bytes:
         object_id = present(disk, f"disk {disk.name} of snapshot {snapshot.name}")
-        if older is not None and older.object_id is not None and older.digest is not None:
+        return self._digest_from(older, object_id)
+
+    def _digest_from(self, base: SnapshotDiskRow | None, object_id: int) -> bytes:
+        """By a diff to `base` where that has a digest and is still there; else by a walk."""
+        if base is not None and base.object_id is not None and base.digest is not None:
             try:
-                return self._engine.digest(older.object_id, older.digest, object_id)
-            except (NotFound, Gone):  # deleted between the two looks
+                return self._engine.digest(base.object_id, base.digest, object_id)
+            except (NotFound, Gone):  # deleted between the two looks, or else the next call says so
                 pass
         return self._engine.digest(None, b"", object_id)

@@ -15,12 +15,13 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from blockdev.errors import AlreadyExists, Gone, NotAllowed, NotFound, Unavailable
+from blockdev.errors import AlreadyExists, NotAllowed, NotFound, Unavailable
 from blockdev.vmmap import intents
 from blockdev.vmmap.catalog import SnapshotDiskRow, SnapshotRow, VMRow
 from blockdev.vmmap.catalog_replication import NewReceipt, Purpose, ReceiptRow
 from blockdev.vmmap.clock import to_text
 from blockdev.vmmap.copies import BegunCopy, CopiedDisk, CopyOperations, SnapshotCopy
+from blockdev.vmmap.digests import DigestOperations
 from blockdev.vmmap.lookup import looks_received
 from blockdev.vmmap.model import Snapshot, Terms
 from blockdev.vmmap.names import check_name, free_name
@@ -51,7 +52,7 @@ class Receipt(NamedTuple):
     instance: bytes  # of the engine process that it goes on in: what another one has of it may end at `next_block`
 
 
-class ReceiptOperations(CopyOperations):
+class ReceiptOperations(CopyOperations, DigestOperations):
     """The operations on receipts."""
 
     @change
@@ -102,7 +103,7 @@ class ReceiptOperations(CopyOperations):
         with self._catalog.transaction():
             row = self._receipt(receipt.id)
             base = {one.name: one for one in self._base_disks(row, receipt.base_uuid)}
-        return [self._receipt_digest(base.get(disk.name) if disk.is_based else None, disk.object_id) for disk in receipt.disks]
+        return [self._digest_from(base.get(disk.name) if disk.is_based else None, disk.object_id) for disk in receipt.disks]
 
     def _make_durable(self, receipt: Receipt) -> None:
         self._engine.flush()
@@ -288,14 +289,6 @@ class ReceiptOperations(CopyOperations):
         rows = self._catalog.snapshots_of_uuid(base_uuid) if base_uuid is not None else []
         rows = [row for row in rows if receipt.vm_id in (None, row.vm_id)]
         return self._catalog.snapshot_disks(rows[0].id) if rows else []
-
-    def _receipt_digest(self, base: SnapshotDiskRow | None, vdisk_id: int) -> bytes:
-        if base is not None and base.object_id is not None and base.digest is not None:
-            try:
-                return self._engine.digest(base.object_id, base.digest, vdisk_id)
-            except (NotFound, Gone):  # the base was deleted, or else the next call says so
-                pass
-        return self._engine.digest(None, b"", vdisk_id)
 
     def _drop_receipts(self, receipts: Sequence[ReceiptRow]) -> None:
         """All by one record."""

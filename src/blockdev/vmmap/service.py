@@ -17,7 +17,6 @@ from blockdev.policies import AS_POOL, DiskPolicy, check_disk_policy, check_pool
 from blockdev.vmmap import intents
 from blockdev.vmmap.catalog import VMRow
 from blockdev.vmmap.diffs import DiffOperations
-from blockdev.vmmap.digests import DigestOperations
 from blockdev.vmmap.domains import DomainOperations
 from blockdev.vmmap.imports import ImportOperations
 from blockdev.vmmap.lookup import object_ids, present, refuse_importing
@@ -55,9 +54,8 @@ SOCKET_PATH_BYTES_MAX = 107
 
 class VMs(
     SnapshotOperations,
-    ReceivedOperations,  # and so those on clones, copies and receipts
+    ReceivedOperations,  # and so those on clones, copies, receipts and digests
     DiffOperations,
-    DigestOperations,
     SendingOperations,
     ImportOperations,
     DomainOperations,
