@@ -35,8 +35,8 @@ Subsystem sftp internal-sftp
 
 def missing() -> str | None:
     """Why it cannot run here."""
-    absent = [name for name in ("sshd", "ssh", "ssh-keygen", "ssh-agent") if _program(name) is None]
-    return f"{', '.join(absent)} not installed (apt-get install openssh-server openssh-client)" if absent else None
+    absent = [name for name in ("sshd", "ssh", "ssh-keygen", "ssh-agent", "rsync", "zstd") if _program(name) is None]
+    return f"{', '.join(absent)} not installed (apt-get install openssh-server openssh-client rsync zstd)" if absent else None
 
 
 def _program(name: str) -> str | None:
