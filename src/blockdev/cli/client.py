@@ -79,20 +79,30 @@ class Client:
     def _send(self, method: str, path: str, body: Any, query: dict[str, Any]) -> Any:
         given = {name: _text(value) for name, value in query.items() if value is not None}
         target = PREFIX + path + (f"?{urlencode(given)}" if given else "")
+        wire = None if body is None else json.dumps(body)
+        deadline = monotonic_seconds() + RESTART_SECONDS_MAX
+        while True:
+            try:
+                return _understand(self._exchange(method, target, wire))
+            except TimeoutError:
+                raise errors.Unavailable(
+                    f"the control plane did not answer in {ANSWER_SECONDS_MAX} s; the work may still be done: {LOOK}"
+                ) from None
+            except (OSError, http.client.HTTPException):
+                # it may still take connections while it dies: what only reads is asked again of the next one
+                if method != "GET" or monotonic_seconds() > deadline:
+                    raise errors.Unavailable(
+                        f"the control plane went away in the middle; the work may be done or not: {LOOK}"
+                    ) from None
+            time.sleep(RETRY_SECONDS)
+
+    def _exchange(self, method: str, target: str, body: str | None) -> _Answer:
+        """TimeoutError; OSError or HTTPException: it went away."""
         connection = self._connect()
         try:
-            headers = {} if body is None else {"Content-Type": "application/json"}
-            connection.request(method, target, None if body is None else json.dumps(body), headers)
+            connection.request(method, target, body, {} if body is None else {"Content-Type": "application/json"})
             response = connection.getresponse()
-            return _understand(_Answer(response.status, response.read()))
-        except TimeoutError:
-            raise errors.Unavailable(
-                f"the control plane did not answer in {ANSWER_SECONDS_MAX} s; the work may still be done: {LOOK}"
-            ) from None
-        except (OSError, http.client.HTTPException):
-            raise errors.Unavailable(
-                f"the control plane went away in the middle; the work may be done or not: {LOOK}"
-            ) from None
+            return _Answer(response.status, response.read())
         finally:
             connection.close()
 
