@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import nbd
-from tests.lab.guest import Drive, Guest, Machine
+from tests.lab.guest import Guest
+from tests.lab.qemu import Drive, Machine
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

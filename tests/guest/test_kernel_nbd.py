@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.guest.conftest import ServedHome
-from tests.lab.guest import SERVICE_ADDRESS, Drive, Guest, Machine, Result
+from tests.lab.guest import Guest, Result
+from tests.lab.qemu import SERVICE_ADDRESS, Drive, Machine
 
 PORT = 10809
 SCRIPT = Path(__file__).with_name("kernel_nbd.sh")

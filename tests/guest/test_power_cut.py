@@ -22,7 +22,7 @@ import pytest
 from blockdev._medium import PlantedBug
 from tests.guest.power_cut_load import DISK_BYTES, DISKS, VM, Load, Oracle
 from tests.guest.power_cut_machine import ServerMachine, VolatileDisk, boot
-from tests.lab.guest import LabError
+from tests.lab.cache import LabError
 
 CUTS = int(os.environ.get("BLOCKDEV_POWER_CUTS", "4"))
 AT_LENGTH = CUTS >= 20

@@ -16,7 +16,8 @@ from blockdev.errors import GuestFailed, Unavailable
 from blockdev.quiesce.agent import Agent
 from blockdev.quiesce.freeze import frozen
 from tests.guest.conftest import ServedHome
-from tests.lab.guest import Drive, Guest, Machine, run
+from tests.lab.guest import Guest, run
+from tests.lab.qemu import Drive, Machine
 from tests.quiesce.owner import OWNER, watchdogs_of
 
 HERE = Path(__file__).parent

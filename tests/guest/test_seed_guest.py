@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from tests.guest.conftest import ServedHome
-from tests.lab.guest import Drive, Machine, run
+from tests.lab.guest import run
+from tests.lab.qemu import Drive, Machine
 
 USER_DATA = "#!/bin/sh\necho @hostname@ é\n"
 # As cloud-init does it: blkid finds the label, `auto` the file system.  norock leaves Joliet.

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from tests.guest.conftest import ServedHome
-from tests.lab.guest import Drive, Guest, Machine, Result, run
+from tests.lab.guest import Guest, Result, run
+from tests.lab.qemu import Drive, Machine
 
 HERE = Path(__file__).parent
 PYTHON = ["/usr/bin/python3", "-S"]

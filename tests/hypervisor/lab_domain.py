@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from tests.lab.guest import KERNEL_ARGUMENTS, Machine, write_job
+from tests.lab.guest import write_job
 from tests.lab.kernel import prepare
+from tests.lab.qemu import KERNEL_ARGUMENTS, Machine
 
 TREE = """\
 <filesystem type='mount' accessmode='passthrough' multidevs='remap'>

@@ -1,17 +1,15 @@
-"""One run of a command as root in a QEMU guest on Debian's stock kernel, with the machine's tree as its root.
+"""One run of a command as root in a guest on a stock Debian kernel, with the machine's tree as its root.
 
-The guest's root is the machine's / (9p, read-only) under an overlay that dies with the guest. `Guest.share` on
-the machine is $LAB_SHARE in the guest, uncached and writable on both sides: files there carry events between them.
-Acceleration is TCG always: this kernel does not boot under every /dev/kvm, and a test must not depend on it.
-The guest reaches nothing but the services named in its Machine, each at SERVICE_ADDRESS and the service's port.
-QEMU dies with the thread that started the guest (also by SIGKILL): start it from one that outlives it.
+A `Machine` (tests/lab/qemu.py) or a `UserModeMachine` (tests/lab/uml.py) says which kind of guest, and what it has.
+The guest's root is the machine's /, read-only, under an overlay that dies with the guest. `Guest.share` on
+the machine is $LAB_SHARE in the guest, writable on both sides: files there carry events between them.
+The guest dies with the thread that started it (also by SIGKILL): start it from one that outlives it.
 """
 
 import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,44 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from tests.lab.kernel import Kernel, LabError, prepare, tool
+from tests.lab.cache import LabError, tool
+from tests.lab.qemu import Machine
+from tests.lab.uml import UserModeMachine
 
-SERVICE_ADDRESS = "10.0.2.100"
 STATUS_TIMED_OUT = 124
 STATUS_DIED = 125
 POLL_S = 0.02
-# no_timer_check: on a busy machine, the timer of TCG comes too late for the kernel, which panics
-KERNEL_ARGUMENTS = "console=ttyS0 panic=-1 mitigations=off no_timer_check"
+HOST_LOG = "host.log"  # what the emulator says
+BOOTED = "Linux version"  # in the log of every kernel that began to run
 STAGE2 = Path(__file__).with_name("stage2.sh")
-RELAY = Path(__file__).with_name("relay.py")
 
 Sink = Callable[[bytes], object]
-
-
-@dataclass(frozen=True)
-class Drive:
-    """A virtio disk of the guest: a raw image file or an NBD URI. The first one is /dev/vda."""
-
-    source: str
-    read_only: bool = False
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the guest has besides the machine's tree.
-
-    `forwards` maps ports of the machine's loopback to the guest's; `services` maps ports at SERVICE_ADDRESS to
-    what listens on the machine: a Unix socket's path, or HOST:PORT. `modules` are loaded before the command runs.
-    """
-
-    drives: Sequence[Drive] = ()
-    forwards: Sequence[tuple[int, int]] = ()
-    services: Sequence[tuple[int, str]] = ()
-    modules: Sequence[str] = ()
-    qemu_arguments: Sequence[str] = ()
-    memory_mib: int = 2048
-    cpu_count: int = 2
-    time_limit_s: float = 300
+AnyMachine = Machine | UserModeMachine
 
 
 @dataclass
@@ -78,7 +51,7 @@ class Result:
 
 
 class Guest:
-    """A guest that runs `command` in the caller's directory, as a context manager; leaving it ends QEMU.
+    """A guest that runs `command` in the caller's directory, as a context manager; leaving it ends it.
 
     Without sinks, what the command writes is in the Result. Raises LabError when the lab itself fails.
     """
@@ -86,13 +59,13 @@ class Guest:
     def __init__(
         self,
         command: Sequence[str],
-        machine: Machine | None = None,
+        machine: AnyMachine | None = None,
         *,
         stdout: Sink | None = None,
         stderr: Sink | None = None,
     ) -> None:
         self.command = list(command)
-        self.machine = machine or Machine()
+        self.machine: AnyMachine = machine or Machine()
         self._collected = (bytearray(), bytearray())
         self._sinks = (stdout or self._collected[0].extend, stderr or self._collected[1].extend)
         self._pumps: list[threading.Thread] = []
@@ -100,12 +73,11 @@ class Guest:
         self._result: Result | None = None
 
     def __enter__(self) -> "Guest":
-        kernel = prepare()
         self._directory = Path(tempfile.mkdtemp(prefix="lab-guest-"))
         try:
             self.share = self._directory / "share"
             write_job(self.share, self.command, self.machine)
-            self._start(kernel)
+            self._start()
         except BaseException:
             shutil.rmtree(self._directory)
             raise
@@ -120,7 +92,7 @@ class Guest:
     def wait(self) -> Result:
         """Wait until the guest is off or its time is over."""
         if self._result is None:
-            timed_out = not self._wait_for_qemu()
+            timed_out = not self._wait_for_end()
             self._end()
             if self._sink_error:
                 raise LabError(f"the guest's output went nowhere: {self._sink_error.strerror}")
@@ -132,8 +104,8 @@ class Guest:
         return self._result
 
     def is_running(self) -> bool:
-        """Whether QEMU runs and its time is not over."""
-        return self._qemu.poll() is None and time.monotonic() < self._deadline
+        """Whether it runs and its time is not over."""
+        return self._process.poll() is None and time.monotonic() < self._deadline
 
     def await_file(self, name: str) -> Path:
         """Wait until the guest has made NAME in the share; LabError if it ends first or its time is over."""
@@ -146,15 +118,18 @@ class Guest:
             time.sleep(POLL_S)
         return path
 
-    def _start(self, kernel: Kernel) -> None:
+    def _start(self) -> None:
         pipes = [os.pipe(), os.pipe()]
         inputs = [write for _, write in pipes]
-        command = [tool("setpriv"), "--pdeathsig", "KILL", *self._qemu_command(kernel, inputs)]
         self._deadline = time.monotonic() + self.machine.time_limit_s
         try:
-            with open(self._directory / "qemu.log", "wb") as log:
-                self._qemu = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=inputs
+            with open(self._directory / HOST_LOG, "wb") as log:
+                self._process = subprocess.Popen(
+                    [tool("setpriv"), "--pdeathsig", "KILL", *self.machine.command(self._directory, inputs)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=inputs,
                 )
         except BaseException:
             for read, _ in pipes:
@@ -175,56 +150,19 @@ class Guest:
                     sink(data)
             except OSError as error:  # such as a broken pipe: nobody reads the output any more
                 self._sink_error = error
-                self._qemu.kill()
+                self._process.kill()
 
-    def _qemu_command(self, kernel: Kernel, outputs: Sequence[int]) -> list[str]:
-        machine = self.machine
-        command = [tool("qemu-system-x86_64"), "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"]
-        command += ["-m", str(machine.memory_mib), "-smp", str(machine.cpu_count)]
-        command += ["-nodefaults", "-nographic", "-no-reboot"]
-        command += [
-            "-kernel",
-            str(kernel.vmlinux),
-            "-initrd",
-            str(kernel.initramfs),
-            "-append",
-            KERNEL_ARGUMENTS,
-        ]
-        command += ["-serial", f"file:{self._directory}/kernel.log"]
-        command += _shared_tree("lab.root", Path("/"), "readonly=on")
-        command += _shared_tree("lab.modules", kernel.modules, "readonly=on")
-        command += _shared_tree("lab.share", self.share, "readonly=off")
-        command += ["-device", "virtio-serial-pci,id=lab.serial"]
-        for name, output in zip(("lab.out", "lab.err"), outputs, strict=True):
-            # a file, not stdio: QEMU's stdio closes its output when its input ends
-            command += ["-chardev", f"file,id={name},path=/dev/fd/{output}"]
-            command += ["-device", f"virtserialport,bus=lab.serial.0,chardev={name},name={name}"]
-        command += ["-netdev", self._network(), "-device", "virtio-net-pci,netdev=net0,romfile="]
-        command += ["-device", "virtio-rng-pci"]
-        for index, drive in enumerate(machine.drives):
-            command += _drive(index, drive)
-        return command + list(machine.qemu_arguments)
-
-    def _network(self) -> str:
-        network = "user,id=net0,restrict=on"
-        for host_port, guest_port in self.machine.forwards:
-            network += f",hostfwd=tcp:127.0.0.1:{host_port}-:{guest_port}"
-        for port, target in self.machine.services:
-            relay = shlex.join([sys.executable, "-S", str(RELAY), target])
-            network += f",guestfwd=tcp:{SERVICE_ADDRESS}:{port}-cmd:{_escape(relay)}"
-        return network
-
-    def _wait_for_qemu(self) -> bool:
+    def _wait_for_end(self) -> bool:
         try:
-            self._qemu.wait(max(0, self._deadline - time.monotonic()))
+            self._process.wait(max(0, self._deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             return False
         return True
 
     def _end(self) -> None:
-        if self._qemu.poll() is None:
-            self._qemu.kill()
-            self._qemu.wait()
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
         for pump in self._pumps:
             pump.join()
 
@@ -232,44 +170,26 @@ class Guest:
         status = self.share / ".status"
         if status.exists():
             return int(status.read_text())
-        if not self._kernel_log():
-            raise LabError(f"QEMU did not start: {(self._directory / 'qemu.log').read_text().strip()}")
+        if BOOTED not in self._kernel_log():
+            said = (self._directory / HOST_LOG).read_text(errors="replace").strip()
+            raise LabError(f"the guest did not start: {said}")
         return STATUS_DIED
 
     def _kernel_log(self) -> str:
-        log = self._directory / "kernel.log"
+        log = self._directory / self.machine.kernel_log
         return log.read_text(errors="replace") if log.exists() else ""
 
 
-def write_job(share: Path, command: Sequence[str], machine: Machine) -> None:
+def write_job(share: Path, command: Sequence[str], machine: AnyMachine) -> None:
     """What the guest's second stage reads: makes `share`."""
     share.mkdir()
     shutil.copy(STAGE2, share / ".stage2")
-    drivers = ["virtio_net", *(["virtio_blk"] if machine.drives else [])]
-    (share / ".modules").write_text("".join(f"{name}\n" for name in [*drivers, *machine.modules]))
+    (share / ".modules").write_text("".join(f"{name}\n" for name in machine.drivers()))
     job = f"cd {shlex.quote(os.getcwd())} || exit\n{shlex.join(command)}\n"
     (share / ".job").write_text(job)
 
 
-def run(command: Sequence[str], machine: Machine | None = None) -> Result:
+def run(command: Sequence[str], machine: AnyMachine | None = None) -> Result:
     """Run a command in a guest of its own to its end."""
     with Guest(command, machine) as guest:
         return guest.wait()
-
-
-def _escape(value: str) -> str:
-    # QEMU's option parser: a doubled comma is a comma
-    return value.replace(",", ",,")
-
-
-def _shared_tree(tag: str, path: Path, access: str) -> list[str]:
-    backend = f"local,id={tag},path={_escape(str(path))},security_model=none,multidevs=remap,{access}"
-    return ["-fsdev", backend, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
-
-
-def _drive(index: int, drive: Drive) -> list[str]:
-    access = "on" if drive.read_only else "off"
-    backend = (
-        f"file={_escape(drive.source)},if=none,id=drive{index},format=raw,discard=unmap,readonly={access}"
-    )
-    return ["-drive", backend, "-device", f"virtio-blk-pci,drive=drive{index}"]

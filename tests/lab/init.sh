@@ -18,6 +18,7 @@ done
 $b mkdir -p /new/dev/pts /new/dev/shm /new/lib/modules
 $b mount -t devpts pts /new/dev/pts
 $b mount -t tmpfs shm /new/dev/shm
+$b ln -s /proc/self/fd /new/dev/fd   # no udev does it
 $b mount -t cgroup2 cgroup /new/sys/fs/cgroup
 $b mount -t tmpfs run /new/run
 $b mkdir -p /new/run/lock /new/run/lab
