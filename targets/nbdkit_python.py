@@ -31,6 +31,8 @@ REQUEST_BYTES_MAX = 32 << 20
 EXTENTS_REPLY_MAX = 65536
 ERRORS_LOGGED_MAX = 100
 SOCKADDR_BYTES = 128  # sizeof(struct sockaddr_storage)
+SUN_PATH = 2  # where the address is in a sockaddr_un
+ENDLESS_BYTES = 1 << 62  # as in blockdev.engine.clients
 
 _script = os.path.realpath(sys._getframe().f_code.co_filename)  # nbdkit 1.32 sets no __file__
 _nbdkit_c = ctypes.CDLL(None)
@@ -43,10 +45,12 @@ _opened_in_pid = 0
 class Handle:
     """One client connection."""
 
-    def __init__(self, thing: Any, token: int, read_only: bool) -> None:
+    def __init__(self, thing: Any, token: int, read_only: bool, keeps: bool, endless: bool) -> None:
         self.thing = thing
         self.token = token
         self.read_only = read_only
+        self.keeps = keeps and not read_only  # see blockdev.engine.clients
+        self.endless = endless
         self.errors_logged = 0
 
 
@@ -150,11 +154,12 @@ def open(readonly: bool) -> Handle:
     peer = _peer()
     try:
         _engine.admit(peer.over_tcp, peer.over_tls)
-        thing, token = _engine.attach(nbdkit.export_name(), peer.client)
+        request = importlib.import_module("blockdev.engine.clients").parse_request(nbdkit.export_name())
+        thing, token = _engine.attach(request.name, peer.client)
     except Exception as error:
         nbdkit.set_error(getattr(error, "errno", errno.EIO))
         raise
-    return Handle(thing, token, readonly or process.is_snapshot(thing))
+    return Handle(thing, token, readonly or process.is_snapshot(thing), request.keeps, request.endless)
 
 
 def close(handle: Handle) -> None:
@@ -166,7 +171,7 @@ def export_description(handle: Handle) -> str:
 
 
 def _peer() -> Peer:
-    process = importlib.import_module("blockdev.engine.process")
+    clients = importlib.import_module("blockdev.engine.clients")
     address = ctypes.create_string_buffer(SOCKADDR_BYTES)
     length = ctypes.c_uint32(SOCKADDR_BYTES)
     over_tls = _nbdkit_c.nbdkit_is_tls() == 1
@@ -174,7 +179,8 @@ def _peer() -> Peer:
         return Peer("unknown", True, over_tls)
     family = int.from_bytes(address.raw[:2], sys.byteorder)
     if family == socket.AF_UNIX:
-        return Peer(process.client_of_process(_nbdkit_c.nbdkit_peer_pid()), False, over_tls)
+        bound_to = address.raw[SUN_PATH : length.value]
+        return Peer(clients.client_of_socket(bound_to, _nbdkit_c.nbdkit_peer_pid()), False, over_tls)
     return Peer(_internet_client(family, address.raw), True, over_tls)
 
 
@@ -192,7 +198,7 @@ def _internet_client(family: int, address: bytes) -> str:
 
 
 def get_size(handle: Handle) -> int:
-    return handle.thing.size_bytes
+    return ENDLESS_BYTES if handle.endless else handle.thing.size_bytes
 
 
 def block_size(handle: Handle) -> tuple[int, int, int]:
@@ -243,6 +249,8 @@ def pwrite(handle: Handle, buffer: bytes, offset: int, flags: int) -> None:
     with _Request(handle, "write", len(buffer), offset, writes=True) as request:
         request.require(not flags & ~nbdkit.FLAG_FUA and len(buffer) <= REQUEST_BYTES_MAX)
         handle.thing.write(offset, buffer, fua=bool(flags & nbdkit.FLAG_FUA))
+        if handle.keeps:
+            handle.thing.keep()
 
 
 def flush(handle: Handle, flags: int) -> None:
@@ -257,6 +265,8 @@ def zero(handle: Handle, count: int, offset: int, flags: int) -> None:
         handle.thing.write_zeroes(offset, count)
         if flags & nbdkit.FLAG_FUA:
             handle.thing.flush()
+        if handle.keeps:
+            handle.thing.keep()
 
 
 trim = zero

@@ -83,6 +83,8 @@ cdef bint wait_for_room(PoolState* pool, uint32_t* waits) noexcept nogil
 cdef uint64_t find_known(Disk* disk, Fingerprint fingerprint) noexcept nogil
 cdef int disk_read(Disk* disk, void* buffer, uint32_t count, uint64_t offset) noexcept nogil
 cdef int disk_write(Disk* disk, const void* buffer, uint32_t count, uint64_t offset, bint fua) noexcept nogil
+# what was replied to before, on any connection, survives the end of this process; disk_flush: that of the machine, too
+cdef int disk_keep(Disk* disk) noexcept nogil
 cdef int disk_flush(Disk* disk) noexcept nogil
 cdef int disk_zero(Disk* disk, uint64_t count, uint64_t offset, bint fua) noexcept nogil
 cdef int disk_clear_tail(Disk* disk) noexcept nogil

@@ -11,7 +11,7 @@ from blockdev._cow cimport (
 from blockdev._dedup cimport (
     Fingerprint, dedup_forget, dedup_insert, dedup_lookup, fingerprint_block, is_zero_block,
 )
-from blockdev._log cimport log_append, log_flush, log_poison, log_read_unwritten
+from blockdev._log cimport log_append, log_flush, log_keep, log_poison, log_read_unwritten
 from blockdev._segments cimport (
     ENTRY_DATA, ENTRY_HOLE, ENTRY_REFERENCE, Segment, make_address, segment_holds_block, segment_pin, segment_read,
     segment_unpin, segments_get,
@@ -435,6 +435,14 @@ cdef int disk_write(Disk* disk, const void* buffer, uint32_t count, uint64_t off
     if fua and not failure and not planted(BUG_FUA_IGNORED):
         failure = disk_flush(disk)
     return failure
+
+
+cdef int disk_keep(Disk* disk) noexcept nogil:
+    """Have every write that was replied to before, on any connection, in its segment file.
+
+    All of them, not only one's own: a write of what was there already appended nothing, and what is there may be in memory.
+    """
+    return log_keep(disk.pool.log)
 
 
 cdef int disk_flush(Disk* disk) noexcept nogil:

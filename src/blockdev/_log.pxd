@@ -8,6 +8,8 @@ written by whoever finds it closed (log_drain), in order, under log.write_lock. 
 append returned: from the batch in memory until it is written, from the file after.
 
 Durable: everything below log.durable_lsn.  log_flush raises it; concurrent callers share one fdatasync.
+Kept: what is in its file, though not synced.  It survives the end of this process, however that comes, not that of the machine.
+log_keep writes what is only in memory; concurrent callers share one write.
 After a failed write or sync the log is poisoned: nothing is appended any more, reads go on.
 """
 
@@ -70,6 +72,7 @@ cdef bint log_read_unwritten(Log* log, uint64_t address, void* block) noexcept n
 cdef int log_keep_spare(Log* log) noexcept nogil
 cdef void log_lend_spare(Log* log, bint lent) noexcept nogil
 cdef int log_drain(Log* log) noexcept nogil
+cdef int log_keep(Log* log) noexcept nogil
 cdef int log_flush(Log* log, uint64_t target_lsn) noexcept nogil
 cdef void log_poison(Log* log, int failure) noexcept nogil
 cdef int log_roll(Log* log) noexcept nogil

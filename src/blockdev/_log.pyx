@@ -320,14 +320,13 @@ cdef int write_batch(Log* log, Batch* batch) noexcept nogil:
     return failure
 
 
-cdef int log_drain(Log* log) noexcept nogil:
-    """Write all closed batches, in order.  0, or EIO when the log is poisoned."""
+cdef int write_closed(Log* log, uint64_t end) noexcept nogil:
+    """Write the closed batches below number `end`, in order.  0, or EIO when the log is poisoned.  Caller holds write_lock."""
     cdef Batch* batch
     cdef int failure = 0
-    pthread_mutex_lock(&log.write_lock)
     while True:
         pthread_mutex_lock(&log.lock)
-        if log.poisoned or log.written_number == log.open_number:
+        if log.poisoned or log.written_number >= min(log.open_number, end):
             failure = EIO if log.poisoned else 0
             pthread_mutex_unlock(&log.lock)
             break
@@ -340,6 +339,37 @@ cdef int log_drain(Log* log) noexcept nogil:
         else:
             log.written_number += 1
         pthread_mutex_unlock(&log.lock)
+    return failure
+
+
+cdef int log_drain(Log* log) noexcept nogil:
+    """Write all closed batches, in order.  0, or EIO when the log is poisoned."""
+    cdef int failure
+    pthread_mutex_lock(&log.write_lock)
+    failure = write_closed(log, <uint64_t>-1)
+    pthread_mutex_unlock(&log.write_lock)
+    return failure
+
+
+cdef int log_keep(Log* log) noexcept nogil:
+    """Return when every entry that was appended before is in its file; EIO when that will never be.
+
+    Who waits for write_lock meanwhile finds its entries in the batch that the next holder closes: one write serves them all.
+    """
+    cdef uint64_t end
+    cdef int failure = 0
+    pthread_mutex_lock(&log.lock)
+    end = log.open_number + log.open
+    if log.written_number >= end:
+        pthread_mutex_unlock(&log.lock)
+        return 0
+    pthread_mutex_unlock(&log.lock)
+    pthread_mutex_lock(&log.write_lock)
+    pthread_mutex_lock(&log.lock)
+    if log.open_number < end:
+        close_batch(log)
+    pthread_mutex_unlock(&log.lock)
+    failure = write_closed(log, end)
     pthread_mutex_unlock(&log.write_lock)
     return failure
 

@@ -11,6 +11,8 @@ cdef enum:
     REQUEST_BYTES_MAX = 33554432         # 32 MiB, the payload of one read or write
     EXTENTS_REPLY_MAX = 65536            # extents in one block status answer; clients ask again for the rest
     ERRORS_LOGGED_MAX = 100              # lines that one connection may write to the log about failed requests
+    ENDLESS_BYTES = 4611686018427387904  # 1 << 62, engine/clients.py
+    SUN_PATH = 2                         # where the address is in a sockaddr_un
     PARAMETERS_MAX = 32                  # key=value pairs on nbdkit's command line
 
 # One client connection.  Written by open, then read by any number of threads at once until close frees it.
@@ -19,6 +21,8 @@ cdef struct Handle:
     PyObject* thing          # owned: the VDisk or VDiskSnapshot
     char* name               # owned: the export name as the client gave it, for the log
     int64_t token            # of the attachment
+    bint keeps               # writes are replied to when a file has them (engine/clients.py)
+    bint endless             # no end is told to nbdkit, which would hold a grown disk's client to it; misplaced() has the true one
     bint read_only           # a snapshot, or nbdkit runs with -r
     uint64_t errors_logged   # atomic
 

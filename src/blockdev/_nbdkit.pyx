@@ -25,6 +25,7 @@ from blockdev._disk cimport (
     disk_extents,
     disk_flush,
     disk_is_snapshot,
+    disk_keep,
     disk_read,
     disk_size_bytes,
     disk_write,
@@ -37,7 +38,8 @@ from blockdev._sync cimport count_u64
 import os
 
 from blockdev import diagnostics
-from blockdev.engine.process import EngineProcess, client_of_process, describe
+from blockdev.engine.clients import client_of_socket, parse_request
+from blockdev.engine.process import EngineProcess, describe
 from blockdev.errors import BlockdevError
 
 # nbdkit takes a struct of functions from plugin_init, which it calls before there is a Python: the table is constant C.
@@ -218,6 +220,8 @@ cdef int write_data "blockdev_pwrite" (
     if flags & ~<uint32_t> NBDKIT_FLAG_FUA or count > REQUEST_BYTES_MAX or misplaced(handle, count, offset):
         return refuse(handle, b"write", count, offset, EINVAL)
     error = disk_write(handle.disk, buffer, count, offset, (flags & NBDKIT_FLAG_FUA) != 0)
+    if handle.keeps and not error:
+        error = disk_keep(handle.disk)
     return refuse(handle, b"write", count, offset, error) if error else 0
 
 
@@ -237,6 +241,8 @@ cdef int zero_data "blockdev_zero" (void* opaque, uint32_t count, uint64_t offse
     if misplaced(handle, count, offset):
         return refuse(handle, b"zero", count, offset, EINVAL)
     error = disk_zero(handle.disk, count, offset, (flags & NBDKIT_FLAG_FUA) != 0)
+    if handle.keeps and not error:
+        error = disk_keep(handle.disk)
     return refuse(handle, b"zero", count, offset, error) if error else 0
 
 
@@ -282,7 +288,8 @@ cdef int cache_data "blockdev_cache" (void* opaque, uint32_t count, uint64_t off
 # ---- What an export is and can: any thread, no GIL --------------------------------------------------------------------
 
 cdef int64_t export_size "blockdev_get_size" (void* opaque) noexcept nogil:
-    return <int64_t> disk_size_bytes((<Handle*> opaque).disk)
+    cdef Handle* handle = <Handle*> opaque
+    return <int64_t> ENDLESS_BYTES if handle.endless else <int64_t> disk_size_bytes(handle.disk)
 
 
 cdef int export_block_size "blockdev_block_size" (
@@ -333,7 +340,7 @@ cdef tuple peer():
     if nbdkit_peer_name(<sockaddr*> &address, &length) == -1:
         return "unknown", True
     if address.ss_family == AF_UNIX:
-        return client_of_process(nbdkit_peer_pid()), False
+        return client_of_socket((<char*> &address)[SUN_PATH:length], nbdkit_peer_pid()), False
     if getnameinfo(
         <sockaddr*> &address, length, host, sizeof(host), service, sizeof(service), NI_NUMERICHOST | NI_NUMERICSERV
     ):
@@ -342,7 +349,7 @@ cdef tuple peer():
     return f"[{numeric}]:{service.decode()}" if ":" in numeric else f"{numeric}:{service.decode()}", True
 
 
-cdef Handle* new_handle(DiskObject thing, bytes name, int64_t token, bint read_only) except NULL:
+cdef Handle* new_handle(DiskObject thing, bytes name, int64_t token, object request, bint read_only) except NULL:
     cdef Handle* handle = <Handle*> calloc(1, sizeof(Handle))
     if handle == NULL:
         raise MemoryError
@@ -351,6 +358,8 @@ cdef Handle* new_handle(DiskObject thing, bytes name, int64_t token, bint read_o
     handle.thing = <PyObject*> thing
     handle.disk = thing.disk
     handle.token = token
+    handle.keeps = request.keeps and not disk_is_snapshot(thing.disk)
+    handle.endless = request.endless
     handle.read_only = read_only or disk_is_snapshot(thing.disk)
     return handle
 
@@ -361,8 +370,9 @@ cdef void* open_export "blockdev_open" (int read_only) noexcept with gil:
         name = <bytes> requested if requested != NULL else b""
         client, over_tcp = peer()
         engine.admit(over_tcp, nbdkit_is_tls() == 1)
-        thing, token = engine.attach(name.decode(errors="replace"), client)
-        return new_handle(thing, name, token, read_only != 0)
+        request = parse_request(name.decode(errors="replace"))
+        thing, token = engine.attach(request.name, client)
+        return new_handle(thing, name, token, request, read_only != 0)
     except BaseException as error:
         complain(error)
         return NULL

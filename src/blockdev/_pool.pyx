@@ -22,8 +22,8 @@ from blockdev._dedup cimport (
     DEDUP_BUCKET_ENTRIES, DedupBucket, DedupEntry, Fingerprint, dedup_create, dedup_destroy, dedup_export, dedup_insert,
 )
 from blockdev._disk cimport (
-    BLOCK_BYTES, BLOCK_LOCKS, LABEL_BYTES, Disk, PoolState, disk_clear_tail, disk_diff, disk_extents, disk_flush, disk_read,
-    disk_write, disk_zero,
+    BLOCK_BYTES, BLOCK_LOCKS, LABEL_BYTES, Disk, PoolState, disk_clear_tail, disk_diff, disk_extents, disk_flush, disk_keep,
+    disk_read, disk_write, disk_zero,
 )
 from blockdev._log cimport log_close, log_create, log_destroy, log_flush, log_keep_spare, log_position
 from blockdev._medium cimport (
@@ -660,6 +660,13 @@ cdef class VDisk(DiskObject):
             self.fail(failure, "writing", offset, view.len)
         finally:
             PyBuffer_Release(&view)
+
+    def keep(self):
+        """On return every write before it is in a file: it survives this process, though not yet the machine."""
+        cdef int failure
+        with nogil:
+            failure = disk_keep(self.disk)
+        self.fail(failure, "writing", 0, 0)
 
     def discard(self, offset, length):
         """Let go of a range: it reads as zeros."""

@@ -193,15 +193,6 @@ def size_text(size_bytes: int) -> str:
     return f"{size:.1f}".removesuffix(".0") + unit
 
 
-def client_of_process(pid: int) -> str:
-    """How a client on this machine is named: "pid 123 (qemu-system-x86)"."""
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return f"pid {pid} ({file.read().strip()})"
-    except OSError:
-        return f"pid {pid}"
-
-
 def _number(parameters: dict[str, str], name: str) -> int | None:
     value = parameters.get(name)
     if value is None:
