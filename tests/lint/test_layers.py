@@ -30,7 +30,8 @@ LEVELS = [
     {"vmmap"},
     {"hypervisor"},
     {"quiesce"},
-    {"targets", "replicate", "schedule", "transfer", "cloudinit", "_nbdkit"},
+    {"transfer"},
+    {"targets", "replicate", "schedule", "cloudinit", "_nbdkit"},
     {"api"},
     {"cli", "web"},
 ]

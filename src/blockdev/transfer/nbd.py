@@ -1,6 +1,6 @@
-"""Reading and writing an export over NBD, by libnbd: its one room.
+"""Reading and writing an export over NBD, and the handshake for a client that is not this process, by libnbd: its one room.
 
-One connection, for one thread at a time.  Offsets and lengths are multiples of 512 bytes within the export; requests are
+An Export is one connection, for one thread at a time.  Offsets and lengths are multiples of 512 bytes within the export; requests are
 cut into parts (REQUEST_BYTES_MAX, ZERO_BYTES_MAX), so a range may be as long as it.  Durable: what any connection wrote, after
 `flush` returned.  A call waits for as long as the engine takes; one that dies ends it.
 """
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import errno
 import os
+import socket as sockets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import nbd
+from blockdev.clock import monotonic_seconds
+from blockdev.engine.clients import client_address
 from blockdev.errors import (
     BlockdevError,
     Gone,
@@ -37,6 +41,60 @@ _FAILURES: dict[int, type[BlockdevError]] = {
     errno.EROFS: ReadOnly,
     **dict.fromkeys(_AWAY, Unavailable),
 }
+
+HANDSHAKE_SECONDS_MAX = 10.0
+# what an export is, in the protocol's transmission flags
+HAS_FLAGS, READ_ONLY, SEND_FLUSH, SEND_FUA, ROTATIONAL, SEND_TRIM, SEND_WRITE_ZEROES = 1, 2, 4, 8, 16, 32, 64
+CAN_MULTI_CONN = 256
+
+
+class Link(NamedTuple):
+    """A connection behind its handshake, with simple replies: the next byte is a request.  Whoever has it closes it."""
+
+    connection: sockets.socket
+    flags: int
+
+
+def shake_hands(socket: Path, name: str, client: str) -> Link:
+    """Connect to the export `name`, for a client that speaks only of requests and replies, as a kernel.
+
+    `client`: what the engine's attachments show it by.
+    NotFound: no such export; Unavailable: nobody serves there, or not within HANDSHAKE_SECONDS_MAX.
+    """
+    connection = sockets.socket(sockets.AF_UNIX)
+    try:
+        connection.bind(client_address(client))
+        connection.connect(os.fspath(socket))
+    except OSError as error:
+        connection.close()
+        raise Unavailable(f"the engine is not running at {socket}: start it with blockdevctl serve ({error.strerror})") from None
+    handle = nbd.NBD()
+    handle.set_export_name(name)
+    handle.set_request_structured_replies(False)  # a kernel takes simple ones only
+    handle.aio_connect_socket(connection.detach())
+    try:
+        deadline = monotonic_seconds() + HANDSHAKE_SECONDS_MAX
+        while handle.aio_is_connecting():
+            if handle.poll(max(0, int(1000 * (deadline - monotonic_seconds())))) == 0:
+                raise Unavailable(f"the engine at {socket} does not answer: it may be recovering; the next look tries again")
+        return Link(sockets.socket(fileno=os.dup(handle.aio_get_fd())), _flags(handle))
+    except nbd.Error as error:
+        if error.errnum == errno.ENOENT:
+            raise NotFound(f"there is no export {name}") from None
+        raise Unavailable(f"the engine at {socket} ended a handshake ({error.string})") from None
+
+
+def _flags(handle: nbd.NBD) -> int:
+    answers = (
+        (handle.is_read_only(), READ_ONLY),
+        (handle.can_flush(), SEND_FLUSH),
+        (handle.can_fua(), SEND_FUA),
+        (handle.is_rotational(), ROTATIONAL),
+        (handle.can_trim(), SEND_TRIM),
+        (handle.can_zero(), SEND_WRITE_ZEROES),
+        (handle.can_multi_conn(), CAN_MULTI_CONN),
+    )
+    return HAS_FLAGS | sum(flag for holds, flag in answers if holds)
 
 
 class Export:
