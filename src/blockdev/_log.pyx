@@ -321,7 +321,7 @@ cdef int write_batch(Log* log, Batch* batch) noexcept nogil:
 
 
 cdef int write_closed(Log* log, uint64_t end) noexcept nogil:
-    """Write the closed batches below number `end`, in order.  0, or EIO when the log is poisoned.  Caller holds write_lock."""
+    """Write the closed batches below number `end`, in order.  0, or EIO: poisoned.  Caller holds write_lock."""
     cdef Batch* batch
     cdef int failure = 0
     while True:
