@@ -427,6 +427,7 @@ def build_pool(path: str) -> None:
 
 # version -> what makes a catalog of the next version one of it
 DOWNGRADES = {
+    5: "DROP TABLE target_lun; DROP TABLE target_initiator; DROP TABLE target_portal; DROP TABLE target;",
     4: "".join(
         f"DROP TABLE {table};"
         for table in (

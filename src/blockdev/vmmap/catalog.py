@@ -16,6 +16,7 @@ from blockdev.vmmap.catalog_domains import DomainRecords
 from blockdev.vmmap.catalog_events import EventRecords
 from blockdev.vmmap.catalog_jobs import JobRecords
 from blockdev.vmmap.catalog_replication import ReplicationRecords
+from blockdev.vmmap.catalog_targets import TargetRecords
 from blockdev.vmmap.catalog_tokens import TokenRecords
 from blockdev.vmmap.model import MANUAL, Terms
 
@@ -108,7 +109,7 @@ class IntentRow(NamedTuple):
     body: dict[str, Any]
 
 
-class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, TokenRecords):
+class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, TargetRecords, TokenRecords):
     """An open catalog."""
 
     # settings

@@ -14,7 +14,7 @@ from blockdev.errors import BlockdevError, Busy, Corrupt, MediumError, UnknownFo
 from blockdev.vmmap.reserve import full
 
 APPLICATION_ID = 0x42444341  # "BDCA"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 BUSY_SECONDS_MAX = 5.0
 
 SCHEMA = """
@@ -301,6 +301,45 @@ CREATE TABLE replication_sample (
 CREATE INDEX replication_sample_vm ON replication_sample (vm_uuid, id);
 """
 
+# which VMs are offered over iSCSI, to whom, and under which LUN each disk is
+TARGET_TABLES = """
+CREATE TABLE target (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    vm_id INTEGER NOT NULL UNIQUE REFERENCES vm (id) ON DELETE CASCADE,
+    iqn TEXT NOT NULL UNIQUE,
+    demo INTEGER NOT NULL,
+    depth INTEGER NOT NULL,
+    chap_user TEXT,
+    mutual_user TEXT,
+    secrets TEXT,
+    next_lun INTEGER NOT NULL,
+    created TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE target_portal (
+    target_id INTEGER NOT NULL REFERENCES target (id) ON DELETE CASCADE,
+    host TEXT NOT NULL,
+    port INTEGER NOT NULL,
+    PRIMARY KEY (target_id, host, port)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE target_initiator (
+    target_id INTEGER NOT NULL REFERENCES target (id) ON DELETE CASCADE,
+    iqn TEXT NOT NULL,
+    PRIMARY KEY (target_id, iqn)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE target_lun (
+    target_id INTEGER NOT NULL REFERENCES target (id) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    serial TEXT NOT NULL UNIQUE,
+    disk_id INTEGER UNIQUE REFERENCES disk (id) ON DELETE CASCADE,
+    snapshot_disk_id INTEGER UNIQUE REFERENCES snapshot_disk (id) ON DELETE CASCADE,
+    PRIMARY KEY (target_id, number),
+    CHECK ((disk_id IS NULL) <> (snapshot_disk_id IS NULL))
+) STRICT, WITHOUT ROWID;
+"""
+
 # version -> what makes a catalog of it one of the next version
 UPGRADES = {
     1: "ALTER TABLE vm ADD COLUMN compression TEXT; ALTER TABLE vm ADD COLUMN dedup TEXT;",
@@ -318,6 +357,7 @@ UPGRADES = {
     # before, schedules did not replicate unless they said so, and it did nothing: a VM that is protected from now on would not be
     4: "UPDATE schedule SET body = json_set(body, '$.replicate', json('true'));"
     "ALTER TABLE snapshot_disk ADD COLUMN digest BLOB;" + REPLICATION_TABLES,
+    5: TARGET_TABLES,
 }
 
 
@@ -380,7 +420,7 @@ def _make_tables(database: sqlite3.Connection) -> None:
     if _pragma(database, "application_id") == APPLICATION_ID:
         return
     database.executescript(
-        f"BEGIN IMMEDIATE; {SCHEMA} {SCHEDULE_TABLES} {OPERATION_TABLES} {REPLICATION_TABLES} "
+        f"BEGIN IMMEDIATE; {SCHEMA} {SCHEDULE_TABLES} {OPERATION_TABLES} {REPLICATION_TABLES} {TARGET_TABLES} "
         f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
 

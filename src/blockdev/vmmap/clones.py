@@ -178,11 +178,19 @@ class CloneOperations(Operations):
             for one in self._lookup.snapshot_disks(row, snapshot, disk)
         }
         refuse_importing(row, [one for one in self._catalog.imports(row.id) if one.disk in sources])
+        in_the_way = object_ids([one for one in self._catalog.disks(row.id) if one.name in sources])
+        with self.offers.letting_go(in_the_way, force, disconnect=True) as logged_out:
+            if not force:
+                self._lookup.refuse_attached(in_the_way, "detach first, or force it (--force): they are cut off then and get errors")
+            cut_off = [*logged_out, *self._lookup.attached(in_the_way)]
+            safety = self._replace(row, wanted, sources, disk is None, force)
+        shown = view_vm(self._catalog, self._lookup.vm(vm), self._lookup.clients())
+        return Restored(shown, snapshot, list(sources), safety.name if safety else None, cut_off)
+
+    def _replace(self, row: VMRow, wanted: SnapshotRow, sources: dict[str, int], is_whole: bool, force: bool) -> SnapshotRow | None:
+        """Snapshot disks, by the name of the disk each becomes, in the places of those; the snapshot that was taken before."""
+        vm, snapshot = row.name, wanted.name
         replaced = {one.name: one for one in self._catalog.disks(row.id) if one.name in sources}
-        in_the_way = object_ids(list(replaced.values()))
-        if not force:
-            self._lookup.refuse_attached(in_the_way, "detach first, or force it (--force): they are cut off then and get errors")
-        cut_off = self._lookup.attached(in_the_way)
         safety = self._take_safety_snapshot(row, snapshot)
         now = self._journal.now()
         places = [
@@ -192,14 +200,13 @@ class CloneOperations(Operations):
             for name in sources
         ]
         intent = intents.Restore(
-            *(row.id, row.uuid, vm, snapshot, wanted.id, disk is None),
+            *(row.id, row.uuid, vm, snapshot, wanted.id, is_whole),
             [[name, old_id] for name, old_id, _ in places],
             now,
         )
         self._journal.run(intent, lambda: self._put_back(row, list(sources.values()), places, force))
         self._journal.drop([old_id for _, old_id, _ in places if old_id is not None])
-        shown = view_vm(self._catalog, self._lookup.vm(vm), self._lookup.clients())
-        return Restored(shown, snapshot, list(sources), safety.name if safety else None, cut_off)
+        return safety
 
     @change
     def restore_beside(self, vm: str, snapshot: str, new_name: str, disk: str | None = None) -> Restored:

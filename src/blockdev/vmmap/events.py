@@ -14,7 +14,7 @@ from blockdev.vmmap.clock import Clock, to_text
 from blockdev.vmmap.recorder import Write
 
 Level = Literal["info", "warning", "error"]
-Kind = Literal["agreement", "engine", "hypervisor", "job", "pool", "quiesce", "replication", "schedule", "snapshot", "vm"]
+Kind = Literal["agreement", "engine", "hypervisor", "job", "pool", "quiesce", "replication", "schedule", "snapshot", "target", "vm"]
 
 MESSAGE_CHARACTERS_MAX = 1000
 NAMED_MAX = 10  # of many things that one event tells of

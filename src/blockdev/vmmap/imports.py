@@ -39,7 +39,8 @@ class ImportOperations(Operations):
         else:
             found = self._lookup.disk(row, disk)
             refuse_importing(row, self._lookup.imports_into(row, disk))
-            self._lookup.refuse_attached(object_ids([found]))
+            with self.offers.letting_go(object_ids([found]), force=False):
+                self._lookup.refuse_attached(object_ids([found]))
             size_bytes = max(size_bytes, found.size_bytes)
         now = self._journal.now()
         tag = encode_tag(Tag(row.uuid, now, temporary=True))
@@ -61,14 +62,15 @@ class ImportOperations(Operations):
             self._journal.now() if old is None else old.created,
         )
         old_ids = [] if replacement.old_id is None else [replacement.old_id]
-        if not force:
-            self._lookup.refuse_attached(old_ids)
         labels = self._replacing_labels(row, [replacement])
         intent = intents.FinishImport(
             begun.id, row.id, row.name, begun.disk, begun.object_id, begun.size_bytes, replacement.created
         )
-        # by force: whoever wrote the image may not have left quite yet
-        self._journal.run(intent, lambda: self._engine.relabel(labels, force=True))
+        with self.offers.letting_go(old_ids, force, disconnect=True):
+            if not force:
+                self._lookup.refuse_attached(old_ids)
+            # by force: whoever wrote the image may not have left quite yet
+            self._journal.run(intent, lambda: self._engine.relabel(labels, force=True))
         self._journal.forget_import(begun.id)
         if old_ids:
             self._journal.drop(old_ids)

@@ -24,6 +24,7 @@ from blockdev.vmmap.journal import Journal
 from blockdev.vmmap.lookup import Lookup, present
 from blockdev.vmmap.model import Snapshot, Terms
 from blockdev.vmmap.names import object_name
+from blockdev.vmmap.offers import Offers
 from blockdev.vmmap.tags import Tag, encode_tag
 from blockdev.vmmap.views import Clients, view_snapshot
 
@@ -50,10 +51,13 @@ def change(operation: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S,
         with self._journal.lock:
             self._journal.ensure_agreed()
             try:
+                try:
+                    return operation(self, *args, **kwargs)
+                except EngineRestarted:
+                    self._journal.agree()
                 return operation(self, *args, **kwargs)
-            except EngineRestarted:
-                self._journal.agree()
-            return operation(self, *args, **kwargs)
+            finally:
+                self.offers.changed()
 
     return run
 
@@ -95,13 +99,15 @@ class Operations:
         self.refresh_config: Callable[[str], str | None] = lambda vm: None
         # is told that the VM of an id has a new snapshot, under the journal's lock; never raises, never waits
         self.on_snapshot: Callable[[int], None] = lambda vm_id: None
+        self.offers = Offers()  # what else than NBD clients has disks
         self._labelling: Counter[int] = Counter()  # ids of VMs, under _labelling_lock: SnapshotOperations.labelling
         self._labelling_lock = threading.Lock()
 
     def _delete(self, intent: intents.Intent, ids: list[int], force: bool) -> None:
         """Runs an operation whose engine step deletes objects; what the pool lacks anyway is no error."""
         if ids:
-            self._journal.run(intent, lambda: self._engine.delete(ids, force=force, missing_ok=True))
+            with self.offers.letting_go(ids, force):
+                self._journal.run(intent, lambda: self._engine.delete(ids, force=force, missing_ok=True))
         else:
             self._journal.finish(intent)
 

@@ -65,12 +65,13 @@ class ReceivedOperations(CloneOperations, ReceiptOperations):
             return Demoted(view_vm(self._catalog, row, {}), None)
         refuse_importing(row, self._catalog.imports(row.id))
         ids = object_ids(self._catalog.disks(row.id))
-        if not force:
-            self._lookup.refuse_attached(ids, "detach first, or force it (--force): they are cut off then and get errors")
-        cut_off = self._lookup.attached(ids)
-        safety = self._keep_what_disks_hold(row)
-        intent = intents.DemoteVM(row.id, vm, ids, peer_id, self._journal.now())
-        self._delete(intent, ids, force)
+        with self.offers.letting_go(ids, force) as logged_out:
+            if not force:
+                self._lookup.refuse_attached(ids, "detach first, or force it (--force): they are cut off then and get errors")
+            cut_off = [*logged_out, *self._lookup.attached(ids)]
+            safety = self._keep_what_disks_hold(row)
+            intent = intents.DemoteVM(row.id, vm, ids, peer_id, self._journal.now())
+            self._delete(intent, ids, force)
         return Demoted(view_vm(self._catalog, row, {}), safety.name if safety else None, cut_off)
 
     def _newest_snapshot(self, vm: VMRow) -> SnapshotRow:

@@ -178,7 +178,8 @@ class VMs(
         labels = self._labels(vm, new_name)
         if labels:
             intent = intents.RenameVM(vm.id, vm.uuid, name, new_name, labels[0][0])
-            self._journal.run(intent, lambda: self._engine.relabel(labels, force))
+            keep = force or self.offers.has_only_devices([id for id, _name, _tag in labels])
+            self._journal.run(intent, lambda: self._engine.relabel(labels, keep))
         else:
             with self._catalog.transaction(grows=True):
                 self._catalog.rename_vm(vm.id, new_name)
@@ -328,7 +329,9 @@ class VMs(
             )
         if size_bytes != was.size_bytes:
             intent = intents.ResizeDisk(vm, disk, was.id, object_id, size_bytes)
-            self._journal.run(intent, lambda: self._engine.resize(object_id, size_bytes, force_shrink))
+            shrunk = [object_id] if size_bytes < was.size_bytes else []
+            with self.offers.letting_go(shrunk, force=False):
+                self._journal.run(intent, lambda: self._engine.resize(object_id, size_bytes, force_shrink))
         return view_disk(row, self._lookup.disk(row, disk), self._lookup.clients())
 
     def _labels(self, vm: VMRow, new_name: str) -> list[Label]:
