@@ -41,8 +41,8 @@ LEVEL_OF = {unit: level for level, units in enumerate(LEVELS) for unit in units}
 ROOMS = {
     "click": re.compile(r"blockdev\.cli(\.|$)"),
     "asyncssh": re.compile(r"blockdev\.replicate\.\w+$"),
-    "rtslib_fb": re.compile(r"blockdev\.targets\.\w+$"),
-    "rtslib": re.compile(r"blockdev\.targets\.\w+$"),
+    "rtslib_fb": re.compile(r"blockdev\.targets\.lio$"),
+    "rtslib": re.compile(r"blockdev\.targets\.lio$"),
     "libvirt": re.compile(r"blockdev\.hypervisor\.\w+$"),
     "libvirt_qemu": re.compile(r"blockdev\.hypervisor\.\w+$"),
     "pycdlib": re.compile(r"blockdev\.cloudinit\.\w+$"),

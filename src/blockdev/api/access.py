@@ -26,6 +26,7 @@ LEAST: dict[Role, frozenset[str]] = {
             *("show_default_schedules", "show_vm_schedules", "preview_schedules", "show_schedule_settings"),
             *("show_status", "list_attachments", "show_usage"),
             *("list_jobs", "show_job", "list_events"),
+            *("list_targets", "show_target"),
             *("list_hypervisors", "show_hypervisor", "show_domain"),
             *("show_identity", "list_peers", "show_peer", "list_paths", "show_path"),
             *("list_replications", "list_transfers", "list_protections", "show_replication", "list_samples"),
@@ -49,6 +50,7 @@ LEAST: dict[Role, frozenset[str]] = {
             *("delete_vm", "resize_disk", "remove_disk", "change_pool"),
             *("replace_default_schedules", "put_default_schedule", "remove_default_schedule", "change_schedule_settings"),
             *("list_tokens", "add_token", "remove_token"),
+            *("add_target", "change_target", "remove_target"),
             *("add_hypervisor", "remove_hypervisor", "register_vms", "unregister_vm"),
             *("add_peer", "change_peer", "remove_peer", "invite_peer", "add_path", "change_path", "remove_path"),
             *("unprotect_vm", "promote_vm", "reverse_vm", "receive_vm"),  # by which a site is lost, or two have one VM

@@ -23,6 +23,7 @@ from blockdev.api.routes import (
     schedules,
     snapshots,
     streams,
+    targets,
     tokens,
     vms,
 )
@@ -51,7 +52,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     whole = APIRouter(prefix=PREFIX, responses=failures.RESPONSES, dependencies=[Depends(authorise)])
-    for part in (vms, disks, snapshots, streams, schedules, replication, protections, pool, hypervisors, jobs, events, tokens):
+    for part in (vms, disks, snapshots, streams, schedules, replication, protections, pool, hypervisors, targets, jobs, events, tokens):
         whole.include_router(part.router)
     app.include_router(whole)
     app.add_middleware(Recording)

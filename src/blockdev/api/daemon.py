@@ -43,6 +43,7 @@ from blockdev.hypervisor.settling import Settling
 from blockdev.replicate.service import Replication
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
+from blockdev.targets.service import Targets
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.changed_bytes import ChangeCounter
 from blockdev.vmmap.events import Events
@@ -135,6 +136,7 @@ def serve(home: Home, listening: Listening, ready_fd: int | None = None) -> None
             threading.Thread(target=_tidy, args=(services, stopped), name="tidy", daemon=True).start()
             counting.start()
             services.replication.start()
+            services.targets.start()
             # jobs are cancelled at the signal, so that whoever waits for one hears of it
             servers = Servers(create_app(services), serving, services.jobs.cancel_all)
             servers.add(local)
@@ -147,6 +149,7 @@ def serve(home: Home, listening: Listening, ready_fd: int | None = None) -> None
             settling.stop()
             services.jobs.close()
             services.replication.stop()
+            services.targets.stop()
             services.hypervisors.close()
             watch.stop()
             services.recorder.close()
@@ -193,6 +196,7 @@ def _wire(home: Home, catalog: Catalog, listening: Listening) -> Services:
         hypervisors=hypervisors,
         registrations=Registrations(hypervisors),
         replication=Replication(home, vms, catalog, blocks, now_seconds, events, recorder, listen),
+        targets=Targets(home, vms, catalog, engine, now_seconds),
     )
 
 

@@ -19,6 +19,7 @@ from blockdev.replicate.service import Replication
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
 from blockdev.targets import attach
+from blockdev.targets.service import Targets
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.events import Events
 from blockdev.vmmap.recorder import Recorder
@@ -42,6 +43,7 @@ class Services:
     hypervisors: Hypervisors
     registrations: Registrations
     replication: Replication
+    targets: Targets
 
     def uri(self, export: str) -> str:
         """Where qemu-img finds an export."""

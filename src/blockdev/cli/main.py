@@ -22,6 +22,7 @@ from blockdev.cli import (
     serve,
     snapshot,
     stream,
+    target,
     token,
     vm,
 )
@@ -53,6 +54,7 @@ for _command in (
     events.events,
     token.token,
     hypervisor.hypervisor,
+    target.target,
 ):
     blockdevctl.add_command(_command)
 for _command in (mount.mount, mount.unmount, stream.export, stream.import_, stream.inspect):

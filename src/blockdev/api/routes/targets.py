@@ -1,0 +1,68 @@
+"""/targets and /vms/{vm}/target: VMs' disks over iSCSI."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from blockdev.api.pages import COUNT_MAX, AfterName, Count, page
+from blockdev.api.schemas_targets import NewTarget, TargetChange, TargetList, parse_portals
+from blockdev.api.services import Services, Wired
+from blockdev.targets.chap import Credentials
+from blockdev.targets.model import Target
+from blockdev.targets.service import Wish
+
+router = APIRouter(tags=["targets"])
+
+
+@router.get("/targets")
+def list_targets(services: Wired, count: Count = COUNT_MAX, after: AfterName = "") -> TargetList:
+    """By VM, with who is logged in and what is wrong."""
+    found = [one for one in services.targets.all() if one.vm > after][: count + 1]
+    targets, cursor = page(found, count, lambda one: one.vm)
+    return TargetList(targets=list(targets), next=cursor)
+
+
+@router.get("/vms/{vm}/target")
+def show_target(vm: str, services: Wired) -> Target:
+    return services.targets.show(vm)
+
+
+@router.post("/vms/{vm}/target", status_code=201)
+def add_target(vm: str, body: NewTarget, services: Wired) -> Target:
+    """Offer the VM's disks over iSCSI, each as a LUN; 503 when this machine's kernel cannot.
+
+    Off loopback both initiators and `chap` are asked for, unless `insecure` is true.
+    """
+    credentials = Credentials(body.chap and body.chap.credential(), body.mutual and body.mutual.credential())
+    wish = Wish(
+        *(body.initiators, parse_portals(body.portals), body.demo, body.depth),
+        *(body.snapshots, credentials, body.insecure),
+    )
+    return services.targets.add(vm, wish)
+
+
+@router.patch("/vms/{vm}/target")
+def change_target(vm: str, body: TargetChange, services: Wired) -> Target:
+    """Who may not log in any more is logged out; a secret is asked for at the next login."""
+    wish = Wish(
+        *(body.initiators, parse_portals(body.portals), body.demo, body.depth),
+        *(body.snapshots, _credentials(services, vm, body), body.insecure),
+    )
+    return services.targets.change(vm, wish)
+
+
+def _credentials(services: Services, vm: str, body: TargetChange) -> Credentials | None:
+    """Those that are given, and of the others what there is; without CHAP there is no mutual CHAP."""
+    given = body.model_fields_set & {"chap", "mutual"}
+    if not given:
+        return None
+    has = Credentials() if given == {"chap", "mutual"} else services.targets.credentials(vm)
+    chap = (body.chap and body.chap.credential()) if "chap" in given else has.chap
+    mutual = (body.mutual and body.mutual.credential()) if "mutual" in given else has.mutual
+    return Credentials(chap, mutual if chap is not None or body.mutual is not None else None)
+
+
+@router.delete("/vms/{vm}/target")
+def remove_target(vm: str, services: Wired, force: bool = False) -> Target:
+    """What it was; refused while initiators are logged in, forced they are cut off.  The VM and its disks stay."""
+    return services.targets.remove(vm, force)

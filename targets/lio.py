@@ -1,0 +1,385 @@
+"""LIO, the kernel's SCSI target, through rtslib-fb: its one room.
+
+`bring` makes configfs as the given specs say, and says what it changed and what it could not do.  Ours is what is named so:
+targets whose IQN begins with the home's prefix, storage objects whose name does.  Nothing else is touched, and of ours nothing
+that is as it should be, so sessions of targets that did not change go on.  A LUN that fails takes no other one down.
+rtslib's saveconfig is neither read nor written: the catalog knows what is wanted.
+
+Threads: one at a time, which the caller sees to.  Durable: nothing; configfs is the kernel's memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from blockdev.targets.devices import MEANWHILE
+from rtslib_fb import (
+    LUN,
+    TPG,
+    BlockStorageObject,
+    FabricModule,
+    MappedLUN,
+    NetworkPortal,
+    NodeACL,
+    RTSRoot,
+    Target,
+)
+from rtslib_fb.tcm import bs_cache
+from rtslib_fb.utils import RTSLibError, fread, fwrite
+
+warnings.filterwarnings("ignore", message="Cannot set dbroot", module="rtslib")  # another one's is as good
+
+CONFIGFS = Path("/sys/kernel/config")
+CORE = CONFIGFS / "target" / "core"
+DBROOT = Path("/etc/target")  # rtslib refuses to work where it is not
+KEPT_THERE = ("pr", "alua")  # without these persistent reservations fail with NOT READY
+TPG_TAG = 1
+VENDOR, MODEL, REVISION = "BLOCKDEV", "vdisk", "1"
+# on, as LIO gives them; UNMAP and WRITE SAME with UNMAP are off unless told otherwise
+OBJECT_ATTRIBUTES = {
+    "emulate_caw": 1,
+    "emulate_3pc": 1,
+    "emulate_pr": 1,
+    "unmap_granularity": 8,  # blocks of 512 bytes: what the pool maps is 4096
+    "max_unmap_lba_count": 1 << 22,  # 2 GiB in one command
+    "max_unmap_block_desc_count": 32,
+    "emulate_tpu": 1,
+    "emulate_tpws": 1,
+}
+FAILURES = (RTSLibError, OSError, ValueError, TypeError)  # rtslib's own slips among them
+INITIATOR_NAME = re.compile(r"[^\0\s]+")
+
+
+class LunSpec(NamedTuple):
+    """One LUN."""
+
+    number: int
+    name: str  # of the storage object
+    serial: str
+    device: str  # /dev/nbd3
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A user and what proves it."""
+
+    user: str
+    secret: str = field(repr=False)
+
+
+NO_SECRET = Secret("", "")
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """One target, as it is to be."""
+
+    iqn: str
+    luns: Sequence[LunSpec]
+    initiators: Sequence[str]
+    portals: Sequence[tuple[str, int]]  # (IPv4 or IPv6 address without brackets, port)
+    demo: bool  # any initiator may log in
+    depth: int
+    chap: Secret = NO_SECRET  # of initiators
+    mutual: Secret = NO_SECRET  # of the target
+    is_open: bool = True  # else nobody is logged in, and nobody can
+
+
+class Outcome(NamedTuple):
+    """What `bring` did."""
+
+    changes: list[str]
+    troubles: dict[str, list[str]]  # by IQN: what could not be done
+
+
+class Lio:
+    """What one home has in LIO."""
+
+    def __init__(self, iqn_prefix: str, object_prefix: str) -> None:
+        """Nothing is asked of the kernel yet."""
+        self._iqn_prefix = iqn_prefix
+        self._object_prefix = object_prefix
+        self._is_ready = False
+
+    def missing(self) -> str | None:
+        """What this machine lacks for LIO, as a sentence; None: nothing.  Loads the modules and mounts configfs."""
+        if self._is_ready and CORE.is_dir():
+            return None
+        if os.geteuid() != 0:
+            return f"LIO is the kernel's, and only root may tell it what to offer: run blockdevctl serve as root; {MEANWHILE}"
+        try:
+            _prepare()
+        except FAILURES as error:
+            return (
+                f"this machine's kernel offers no LIO ({_words(error)}): Debian's stock kernel has it (linux-image-amd64; "
+                "modprobe iscsi_target_mod, as root); in a container load it on the host, and let the container have /sys/kernel/config; "
+                f"{MEANWHILE}"
+            )
+        self._is_ready = True
+        return None
+
+    def bring(self, specs: Sequence[TargetSpec]) -> Outcome:
+        """Make configfs so.  What cannot be done is told, and the rest is done."""
+        bs_cache.clear()  # others may have made and removed backstores meanwhile
+        done = Outcome([], {spec.iqn: [] for spec in specs})
+        wanted = {spec.iqn for spec in specs}
+        for target in self._targets():
+            if target.wwn not in wanted:
+                _try(done.changes, [], f"target {target.wwn} removed", target.delete)
+        kept = self._drop_objects({lun.name: lun for spec in specs for lun in spec.luns}, done.changes)
+        for spec in specs:
+            _OneTarget(spec, done.changes, done.troubles[spec.iqn]).bring(kept)
+        return done
+
+    def sessions(self) -> dict[str, list[str]]:
+        """By IQN of our targets, the names of the initiators that are logged in."""
+        return {target.wwn: sorted(_initiators(target)) for target in self._targets()}
+
+    def disconnect(self, iqn: str) -> None:
+        """End the sessions of a target; nobody can log in until `bring` opens it again."""
+        for target in self._targets():
+            if target.wwn == iqn:
+                TPG(target, TPG_TAG, "any").enable = False
+
+    def _targets(self) -> list[Target]:
+        return [one for one in FabricModule("iscsi").targets if one.wwn.startswith(self._iqn_prefix)]
+
+    def _objects(self) -> Iterator[BlockStorageObject]:
+        for path in CORE.glob(f"iblock_*/{self._object_prefix}*"):
+            yield BlockStorageObject(path.name, index=int(path.parent.name.rpartition("_")[2]))
+
+    def _drop_objects(self, wanted: dict[str, LunSpec], changes: list[str]) -> dict[str, BlockStorageObject]:
+        """Those that are as they are wanted; the others go, with their LUNs."""
+        kept = {}
+        for thing in self._objects():
+            lun = wanted.get(thing.name)
+            if lun is not None and _is_as(thing, lun):
+                kept[thing.name] = thing
+            else:
+                _try(changes, [], f"backstore {thing.name} removed", thing.delete)
+        return kept
+
+
+class _OneTarget:
+    """Brings one target, and notes what it did and what it could not do."""
+
+    def __init__(self, spec: TargetSpec, changes: list[str], troubles: list[str]) -> None:
+        self._spec = spec
+        self._changes = changes
+        self._troubles = troubles
+
+    def bring(self, objects: dict[str, BlockStorageObject]) -> None:
+        """objects: our storage objects that are as they are wanted."""
+        try:
+            group = self._group()
+        except FAILURES as error:
+            self._troubles.append(f"the target cannot be made: {_words(error)}")
+            return
+        if not self._spec.is_open and group.enable:
+            self._do("sessions ended", lambda: setattr(group, "enable", False))
+        self._set_attributes(group)
+        self._bring_luns(group, objects)
+        self._bring_initiators(group)
+        self._bring_portals(group)
+        if self._spec.is_open and not group.enable:
+            self._do("opened", lambda: setattr(group, "enable", True))
+
+    def _do(self, what: str, action: Callable[[], object]) -> bool:
+        return _try(self._changes, self._troubles, f"target {self._spec.iqn}: {what}", action)
+
+    def _group(self) -> TPG:
+        target = Target(FabricModule("iscsi"), self._spec.iqn)
+        groups = list(target.tpgs)
+        if not self._spec.demo and any(group.get_attribute("generate_node_acls") == "1" for group in groups):
+            target.delete()  # the kernel would let in whoever was in before
+            groups = []
+            target = Target(FabricModule("iscsi"), self._spec.iqn)
+        if not groups:
+            self._changes.append(f"target {self._spec.iqn} made")
+        for group in groups:
+            if group.tag != TPG_TAG:
+                self._do(f"portal group {group.tag} removed", group.delete)
+        return TPG(target, TPG_TAG)
+
+    def _set_attributes(self, group: TPG) -> None:
+        spec = self._spec
+        wanted = {
+            "authentication": int(bool(spec.chap.user)),
+            "generate_node_acls": int(spec.demo),
+            "cache_dynamic_acls": int(spec.demo),
+            "demo_mode_write_protect": 0,
+            "prod_mode_write_protect": 0,
+            "demo_mode_discovery": int(spec.demo),  # whoever may not log in is not told of it
+            "default_cmdsn_depth": spec.depth,
+        }
+        self._set_some(group, wanted)
+        self._set_secrets(group, spec.demo)
+
+    def _set_some(self, node: TPG | BlockStorageObject, wanted: dict[str, int]) -> None:
+        for name, value in wanted.items():
+            try:
+                if node.get_attribute(name) != str(value):
+                    node.set_attribute(name, value)
+            except FAILURES as error:
+                self._troubles.append(f"{name} cannot be {value}: {_words(error)}")
+
+    def _set_secrets(self, node: TPG | NodeACL, are_used: bool) -> None:
+        chap, mutual = (self._spec.chap, self._spec.mutual) if are_used else (NO_SECRET, NO_SECRET)
+        wanted = {
+            "chap_userid": chap.user,
+            "chap_password": chap.secret,
+            "chap_mutual_userid": mutual.user,
+            "chap_mutual_password": mutual.secret,
+        }
+        for name, value in wanted.items():
+            try:
+                if (getattr(node, name) or "") != value:
+                    setattr(node, name, value)
+                    self._changes.append(f"target {self._spec.iqn}: {name} set")
+            except FAILURES:  # whose words may repeat the value
+                self._troubles.append(f"{name} cannot be set")
+
+    def _bring_luns(self, group: TPG, objects: dict[str, BlockStorageObject]) -> None:
+        wanted = {lun.number: lun for lun in self._spec.luns}
+        there = set()
+        for lun in list(group.luns):
+            spec = wanted.get(lun.lun)
+            if spec is not None and _object_name(lun) == spec.name:
+                there.add(lun.lun)
+            else:
+                self._do(f"LUN {lun.lun} removed", lun.delete)
+        for number, spec in wanted.items():
+            thing = objects.get(spec.name) or self._make_object(spec)
+            if thing is None:
+                continue
+            if number not in there:
+                self._prepare_object(thing)
+                self._do(f"LUN {number} added", lambda number=number, thing=thing: LUN(group, number, thing))  # type: ignore[misc]
+            else:
+                self._set_some(thing, OBJECT_ATTRIBUTES)
+
+    def _make_object(self, lun: LunSpec) -> BlockStorageObject | None:
+        try:
+            return BlockStorageObject(lun.name, dev=lun.device, wwn=lun.serial, readonly=lun.read_only)
+        except FAILURES as error:
+            self._troubles.append(f"LUN {lun.number} cannot be made of {lun.device}: {_words(error)}")
+            return None
+
+    def _prepare_object(self, thing: BlockStorageObject) -> None:
+        self._set_some(thing, OBJECT_ATTRIBUTES)
+        for name, value in (("vendor_id", VENDOR), ("product_id", MODEL), ("revision", REVISION)):
+            try:
+                fwrite(f"{thing.path}/wwn/{name}", value)
+            except OSError as error:
+                self._troubles.append(f"{name} cannot be {value}: {_words(error)}")
+
+    def _bring_initiators(self, group: TPG) -> None:
+        spec = self._spec
+        wanted = set(spec.initiators)
+        for acl in list(group.node_acls):
+            if acl.node_wwn not in wanted:
+                self._do(f"initiator {acl.node_wwn} shut out", acl.delete)
+        known = {acl.node_wwn for acl in group.node_acls}
+        for initiator in spec.initiators:
+            if initiator not in known:
+                self._do(f"initiator {initiator} let in", lambda initiator=initiator: NodeACL(group, initiator))  # type: ignore[misc]
+            try:
+                acl = NodeACL(group, initiator, "lookup")
+                self._set_secrets(acl, True)
+                if acl.tcq_depth != str(spec.depth):
+                    acl.tcq_depth = spec.depth
+                self._map_luns(acl, {lun.lun for lun in group.luns})
+            except FAILURES as error:
+                self._troubles.append(f"initiator {initiator}: {_words(error)}")
+
+    def _map_luns(self, acl: NodeACL, numbers: set[int]) -> None:
+        read_only = {lun.number: lun.read_only for lun in self._spec.luns}
+        there = set()
+        for mapped in list(acl.mapped_luns):
+            if mapped.mapped_lun in numbers and mapped.tpg_lun.lun == mapped.mapped_lun:
+                there.add(mapped.mapped_lun)
+                if mapped.write_protect != read_only[mapped.mapped_lun]:
+                    mapped.write_protect = read_only[mapped.mapped_lun]
+            else:
+                mapped.delete()
+        for number in sorted(numbers - there):
+            MappedLUN(acl, number, number, write_protect=read_only[number])
+
+    def _bring_portals(self, group: TPG) -> None:
+        wanted = {(f"[{host}]" if ":" in host else host, port) for host, port in self._spec.portals}
+        there = set()
+        for portal in list(group.network_portals):
+            place = (portal.ip_address, portal.port)
+            if place in wanted:
+                there.add(place)
+            else:
+                self._do(f"portal {place[0]}:{place[1]} closed", portal.delete)
+        for host, port in sorted(wanted - there):
+            self._do(f"portal {host}:{port} opened", lambda host=host, port=port: NetworkPortal(group, host, port))  # type: ignore[misc]
+
+
+def _prepare() -> None:
+    """Modules, configfs, and the directories that LIO and rtslib expect.  Raises what is in FAILURES."""
+    if not CONFIGFS.is_mount():
+        for command in (["modprobe", "configfs"], ["mount", "-t", "configfs", "none", str(CONFIGFS)]):
+            subprocess.run(command, capture_output=True, check=False)  # rtslib would mount it elsewhere
+        if not CONFIGFS.is_mount():
+            raise OSError("configfs cannot be mounted")
+    DBROOT.mkdir(parents=True, exist_ok=True)
+    root = RTSRoot()
+    for name in KEPT_THERE:
+        Path(root.dbroot, name).mkdir(parents=True, exist_ok=True)
+    list(FabricModule("iscsi").targets)
+    FabricModule("iscsi")._check_self()  # loads its module
+
+
+def _is_as(thing: BlockStorageObject, lun: LunSpec) -> bool:
+    try:
+        return bool(
+            thing.is_configured()
+            and thing.udev_path == lun.device
+            and thing.wwn == lun.serial
+            and thing.readonly == lun.read_only
+        )
+    except FAILURES:
+        return False
+
+
+def _object_name(lun: LUN) -> str | None:
+    try:
+        return str(lun.storage_object.name)
+    except FAILURES:
+        return None
+
+
+def _initiators(target: Target) -> set[str]:
+    found: set[str] = set()
+    for group in target.tpgs:
+        found |= {acl.node_wwn for acl in group.node_acls if acl.session}
+        try:
+            found |= set(INITIATOR_NAME.findall(fread(f"{group.path}/dynamic_sessions")))
+        except OSError:
+            continue
+    return found
+
+
+def _try(changes: list[str], troubles: list[str], what: str, action: Callable[[], object]) -> bool:
+    try:
+        action()
+    except FAILURES as error:
+        troubles.append(f"not done: {what}: {_words(error)}")
+        return False
+    changes.append(what)
+    return True
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
