@@ -8,7 +8,8 @@ written by whoever finds it closed (log_drain), in order, under log.write_lock. 
 append returned: from the batch in memory until it is written, from the file after.
 
 Durable: everything below log.durable_lsn.  log_flush raises it; concurrent callers share one fdatasync.
-Kept: what is in its file, though not synced.  It survives the end of this process, not that of the machine.  log_keep writes what is only in memory; concurrent callers share one write.
+Kept: what is in its file, though not synced.  It survives the end of this process, not that of the machine.  log_keep
+writes what is only in memory; concurrent callers share one write.
 After a failed write or sync the log is poisoned: nothing is appended any more, reads go on.
 """
 
