@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from blockdev.targets.kernel_nbd import Device, Family, Listener, devices
 
-from blockdev.engine.clients import DEVICE
+from blockdev.engine.clients import DEVICE, device_client
 from blockdev.errors import BlockdevError
 from blockdev.transfer.nbd import READ_ONLY, shake_hands
 
@@ -186,7 +186,7 @@ class Devices:
         backend = self._prefix + wanted.key
         engine = self._engine()
         for device in _free():
-            link = shake_hands(self._socket, DEVICE + wanted.export, _client(device))
+            link = shake_hands(self._socket, DEVICE + wanted.export, device_client(str(device.path)))
             with link.connection:
                 flags = link.flags | (READ_ONLY if wanted.read_only else 0)
                 try:
@@ -205,7 +205,7 @@ class Devices:
         """Give its link, if that is dead, a new one.  Where the engine is away nothing changes: requests wait."""
         engine = self._engine()
         try:
-            link = shake_hands(self._socket, DEVICE + held.wanted.export, _client(held.device))
+            link = shake_hands(self._socket, DEVICE + held.wanted.export, device_client(str(held.device.path)))
             with link.connection:
                 family.offer(held.device.index, self._prefix + held.wanted.key, [link.connection], self._dead_link_seconds)
         except (BlockdevError, OSError) as error:
@@ -255,10 +255,6 @@ class Devices:
             with Family() as family:
                 for held in stale:
                     self._mend(family, held)
-
-
-def _client(device: Device) -> str:
-    return f"block device {device.path} of this kernel"
 
 
 def _free() -> Iterator[Device]:

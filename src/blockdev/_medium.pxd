@@ -70,6 +70,7 @@ cpdef enum PlantedBug:                  # each breaks one promise; tests/torture
     BUG_SWAP_NOT_SYNCED = 22            # the segment it replaces is removed before its name is durable
     BUG_MARKED_TOO_NEW = 23             # compaction marks from the maps of now, not from a durable checkpoint's
     BUG_REVIVED_LOST = 24               # a reference made while a mark is under way does not count
+    BUG_OPEN_BATCH_NOT_KEPT = 25        # a write is replied to as kept while the batch that holds it is still open
 
 cdef enum:
     MEDIUM_READ = 0          # open for reading

@@ -4,6 +4,7 @@ Each lane is a thread with a range of its own; its steps follow from (seed, lane
 it wrote.  What has become durable is reported on stdout, one line each, after the engine said so:
   R                      the pool is open
   F lane count           the first `count` steps of the lane are flushed
+  K lane count           the first `count` steps of the lane are kept
   S name before after    snapshot of all vdisks; steps replied to before, steps submitted after (comma separated)
   C name snapshot        clone of vm/0's part of the snapshot
   D name                 snapshot deleted
@@ -32,8 +33,8 @@ def lane_place(lane: int) -> tuple[int, int]:
     return lane % VDISKS, lane // VDISKS * LANE_BYTES
 
 
-def steps(seed: int, lane: int) -> Iterator[tuple[Step, bool]]:
-    """Endless steps of a lane, offsets from the start of the lane; True: a flush follows."""
+def steps(seed: int, lane: int) -> Iterator[tuple[Step, str | None]]:
+    """Endless steps of a lane, offsets from the start of the lane; "F": a flush follows, "K": a keep."""
     source = random.Random(f"{seed}/{lane}")
     total = LANE_BYTES // SECTOR
     for stamp in range(1, sys.maxsize):
@@ -42,7 +43,7 @@ def steps(seed: int, lane: int) -> Iterator[tuple[Step, bool]]:
         kind = source.choice((*KINDS, "noise", "noise", "hole"))
         length = sectors * SECTOR
         data = None if kind == "hole" else block_data(kind, source.randrange(1 << 30), length)
-        yield Step(lane, first * SECTOR, length, data, stamp), source.random() < 0.15
+        yield Step(lane, first * SECTOR, length, data, stamp), source.choice("FKK" + 14 * " ").strip() or None
 
 
 class Lane:
@@ -52,16 +53,16 @@ class Lane:
         self.submitted = self.replied = 0
 
     def run(self) -> None:
-        for step, flush in steps(self.seed, self.number):
+        for step, then in steps(self.seed, self.number):
             self.submitted += 1
             if step.data is None:
                 self.vdisk.discard(self.base + step.offset, step.length)
             else:
                 self.vdisk.write(self.base + step.offset, step.data)
             self.replied += 1
-            if flush:
-                self.vdisk.flush()
-                report("F", self.number, self.replied)
+            if then is not None:
+                (self.vdisk.flush if then == "F" else self.vdisk.keep)()
+                report(then, self.number, self.replied)
 
 
 def report(*fields: object) -> None:

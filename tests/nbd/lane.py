@@ -34,9 +34,14 @@ class Lane:
     """What it was told: `errors` by errno; `done`, by kind, the requests that succeeded; writes `refused` for want of space
     since the last one that was not."""
 
-    def __init__(self, uri: str, ledger: Ledger, number: int, first: int, count: int, seed: int) -> None:
-        """`number` is the writer in its stamps; its range is `count` sectors from `first` on."""
-        self.uri, self.ledger, self.number = uri, ledger, number
+    def __init__(
+        self, uri: str, ledger: Ledger, number: int, first: int, count: int, seed: int, kept: bool = False
+    ) -> None:
+        """`number` is the writer in its stamps; its range is `count` sectors from `first` on.
+
+        kept: by its URI its writes survive the engine's death, which is the only crash that the ledger will see.
+        """
+        self.uri, self.ledger, self.number, self.kept = uri, ledger, number, kept
         self.first, self.count = first, count
         self.errors: Counter[int] = Counter()
         self.done: Counter[str] = Counter()
@@ -114,7 +119,7 @@ class Lane:
             if error == 0:
                 self.refused = 0 if kind == "write" else self.refused
                 self._expected[mine] = value
-                write.replied, write.durable = moment(), fua
+                write.replied, write.durable = moment(), fua or self.kept
 
         self._submit(kind, write, fua, self._completion(kind, range(first, end), finished))
 

@@ -57,7 +57,7 @@ class Write:
     value: int
     issued: int
     replied: int = NEVER  # stays so when it failed: then any of its sectors may have changed
-    durable: bool = False  # it was replied to, and had FUA
+    durable: bool = False  # it was replied to, and had FUA, or is kept and only the engine dies
 
 
 class Ledger:

@@ -27,6 +27,7 @@ from tests.nbd.snapshot_load import Clone, SnapshotLoad, Taken
 
 VM = "load"
 DISKS = ("a", "b")
+KEPT = f"{VM}/b"  # whose lanes ask for kept writes
 LANES_PER_DISK = 2
 LANE_SECTORS = (1 << 20) // SECTOR + 1  # lanes meet inside a block
 DISK_SECTORS = LANES_PER_DISK * LANE_SECTORS
@@ -121,7 +122,9 @@ class Round:
         self.checkpoints = 0
 
     def _lane(self, export: str, ledger: Ledger, number: int, first: int = 0) -> Lane:
-        return Lane(self.world.home.uri(export), ledger, number, first, LANE_SECTORS, self.seed)
+        kept = export == KEPT
+        uri = self.world.home.uri(f"kept:{export}" if kept else export)
+        return Lane(uri, ledger, number, first, LANE_SECTORS, self.seed, kept)
 
     def start(self) -> None:
         """Returns when fio is connected and every lane has been told something."""

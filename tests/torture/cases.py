@@ -73,6 +73,7 @@ class Recording:
             visible = surviving_tree(system, POLICIES["everything"], chosen)
             ground = Ground(visible, self.ground.durable, self.operations[:place])
             return Cut(ground, legal, whole, f"killed after {self._told(place)}")
+        legal = legal._replace(kept=0)
         name = chosen.choice(CHOICES)
         tree = surviving_tree(system, POLICIES[name], chosen)
         told = f"cut after {self._told(place)}, of the rest survives: {name}"

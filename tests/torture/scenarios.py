@@ -126,6 +126,40 @@ def fua_of_what_is_there(world: World, chosen: Random) -> None:
 
 
 @scenario
+def kept_writes(world: World, chosen: Random) -> None:
+    """A client that does not notice the engine's death; the rounds of a few small batches are what it makes of the log."""
+    disk = a_disk(world)
+    for _ in range(40):
+        writes(world, disk, chosen, chosen.choice((1, 1, 3)))
+        world.keep(disk)
+        maybe_flush(world, chosen, 0.05)
+
+
+@scenario
+def kept_on_another_disk(world: World, chosen: Random) -> None:
+    quiet, loud = world.create((MIB, None, b""), (MIB, None, b""))
+    for _ in range(25):
+        writes(world, loud, chosen, 2)
+        if chosen.random() < 0.5:
+            zero(world, quiet, chosen)
+        world.keep(quiet)
+        if chosen.random() < 0.1:
+            world.checkpoint()
+
+
+@scenario
+def kept_of_what_is_there(world: World, chosen: Random) -> None:
+    """The second write of the same bytes changes nothing, and the first one may be in memory only."""
+    disk = a_disk(world)
+    for number in range(25):
+        data = distinct_blocks(chosen.randrange(1 << 30), 2)
+        world.write(disk, number * 2 * BLOCK, data)
+        if chosen.random() < 0.5:
+            world.write(disk, number * 2 * BLOCK, data)
+            world.keep(disk)
+
+
+@scenario
 def long_without_flush(world: World, chosen: Random) -> None:
     disk = a_disk(world, 2 * MIB)
     writes(world, disk, chosen, 200, (1, 8, 16))

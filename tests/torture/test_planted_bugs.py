@@ -24,15 +24,13 @@ SHOWN_BY_FAULTS = {
     PlantedBug.BUG_NOT_WRITTEN_AGAIN: "flush",
 }
 # scenarios that do what the bug is in, by the beginning of their names; for the others all are asked
-AMONG = dict.fromkeys(
-    (
-        PlantedBug.BUG_REWRITE_NOT_SYNCED,
-        PlantedBug.BUG_SWAP_NOT_SYNCED,
-        PlantedBug.BUG_MARKED_TOO_NEW,
-        PlantedBug.BUG_REVIVED_LOST,
-    ),
-    "compaction",
-)
+AMONG = {
+    PlantedBug.BUG_REWRITE_NOT_SYNCED: "compaction",
+    PlantedBug.BUG_SWAP_NOT_SYNCED: "compaction",
+    PlantedBug.BUG_MARKED_TOO_NEW: "compaction",
+    PlantedBug.BUG_REVIVED_LOST: "compaction",
+    PlantedBug.BUG_OPEN_BATCH_NOT_KEPT: "kept",
+}
 SHOWN_BY_POWER_CUTS = [bug for bug in PlantedBug if bug != PlantedBug.BUG_NONE and bug not in SHOWN_BY_FAULTS]
 
 

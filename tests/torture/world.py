@@ -39,10 +39,19 @@ MEMORY: dict[str, Any] = {"map_cache_bytes": 1 << 16, "dedup_bytes": 1 << 20, "b
 
 
 class Legal(NamedTuple):
-    """What a pool may hold: `durable`, and as many of the steps as survived."""
+    """What a pool may hold: `durable`, and as many of the steps as survived; at least the first `kept` of them, when only the
+    process died."""
 
     durable: State
     steps: Sequence[Step]
+    kept: int = 0
+
+    def settled(self, observed: State) -> State:
+        """The legal state that `observed` is.  Wrong when it is none."""
+        least = self.durable.copy()
+        for step in self.steps[: self.kept]:
+            step.apply(least)
+        return settle(least, self.steps[self.kept :], observed)
 
 
 class History:
@@ -55,6 +64,7 @@ class History:
         self._asked: list[int] = []  # of each step: operations when it was asked
         self.acknowledged: list[int] = []  # operations when something was, and the steps that were durable then
         self._durable: list[int] = []
+        self._kept: list[tuple[int, int]] = []  # the same of what was kept
         self._states: dict[int, State] = {}  # by number of steps done
 
     def begin(self, state: State, operations: int) -> None:
@@ -70,13 +80,18 @@ class History:
         self.acknowledged.append(operations)
         self._durable.append(len(self.steps))
 
+    def all_kept(self, operations: int) -> None:
+        self._kept.append((operations, len(self.steps)))
+
     def legal_at(self, operations: int) -> Legal:
-        """What a power cut after so many operations may leave."""
+        """What a kill after so many operations may leave; a power cut may leave less (`kept`)."""
         if self.begun_at is None or operations < self.begun_at:
             return self.before
         covered = bisect_right(self.acknowledged, operations)
         durable = self._durable[covered - 1] if covered else 0
-        return Legal(self._state(durable), self.steps[durable : bisect_left(self._asked, operations)])
+        kept = max((count for when, count in self._kept if when <= operations), default=0)
+        steps = self.steps[durable : bisect_left(self._asked, operations)]
+        return Legal(self._state(durable), steps, max(0, kept - durable))
 
     def _state(self, count: int) -> State:
         if count not in self._states:
@@ -118,7 +133,7 @@ class World:
         if "pool" in self.ground.visible:
             self.open()
             observed = observe(self.opened)
-        self.state = settle(*self.history.before, observed)
+        self.state = self.history.before.settled(observed)
         self.history.begin(self.state.copy(), len(self.operations))
         for identity, thing in self.state.things.items():
             self._check_thing(identity, thing)
@@ -204,6 +219,11 @@ class World:
         """Of one vdisk or of all: both cover every write that was replied to."""
         (self.opened if disk is None else self.thing(disk)).flush()
         self._durable()
+
+    def keep(self, disk: int) -> None:
+        """It covers every write that was replied to, of all disks."""
+        self.thing(disk).keep()
+        self.history.all_kept(len(self.operations))
 
     def checkpoint(self) -> None:
         self.opened.checkpoint()

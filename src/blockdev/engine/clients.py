@@ -17,6 +17,7 @@ DEVICE = "device:"
 CLIENT_CHARACTERS_MAX = 60
 ENDLESS_BYTES = 1 << 62  # what an export says that tells no end
 _MARK = b"\0blockdev-client:"
+_DEVICE_CLIENT = "block device "
 
 
 class Request(NamedTuple):
@@ -33,6 +34,16 @@ def parse_request(name: str) -> Request:
     if name.startswith(KEPT):
         return Request(name.removeprefix(KEPT), keeps=True)
     return Request(name)
+
+
+def device_client(path: str) -> str:
+    """How a block device of this machine's kernel is named."""
+    return f"{_DEVICE_CLIENT}{path}"
+
+
+def is_device_client(client: str) -> bool:
+    """Whether an attachment's client is a block device of this machine's kernel, which finds its disk by another name again."""
+    return client.startswith(_DEVICE_CLIENT)
 
 
 def client_address(client: str) -> bytes:
