@@ -48,7 +48,7 @@ OBJECT_ATTRIBUTES = {
     "emulate_3pc": 1,
     "emulate_pr": 1,
     "unmap_granularity": 8,  # blocks of 512 bytes: what the pool maps is 4096
-    "max_unmap_lba_count": 1 << 22,  # 2 GiB in one command
+    "max_unmap_lba_count": 1 << 20,  # 512 MiB in one command; of more, initiators' own checks think it is a mistake
     "max_unmap_block_desc_count": 32,
     "emulate_tpu": 1,
     "emulate_tpws": 1,

@@ -6,23 +6,42 @@ import click
 
 from blockdev.cli import values
 from blockdev.cli.session import Session, Verb, pass_session
-from blockdev.errors import NotFound
+from blockdev.errors import InvalidArgument, NotFound
+from blockdev.targets import attach_iscsi
 from blockdev.targets.attach import FORMATS, NBD_PORT, Address, Format, Tls, describe
+
+ISCSI = "iscsi"
 
 
 @click.command(cls=Verb)
-@click.argument("name", metavar="VM/DISK[@SNAPSHOT]", type=values.VM_DISK_SNAPSHOT)
-@click.option("--as", "form", type=click.Choice(FORMATS), default="uri", show_default=True)
-@click.option("--host", metavar="HOST", help="From another machine: where it is served (serve --nbd).")
+@click.argument("name", metavar="VM[/DISK[@SNAPSHOT]]", type=values.REF)
+@click.option("--as", "form", type=click.Choice([*FORMATS, ISCSI]), default="uri", show_default=True, help="iscsi: also of a whole VM.")
+@click.option("--host", metavar="HOST", help="From another machine: where it is served (serve --nbd, or the target's portals).")
 @click.option("--port", type=click.IntRange(1, 65535), default=NBD_PORT, show_default=True)
 @click.option("--tls", type=click.Choice(["none", "psk", "certificates"]), default="none", show_default=True)
 @pass_session
-def attach(session: Session, name: values.Ref, form: Format, host: str | None, port: int, tls: Tls) -> None:
+def attach(session: Session, name: values.Ref, form: Format | str, host: str | None, port: int, tls: Tls) -> None:
     """Print how to attach a disk, or read-only a disk of a snapshot."""
+    if form == ISCSI:
+        _attach_iscsi(session, name, host)
+        return
+    if name.disk is None:
+        raise InvalidArgument(f"{str(name)!r} does not fit here: write VM/DISK[@SNAPSHOT]")
     export = _export(session, name)
     where = Address(host=host, port=port, tls=tls) if host else Address(socket=session.home.nbd_socket)
     text = describe(form, where, export, read_only=name.snapshot is not None)
     session.say({"export": export, "as": form, "read_only": name.snapshot is not None, "text": text}, text)
+
+
+def _attach_iscsi(session: Session, name: values.Ref, host: str | None) -> None:
+    if name.snapshot is not None and name.disk is None:
+        raise InvalidArgument(f"{str(name)!r} does not fit here: write VM, or VM/DISK[@SNAPSHOT]")
+    target = session.client.get(f"/vms/{name.vm}/target")
+    offer = attach_iscsi.offer_of(target, name.disk, name.snapshot, host)
+    text = attach_iscsi.describe(offer)
+    luns = [{"number": lun.number, "export": lun.export, "serial": lun.serial, "naa": lun.naa, "read_only": lun.read_only} for lun in offer.luns]
+    document = {"vm": name.vm, "as": ISCSI, "iqn": offer.iqn, "portals": list(offer.portals), "luns": luns, "text": text}
+    session.say(document, text)
 
 
 def _export(session: Session, name: values.Ref) -> str:

@@ -18,15 +18,22 @@ PORT = 3260
 DEPTH_MAX = 1024
 OTHERS = 0o077
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _split(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> list[str]:
+    """Of an option that is given several times, or once with commas."""
+    return [one for text in given for one in text.split(",") if one]
+
+
 OPTIONS = (
-    click.option("--initiator", "initiators", metavar="IQN", multiple=True, help="Who may log in; may be given several times."),
+    click.option("--initiator", "initiators", metavar="IQN", multiple=True, callback=_split, help="Who may log in; may be given several times."),
     click.option("--chap-user", metavar="USER", help="Whom initiators say they are."),
     click.option("--chap-secret-file", metavar="FILE|-", help="What they prove it by; -: read from standard input."),
     click.option("--mutual-user", metavar="USER", help="Whom the target says it is (mutual CHAP)."),
     click.option("--mutual-secret-file", metavar="FILE|-", help="What it proves that by."),
-    click.option("--portal", "portals", metavar="ADDR[:PORT]", multiple=True, help=f"Where it listens (default: 127.0.0.1:{PORT}); several for multipath."),
+    click.option("--portal", "portals", metavar="ADDR[:PORT]", multiple=True, callback=_split, help=f"Where it listens (default: 127.0.0.1:{PORT}); several for multipath."),
     click.option("--depth", type=click.IntRange(1, DEPTH_MAX), metavar="N", help="Commands that an initiator may have under way (default: 64)."),
-    click.option("--snapshot", "snapshots", metavar="NAME", multiple=True, help="Its disks are read-only LUNs, too."),
+    click.option("--snapshot", "snapshots", metavar="NAME", multiple=True, callback=_split, help="Its disks are read-only LUNs, too."),
     click.option("--insecure", is_flag=True, help="Listen off loopback although not both initiators and a CHAP secret are asked for."),
 )
 
