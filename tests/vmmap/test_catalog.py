@@ -15,7 +15,7 @@ import pytest
 from blockdev.errors import Busy, Corrupt, MediumError, UnknownFormat
 from blockdev.policies import AS_POOL, DiskPolicy
 from blockdev.vmmap import catalog_replication as rows
-from blockdev.vmmap import catalog_schema
+from blockdev.vmmap import catalog_schema, catalog_targets
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_jobs import JobFilter
 from blockdev.vmmap.catalog_schema import APPLICATION_ID, SCHEMA_VERSION
@@ -27,6 +27,7 @@ VERSION_1 = Path(__file__).with_name("catalog-version-1.db.gz")
 VERSION_2 = Path(__file__).with_name("catalog-version-2.db.gz")
 VERSION_3 = Path(__file__).with_name("catalog-version-3.db.gz")
 VERSION_4 = Path(__file__).with_name("catalog-version-4.db.gz")
+VERSION_5 = Path(__file__).with_name("catalog-version-5.db.gz")
 UUID = "8d0c6b9a-3c11-4c4e-9a39-0b6f6d2f3b11"
 OTHER_UUID = "0d0c6b9a-3c11-4c4e-9a39-0b6f6d2f3b12"
 NOW = "2026-11-22T12:00:00.000Z"
@@ -59,6 +60,10 @@ ROWS = {
     "receipt_disk": rows.ReceiptDiskRow,
     "transfer": rows.TransferRow,
     "replication_sample": rows.SampleRow,
+    "target": catalog_targets.TargetRow,
+    "target_portal": catalog_targets.PortalRow,
+    "target_initiator": catalog_targets.InitiatorRow,
+    "target_lun": catalog_targets.TargetLunRow,
 }
 
 
@@ -211,6 +216,68 @@ def test_a_catalog_of_version_4_is_brought_to_this_one_and_keeps_all(catalog: Ca
         assert isinstance(finish, FinishCopy) and finish.heads and finish.peer is finish.receipt_ids is finish.digests is None
         assert old.peers() == old.paths() == old.protections() == old.received_vms() == old.receipts() == old.receipt_disks() == []
         assert old.transfers(None, None, 9) == old.samples(web.uuid, NOW) == []
+
+
+def test_a_catalog_of_version_5_is_brought_to_this_one_and_keeps_all(catalog: Catalog, tmp_path: Path) -> None:
+    """The file was made by the last build of version 5."""
+    path = tmp_path / "old.db"
+    for old in opened_twice(VERSION_5, path, catalog):
+        far, web = old.vms()
+        assert [disk.object_id for disk in old.disks(web.id)] == [1, 2]
+        assert [part.digest for part in old.snapshot_disks_of_vm(web.id)] == [bytes(range(16)), None]
+        assert [(one.name, one.host) for one in old.paths()] == [("east", "192.0.2.7")]
+        assert [(one.vm_id, one.rpo_seconds) for one in old.protections()] == [(web.id, 3600)]
+        received = old.received_vm(far.id)
+        assert received is not None and received.promoted is None
+        assert old.targets() == old.luns() == old.target_portals() == old.target_initiators() == []
+    again = Catalog(path)
+    with again.transaction():
+        again.insert_target(web.id, "iqn.2026-11.io.blockdev:0c0c6b9a:web.8d0c6b9a", False, 64, NOW)
+    assert [name for _, _, name, _, _ in again.lunless_disks()] == ["root", "data"]
+    again.close()
+
+
+def number_disks(catalog: Catalog) -> None:
+    with catalog.transaction():
+        for target_id, _uuid, name, disk_id, _created in catalog.lunless_disks():
+            catalog.insert_lun(target_id, f"serial of {name}", disk_id)
+
+
+def test_the_number_of_a_lun_is_given_to_no_other_disk(catalog: Catalog) -> None:
+    with catalog.transaction():
+        vm_id = catalog.insert_vm(UUID, "web", NOW)
+        for object_id, name in enumerate(("root", "data"), 1):
+            catalog.put_disk(vm_id, name, object_id, 4096, NOW)
+        catalog.insert_target(vm_id, "iqn.2026-11.io.blockdev:0c0c6b9a:web.8d0c6b9a", False, 64, NOW)
+    number_disks(catalog)
+    with catalog.transaction():
+        catalog.delete_disk(catalog.disks(vm_id)[1].id)
+        catalog.put_disk(vm_id, "more", 3, 4096, NOW)
+        catalog.put_disk(vm_id, "root", 4, 8192, NOW)  # as a restore does
+    number_disks(catalog)
+    assert [(lun.number, lun.serial, lun.export, lun.object_id) for lun in catalog.luns()] == [
+        (0, "serial of root", "web/root", 4),
+        (2, "serial of more", "web/more", 3),
+    ]
+
+
+def test_a_target_goes_with_its_vm_and_a_snapshots_luns_with_the_snapshot(catalog: Catalog) -> None:
+    with catalog.transaction():
+        vm_id = catalog.insert_vm(UUID, "web", NOW)
+        snapshot_id = catalog.insert_snapshot(vm_id, "s1", NOW, 7)
+        catalog.put_snapshot_disk(snapshot_id, "root", 1, 4096)
+        target_id = catalog.insert_target(vm_id, "iqn.2026-11.io.blockdev:0c0c6b9a:web.8d0c6b9a", True, 64, NOW)
+        catalog.set_target_portals(target_id, [("127.0.0.1", 3260), ("::1", 3260)])
+        catalog.set_target_initiators(target_id, ["iqn.1993-08.org.debian:01:a"])
+        [(disk_id, _name)] = catalog.lunless_snapshot_disks(target_id, snapshot_id)
+        catalog.insert_lun(target_id, "serial", None, disk_id)
+    assert [lun.export for lun in catalog.luns()] == ["web/root@s1"] and catalog.lunless_snapshot_disks(target_id, snapshot_id) == []
+    with catalog.transaction():
+        catalog.delete_snapshot(snapshot_id)
+    assert catalog.luns() == [] and len(catalog.target_portals()) == 2
+    with catalog.transaction():
+        catalog.delete_vm(vm_id)
+    assert catalog.targets() == catalog.target_portals() == catalog.target_initiators() == []
 
 
 def test_an_upgrade_that_fails_leaves_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
