@@ -7,7 +7,8 @@ from libc.string cimport memcpy, memset
 
 from blockdev._medium cimport (
     BUG_FLUSH_WITHOUT_SYNC, BUG_NEWEST_SEGMENT_ONLY, BUG_NO_DIRECTORY_SYNC, BUG_OPEN_BATCH_NOT_KEPT,
-    BUG_SYNC_FAILURE_IGNORED, BUG_WRITTEN_COUNTS_AS_DURABLE, medium_report, medium_sync, medium_sync_directory, medium_write, planted,
+    BUG_SYNC_FAILURE_IGNORED, BUG_WRITTEN_COUNTS_AS_DURABLE, medium_report, medium_sync, medium_sync_directory,
+    medium_write, planted,
 )
 from blockdev._segments cimport (
     BATCH_ENTRIES_MAX, BATCH_SLOTS_MAX, ENTRY_DATA, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry,

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import nbd
 from blockdev.clock import monotonic_seconds
-from blockdev.engine.clients import client_address
+from blockdev.engine.clients import client_address, parse_request
 from blockdev.errors import (
     BlockdevError,
     Gone,
@@ -80,7 +80,7 @@ def shake_hands(socket: Path, name: str, client: str) -> Link:
         return Link(sockets.socket(fileno=os.dup(handle.aio_get_fd())), _flags(handle))
     except nbd.Error as error:
         if error.errnum == errno.ENOENT:
-            raise NotFound(f"there is no export {name}") from None
+            raise NotFound(f"there is no export {parse_request(name).name}") from None
         raise Unavailable(f"the engine at {socket} ended a handshake ({error.string})") from None
 
 
