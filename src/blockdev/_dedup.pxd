@@ -43,6 +43,7 @@ cdef uint64_t checksum64(const void* data, uint64_t count) noexcept nogil      #
 cdef int dedup_create(DedupIndex** index, uint64_t budget_bytes) noexcept nogil
 cdef void dedup_destroy(DedupIndex* index) noexcept nogil
 cdef uint64_t dedup_lookup(DedupIndex* index, Fingerprint fingerprint) noexcept nogil   # block address, 0: unknown
+cdef void dedup_prefetch(DedupIndex* index, Fingerprint fingerprint) noexcept nogil     # a lookup follows soon
 cdef void dedup_insert(DedupIndex* index, Fingerprint fingerprint, uint64_t address) noexcept nogil
 cdef void dedup_forget(DedupIndex* index, Fingerprint fingerprint, uint64_t address) noexcept nogil
 cdef uint64_t dedup_export(DedupIndex* index, uint64_t first_bucket, DedupEntry* out, uint64_t bucket_count) noexcept nogil

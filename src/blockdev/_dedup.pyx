@@ -67,6 +67,7 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef extern from * nogil:
     int __builtin_clzll(unsigned long long value)
+    void __builtin_prefetch(const void* address)
 
 
 cdef fingerprint_function widest = fingerprint_widest()
@@ -163,6 +164,16 @@ cdef inline uint64_t find_in(DedupIndex* index, uint64_t hashed, uint64_t key) n
 cdef uint64_t dedup_lookup(DedupIndex* index, Fingerprint fingerprint) noexcept nogil:
     cdef uint64_t address = find_in(index, fingerprint.low, fingerprint.low)
     return address or find_in(index, other_hash(fingerprint.low), fingerprint.low)
+
+
+cdef void dedup_prefetch(DedupIndex* index, Fingerprint fingerprint) noexcept nogil:
+    cdef uint64_t count = load_u64(&index.bucket_count)
+    cdef DedupBucket* first = &index.buckets[bucket_of(fingerprint.low, count)]
+    cdef DedupBucket* second = &index.buckets[bucket_of(other_hash(fingerprint.low), count)]
+    __builtin_prefetch(first)       # a bucket is two cache lines
+    __builtin_prefetch(&first.entries[4])
+    __builtin_prefetch(second)
+    __builtin_prefetch(&second.entries[4])
 
 
 cdef bint stays(DedupEntry* entry, uint64_t bucket, uint64_t bucket_count) noexcept nogil:

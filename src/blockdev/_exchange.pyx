@@ -3,6 +3,7 @@
 Threads: any.  A disk's lock is held shared for a piece of a call, never while a write waits for room.
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINVAL, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -11,7 +12,7 @@ from libc.string cimport memcmp
 from blockdev import errors
 
 from blockdev._cow cimport Map, map_lookup
-from blockdev._dedup cimport Fingerprint, fingerprint_block
+from blockdev._dedup cimport Fingerprint, dedup_prefetch, fingerprint_block
 from blockdev._disk cimport (
     BLOCK_BYTES, READ_CHUNK_BLOCKS, WRITE_CHUNK_BLOCKS, Disk, PoolState, check_writable, disk_diff, fetch_block, find_known,
     read_blocks, wait_for_room, write_blocks,
@@ -259,6 +260,7 @@ cdef int exchange_put(Disk* disk, const Offer* offers, const char* data, uint32_
             found = fingerprint_block(data + <uint64_t>i * BLOCK_BYTES)
             if found.low != offers[i].fingerprint.low or found.high != offers[i].fingerprint.high:
                 return EIO
+            dedup_prefetch(disk.pool.dedup, found)
         failure = put_or_wait(disk, offers + done, data + <uint64_t>done * BLOCK_BYTES, piece)
         done += piece
     return failure
@@ -368,34 +370,41 @@ def content_digest(DiskObject older, bytes older_digest, DiskObject newer not No
     return (<char*>&digest)[:sizeof(ContentDigest)]
 
 
-def fetch_blocks(DiskObject disk not None, bytes blocks not None):
-    """The bytes of blocks, given by their numbers (u64 each): 4096 for each."""
-    return fetch(disk, blocks, False)
+def fetch_blocks(DiskObject disk not None, bytes blocks not None, out):
+    """Fill `out`, writable, with the bytes of blocks, given by their numbers (u64 each): 4096 for each, or more room."""
+    cdef const uint64_t* numbers = <const uint64_t*>PyBytes_AS_STRING(blocks)
+    cdef uint32_t count
+    cdef Py_buffer view
+    cdef int failure
+    check_count(len(blocks), sizeof(uint64_t), "block numbers")
+    count = <uint32_t>(len(blocks) // sizeof(uint64_t))
+    PyObject_GetBuffer(out, &view, PyBUF_WRITABLE)
+    try:
+        if view.len < <Py_ssize_t>count * BLOCK_BYTES:
+            raise errors.InvalidArgument(f"{view.len} bytes of room for {count} blocks")
+        with nogil:
+            failure = exchange_fetch(disk.disk, numbers, count, <char*>view.buf, NULL)
+    finally:
+        PyBuffer_Release(&view)
+    check(disk, failure, "reading blocks of")
 
 
 def prove_blocks(DiskObject disk not None, bytes blocks not None):
     """The SHA-256 of blocks, given by their numbers (u64 each): 32 bytes for each."""
-    return fetch(disk, blocks, True)
-
-
-cdef bytes fetch(DiskObject disk, bytes blocks, bint prove):
     cdef const uint64_t* numbers = <const uint64_t*>PyBytes_AS_STRING(blocks)
     cdef uint32_t count
-    cdef bytes data, proofs
-    cdef char* out
-    cdef uint8_t* proof = NULL
+    cdef bytes room = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>PIECE_BLOCKS * BLOCK_BYTES), proofs
+    cdef char* out = PyBytes_AS_STRING(room)
+    cdef uint8_t* proof
     cdef int failure
     check_count(len(blocks), sizeof(uint64_t), "block numbers")
     count = <uint32_t>(len(blocks) // sizeof(uint64_t))
-    data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(PIECE_BLOCKS if prove else count) * BLOCK_BYTES)
-    out = PyBytes_AS_STRING(data)
-    if prove:
-        proofs = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>count * PROOF_BYTES)
-        proof = <uint8_t*>PyBytes_AS_STRING(proofs)
+    proofs = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>count * PROOF_BYTES)
+    proof = <uint8_t*>PyBytes_AS_STRING(proofs)
     with nogil:
         failure = exchange_fetch(disk.disk, numbers, count, out, proof)
     check(disk, failure, "reading blocks of")
-    return proofs if prove else data
+    return proofs
 
 
 def known_blocks(VDisk disk not None, bytes offers not None):
@@ -432,16 +441,23 @@ cdef bytes ask(VDisk disk, bytes offers, bytes proofs):
     return answers
 
 
-def put_blocks(VDisk disk not None, bytes offers not None, bytes data not None):
-    """Write offered blocks, 4096 bytes each.  Corrupt, with those before it written: one is not what its offer said."""
+def put_blocks(VDisk disk not None, bytes offers not None, data):
+    """Write offered blocks, 4096 bytes each of `data`, a buffer that nobody changes meanwhile.
+
+    Corrupt, with those before it written: one is not what its offer said.
+    """
     cdef const Offer* offer = <const Offer*>PyBytes_AS_STRING(offers)
-    cdef const char* place = PyBytes_AS_STRING(data)
+    cdef Py_buffer view
     cdef uint32_t count
     cdef int failure
     check_count(len(offers), OFFER_BYTES, "offers")
     count = <uint32_t>(len(offers) // OFFER_BYTES)
-    if len(data) != <Py_ssize_t>count * BLOCK_BYTES:
-        raise errors.InvalidArgument(f"{len(data)} bytes of blocks for {count} offers")
-    with nogil:
-        failure = exchange_put(disk.disk, offer, place, count)
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        if view.len != <Py_ssize_t>count * BLOCK_BYTES:
+            raise errors.InvalidArgument(f"{view.len} bytes of blocks for {count} offers")
+        with nogil:
+            failure = exchange_put(disk.disk, offer, <const char*>view.buf, count)
+    finally:
+        PyBuffer_Release(&view)
     check(disk, failure, "writing blocks of")

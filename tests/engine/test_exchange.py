@@ -67,6 +67,12 @@ def numbers(offers: list[Offer]) -> bytes:
     return b"".join(struct.pack("<Q", number) for number, _ in offers)
 
 
+def fetched(disk: VDisk | VDiskSnapshot, blocks: bytes) -> bytes:
+    room = bytearray(len(blocks) // 8 * BLOCK)
+    fetch_blocks(disk, blocks, room)
+    return bytes(room)
+
+
 def copy_changes(older: VDiskSnapshot | None, newer: VDiskSnapshot, target: VDisk) -> int:
     """Bring `target`, which has what `older` has, to `newer`; how many blocks' bytes were needed."""
     changes = all_changes(older, newer)
@@ -79,7 +85,7 @@ def copy_changes(older: VDiskSnapshot | None, newer: VDiskSnapshot, target: VDis
     taken = take_blocks(target, pack(asked), prove_blocks(newer, numbers(asked)))
     rest = [offer for offer, is_known in zip(data, known, strict=True) if not is_known]
     rest += [offer for offer, was_taken in zip(asked, taken, strict=True) if not was_taken]
-    put_blocks(target, pack(rest), fetch_blocks(newer, numbers(rest)))
+    put_blocks(target, pack(rest), fetched(newer, numbers(rest)))
     return len(rest)
 
 
@@ -181,7 +187,7 @@ def test_proofs_are_sha_256_of_the_blocks_in_the_order_asked(pool: Pool) -> None
     asked = [7, 8, 9, 200, 0, 127, 126, *range(100)]
     packed = struct.pack(f"<{len(asked)}Q", *asked)
     blocks = [disk.read(number * BLOCK, BLOCK) for number in asked]
-    assert fetch_blocks(disk, packed) == b"".join(blocks)
+    assert fetched(disk, packed) == b"".join(blocks)
     assert prove_blocks(disk, packed) == b"".join(hashlib.sha256(block).digest() for block in blocks)
 
 
@@ -189,9 +195,10 @@ def test_what_cannot_be_is_refused(pool: Pool, other: Pool) -> None:
     disk = pool.create_vdisk(MEBIBYTE)
     beyond = struct.pack("<Q", 256)
     for refused in (
-        lambda: fetch_blocks(disk, beyond),
+        lambda: fetched(disk, beyond),
         lambda: prove_blocks(disk, beyond),
-        lambda: fetch_blocks(disk, beyond[:-1]),
+        lambda: fetched(disk, beyond[:-1]),
+        lambda: fetch_blocks(disk, bytes(8), bytearray(BLOCK - 1)),
         lambda: put_blocks(disk, pack([(256, fingerprint(bytes([1]) * BLOCK))]), bytes([1]) * BLOCK),
         lambda: put_blocks(disk, pack([(0, HOLE)]), b""),
         lambda: take_blocks(disk, pack([(0, HOLE)]), b"short"),
@@ -203,4 +210,4 @@ def test_what_cannot_be_is_refused(pool: Pool, other: Pool) -> None:
             refused()
     pool.delete(disk)
     with pytest.raises(Gone):
-        fetch_blocks(disk, bytes(8))
+        fetched(disk, bytes(8))

@@ -53,7 +53,8 @@ REQUESTS: list[dict[str, Any]] = [
     {"op": "prove", "id": 1, "blocks": bytes(16)},
     {"op": "known", "id": 1, "offers": bytes(48)},
     {"op": "take", "id": 1, "offers": bytes(24), "proofs": bytes(32)},
-    {"op": "put", "id": 1, "offers": bytes(24), "data": bytes(4096)},
+    {"op": "share"},
+    {"op": "put", "id": 1, "offers": bytes(24)},
     {"op": "clear", "id": 1, "runs": bytes(16)},
     {"op": "account", "groups": [[[1, 2], [[[5, None]], [[7, 5]]]], [[3], []]]},
 ]

@@ -47,10 +47,10 @@ ROOMS = {
     "libvirt_qemu": re.compile(r"blockdev\.hypervisor\.\w+$"),
     "pycdlib": re.compile(r"blockdev\.cloudinit\.\w+$"),
     "yaml": re.compile(r"blockdev\.cloudinit\.\w+$"),
-    "cryptography": re.compile(r"blockdev\.api\.\w+$"),
+    "cryptography": re.compile(r"blockdev\.(api\.certificate|replicate\.packets)$"),
     "nbd": re.compile(r"blockdev\.transfer\.\w+$"),
 }
-ONE_FILE = ("rtslib", "rtslib_fb", "libvirt", "libvirt_qemu", "pycdlib", "yaml", "cryptography", "nbd")
+ONE_FILE = ("rtslib", "rtslib_fb", "libvirt", "libvirt_qemu", "pycdlib", "yaml", "nbd")
 
 CLOCK = re.compile(
     r"\b(time\.(time|time_ns|monotonic|monotonic_ns|perf_counter|perf_counter_ns)\(|datetime\.(now|utcnow|today)\(|clock_gettime\(|gettimeofday\()"

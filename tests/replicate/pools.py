@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import numpy as np
@@ -30,6 +30,7 @@ BLOCK = 4096
 MEBIBYTE = 1 << 20
 FIRST, SECOND = str(UUID(int=1)), str(UUID(int=2))
 Message = bytes
+T = TypeVar("T")
 
 
 def a_begin(sizes: list[int], ancestors: list[str] | None = None) -> Begin:
@@ -67,9 +68,12 @@ class PoolSource:
     def offers(self, disk: int, first_block: int, count: int) -> tuple[bytes, int | None]:
         return changed_blocks(self.compared[disk], self.snapshots[disk], first_block, count)
 
-    def fetch(self, disk: int, blocks: bytes) -> bytes:
+    def fetch(self, disk: int, blocks: bytes, use: Callable[[memoryview], T]) -> T:
         self.fetched += len(blocks) // 8
-        return fetch_blocks(self.snapshots[disk], blocks)
+        room = bytearray(len(blocks) // 8 * BLOCK)
+        fetch_blocks(self.snapshots[disk], blocks, room)
+        with memoryview(room) as view:
+            return use(view)
 
     def prove(self, disk: int, blocks: bytes) -> bytes:
         return prove_blocks(self.snapshots[disk], blocks)
@@ -103,7 +107,7 @@ class PoolStore:
         return take_blocks(self.disks[disk], offers, proofs)
 
     def put(self, disk: int, offers: bytes, data: bytes | memoryview) -> None:
-        put_blocks(self.disks[disk], offers, bytes(data))
+        put_blocks(self.disks[disk], offers, data)
 
     def clear(self, disk: int, runs: Any) -> None:
         self._clear(self.disks[disk].id, np.stack((runs["block"], runs["count"].astype("<u8")), axis=1).tobytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from blockdev.replicate.messages import DATA_BLOCKS_MAX, OFFER, Kind
 from blockdev.replicate.negotiation import own_hello
 from blockdev.replicate.receiver import SAVE_BYTES, Receiver
 from blockdev.replicate.sender import BaseLost, Requester, Sender
-from tests.replicate.pools import BLOCK, FIRST, MEBIBYTE, Link, PoolSource, PoolStore, a_begin
+from tests.replicate.pools import BLOCK, FIRST, MEBIBYTE, Link, PoolSource, PoolStore, T, a_begin
 
 
 class Clock:
@@ -379,8 +380,8 @@ def test_the_memory_of_a_sender_does_not_grow_with_the_disk() -> None:
             made["low"][::2] = made["block"][::2] + 1
             return made.tobytes(), first_block + count if first_block < 1_000_000 else None
 
-        def fetch(self, disk: int, blocks: bytes) -> bytes:
-            return bytes(len(blocks) // 8 * BLOCK)
+        def fetch(self, disk: int, blocks: bytes, use: Callable[[memoryview], T]) -> T:
+            return use(memoryview(bytes(len(blocks) // 8 * BLOCK)))
 
         def prove(self, disk: int, blocks: bytes) -> bytes:
             return bytes(len(blocks) * 4)

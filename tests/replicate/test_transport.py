@@ -394,7 +394,10 @@ def test_connection_whose_peer_never_reads_is_aborted_before_it_costs_much(monke
     monkeypatch.setattr(wire, "UNSENT_BYTES_MAX", MIB)
 
     class Parrot(asyncio.Protocol):
-        """As SSH's own answers: written without asking whether the socket takes more."""
+        """As SSH's own answers before a login: written without asking whether the socket takes more."""
+
+        _auth_complete = False
+        _transport = True
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             self.transport = transport

@@ -7,6 +7,7 @@ Locks: `_lock` guards the idle connections and the lead; nothing blocks under it
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import socket
@@ -21,6 +22,7 @@ from blockdev.constants import CHUNK_EXTENTS_MAX
 from blockdev.engine import protocol
 from blockdev.engine.exchange import ExchangeClient
 from blockdev.engine.protocol import HEADER_BYTES, EngineInspection, EngineObject, Header, Kind, ProtocolError
+from blockdev.engine.room import make_room
 from blockdev.engine.stream import receive, send
 from blockdev.errors import BlockdevError, InvalidArgument, Unavailable
 from blockdev.findings import InspectionKind
@@ -62,13 +64,28 @@ class _Connection:
         self.instance = b""  # of the engine process
         self.session = b""
         self._request_id = 0
+        self._room: mmap.mmap | None = None
 
-    def ask(self, operation: str, arguments: dict[str, Any], timeout_s: float | None) -> dict[str, Any]:
+    @property
+    def room(self) -> mmap.mmap:
+        """The memory that this end shares with the other one.  As `ask`."""
+        if self._room is None:
+            room, descriptor = make_room()
+            try:
+                self.ask("share", {}, READ_SECONDS_MAX, descriptor)
+            finally:
+                os.close(descriptor)
+            self._room = room
+        return self._room
+
+    def ask(
+        self, operation: str, arguments: dict[str, Any], timeout_s: float | None, descriptor: int | None = None
+    ) -> dict[str, Any]:
         """The answer's body.  OSError when the connection broke; the error that the engine tells of."""
         self._request_id += 1
         self.stream.settimeout(timeout_s)
         body = {"op": operation, **arguments}
-        send(self.stream, protocol.encode_parts(Kind.REQUEST, self._request_id, body))
+        send(self.stream, protocol.encode(Kind.REQUEST, self._request_id, body), descriptor)
         header = protocol.decode_header(self._receive(HEADER_BYTES))
         answer = protocol.decode_body(self._receive(header.body_bytes))
         return self._check_answer(header, answer)
@@ -308,6 +325,17 @@ class EngineClient(ExchangeClient):
             return self._change(operation, arguments)
         timeout_s = None if operation in UNTIMED else READ_SECONDS_MAX
         return self._read(lambda connection: connection.ask(operation, arguments, timeout_s))
+
+    def _ask_in_room(
+        self, operation: str, arguments: dict[str, Any], data: bytes | memoryview, use: Callable[[memoryview], T]
+    ) -> T:
+        def ask(connection: _Connection) -> T:
+            with memoryview(connection.room) as room:
+                room[: len(data)] = data
+                connection.ask(operation, arguments, None)
+                return use(room)
+
+        return self._read(ask)
 
     def _ask_pages(self, operation: str, field: str, **arguments: Any) -> list[Any]:
         return self._ask_paged(operation, field, **arguments)[1]

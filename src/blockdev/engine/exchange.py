@@ -6,9 +6,10 @@ None of it is a change in the protocol's sense: `take`, `put` and `clear` write 
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import xxhash
 
@@ -23,7 +24,10 @@ BEHIND_GUESTS = frozenset({"offers", "fetch", "prove", "known", "take", "put", "
 RUN = struct.Struct("<QQ")
 ZEROS = bytes(BLOCK_BYTES)
 ZEROS_FINGERPRINT = xxhash.xxh3_128_digest(ZEROS)[::-1]  # little-endian, low half first
+NUMBER_BYTES = 8
 Answer = dict[str, Any]
+Room = mmap.mmap
+T = TypeVar("T")
 
 
 class ExchangeOperations:
@@ -36,11 +40,9 @@ class ExchangeOperations:
         return {
             "offers": self._offers,
             "digest": self._digest,
-            "fetch": self._fetch,
             "prove": self._prove,
             "known": self._known,
             "take": self._take,
-            "put": self._put,
             "clear": self._clear,
         }
 
@@ -51,8 +53,10 @@ class ExchangeOperations:
     def _digest(self, older: int | None, older_digest: bytes, newer: int) -> Answer:
         return {"digest": _exchange.content_digest(self._thing(older), older_digest, self._pool.get(newer))}
 
-    def _fetch(self, id: int, blocks: bytes) -> Answer:
-        return {"data": _exchange.fetch_blocks(self._pool.get(id), blocks)}
+    def fetch(self, room: Room, id: int, blocks: bytes) -> Answer:
+        """Put the bytes of blocks into the connection's room."""
+        _exchange.fetch_blocks(self._pool.get(id), blocks, room)
+        return {}
 
     def _prove(self, id: int, blocks: bytes) -> Answer:
         return {"proofs": _exchange.prove_blocks(self._pool.get(id), blocks)}
@@ -63,8 +67,10 @@ class ExchangeOperations:
     def _take(self, id: int, offers: bytes, proofs: bytes) -> Answer:
         return {"taken": _exchange.take_blocks(self._vdisk(id), offers, proofs)}
 
-    def _put(self, id: int, offers: bytes, data: bytes) -> Answer:
-        _exchange.put_blocks(self._vdisk(id), offers, data)
+    def put(self, room: Room, id: int, offers: bytes) -> Answer:
+        """Write offered blocks from the connection's room, which the client leaves alone until it has the answer."""
+        with memoryview(room) as whole, whole[: len(offers) // OFFER_BYTES * BLOCK_BYTES] as data:
+            _exchange.put_blocks(self._vdisk(id), offers, data)
         return {}
 
     def _clear(self, id: int, runs: bytes) -> Answer:
@@ -96,6 +102,12 @@ class ExchangeClient:
     def _ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
         raise NotImplementedError
 
+    def _ask_in_room(
+        self, operation: str, arguments: dict[str, Any], data: bytes | memoryview, use: Callable[[memoryview], T]
+    ) -> T:
+        """Ask with `data` in the connection's room; what `use` makes of the room after the answer, which it must not keep."""
+        raise NotImplementedError
+
     def offers(self, older: int | None, newer: int, first_block: int, count: int) -> tuple[bytes, int | None]:
         """At most `count` offers of what changed from first_block on, and where the rest begins; None: there is no rest."""
         answer = self._ask("offers", older=older, newer=newer, first_block=first_block, count=count)
@@ -111,9 +123,10 @@ class ExchangeClient:
         """The content digest of `newer`, from that of `older` (None, b"": from nothing)."""
         return _field(self._ask("digest", older=older, older_digest=older_digest, newer=newer), "digest", 16)
 
-    def fetch(self, id: int, blocks: bytes) -> bytes:
-        """The bytes of blocks, 4096 for each."""
-        return _field(self._ask("fetch", id=id, blocks=blocks), "data", len(blocks) // 8 * 4096)
+    def fetch(self, id: int, blocks: bytes, use: Callable[[memoryview], T]) -> T:
+        """What `use` makes of the bytes of at most ROOM_BLOCKS blocks, 4096 for each, which are gone when it returns."""
+        byte_count = len(blocks) // NUMBER_BYTES * BLOCK_BYTES
+        return self._ask_in_room("fetch", {"id": id, "blocks": blocks}, b"", lambda room: use(room[:byte_count]))
 
     def prove(self, id: int, blocks: bytes) -> bytes:
         """The SHA-256 of blocks, 32 bytes for each."""
@@ -128,8 +141,10 @@ class ExchangeClient:
         return _field(self._ask("take", id=id, offers=offers, proofs=proofs), "taken", len(offers) // OFFER_BYTES)
 
     def put(self, id: int, offers: bytes, data: bytes | memoryview) -> None:
-        """Write offered blocks.  Corrupt: a block is not what its offer said."""
-        self._ask("put", id=id, offers=offers, data=data)
+        """Write at most ROOM_BLOCKS offered blocks.  Corrupt: a block is not what its offer said."""
+        if len(data) != len(offers) // OFFER_BYTES * BLOCK_BYTES or len(data) > protocol.ROOM_BLOCKS * BLOCK_BYTES:
+            raise InvalidArgument(f"{len(data)} bytes of blocks for {len(offers) // OFFER_BYTES} offers")
+        self._ask_in_room("put", {"id": id, "offers": offers}, data, lambda room: None)
 
     def clear(self, id: int, runs: bytes) -> None:
         """Make holes of runs of blocks: of each the first, and how many they are, as u64."""

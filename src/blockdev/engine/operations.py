@@ -8,6 +8,7 @@ Durable: a change, before it is answered.
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,7 @@ from blockdev.engine import protocol
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.exchange import ExchangeOperations
 from blockdev.engine.protocol import OBJECTS_PAGE_MAX, USAGE_PAGE_MAX, ProtocolError, Request
+from blockdev.engine.room import map_room
 from blockdev.errors import Busy, InvalidArgument, NotFound
 from blockdev.findings import Finding, InspectionKind
 from blockdev.inspection import Report
@@ -42,6 +44,37 @@ class Session:
         self._field = ""
         self._page_items = 0
         self._cursor = 0
+        self._descriptor: int | None = None  # that came with the request that is being answered
+        self._room: mmap.mmap | None = None
+
+    def offer(self, descriptor: int | None) -> None:
+        """What came with the next request; `share` takes it, otherwise it is closed when the next one comes."""
+        self._drop_descriptor()
+        self._descriptor = descriptor
+
+    def share(self) -> Answer:
+        """The client hands over the memory that is this connection's room from now on."""
+        if self._descriptor is None:
+            raise ProtocolError("share needs a descriptor")
+        self._room = map_room(self._descriptor)
+        self._drop_descriptor()
+        return {}
+
+    @property
+    def room(self) -> mmap.mmap:
+        if self._room is None:
+            raise ProtocolError("there is no room on this connection: share one first")
+        return self._room
+
+    def close(self) -> None:
+        """The connection has ended."""
+        self._drop_descriptor()
+        self._room = None
+
+    def _drop_descriptor(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def page(self, field: str, rows: list[list[Any]], page_items: int) -> Answer:
         """The first page of `rows`; the others wait here until the client asks for more, or for other rows."""
@@ -78,12 +111,16 @@ class Operations:
         self._change_lock = threading.Lock()
         self._leader: Session | None = None  # under _change_lock, as is what follows
         self._connections: dict[bytes, int] = {}  # connections of each session that said hello
+        exchange = ExchangeOperations(pool)
         self._of_session: dict[str, Callable[..., Answer]] = {
             "lead": self._lead,
             "more": Session.more,
             "objects": self._objects,
             "extents": self._extents,
             "account": self._account,
+            "share": Session.share,
+            "fetch": lambda session, **arguments: exchange.fetch(session.room, **arguments),
+            "put": lambda session, **arguments: exchange.put(session.room, **arguments),
         }
         self._of_pool: dict[str, Callable[..., Answer]] = {
             "status": self._status,
@@ -111,7 +148,7 @@ class Operations:
             "set_capacity": self._set_capacity,
             "set_policy": self._set_policy,
             "set_disk_policies": self._set_disk_policies,
-            **ExchangeOperations(pool).by_name(),
+            **exchange.by_name(),
         }
 
     def perform(self, session: Session, request: Request) -> Answer:

@@ -34,8 +34,6 @@ VERSION = 1
 HEADER = struct.Struct("<4sBBHII")  # magic, version, kind, reserved, request id, body length
 HEADER_BYTES = HEADER.size
 BODY_BYTES_MAX = 16 << 20
-PART_BYTES_MIN = 1 << 16  # of a value that is sent as it is; no less, as msgpack writes the length of a shorter one otherwise
-BIN_32 = struct.Struct(">BI")  # msgpack's mark of bytes, and how many follow
 ITEMS_MAX = 65536  # ids, names or specs in one request
 ACCOUNTED_MAX = 1 << 20  # ids, groups and snapshots in one `account`: a peer may have sent many VMs, which share blocks
 USAGE_PAGE_MAX = 65536  # VMs and snapshots in one answer
@@ -45,14 +43,14 @@ SESSION_BYTES = 16
 OFFER_BYTES = 24  # a block's number and fingerprint
 RUN_BYTES = 16  # the first block of a run, and how many they are
 RUNS_MAX = 8192  # in one `clear`
-BLOCKS_MAX = 2048  # in one `fetch`, `prove`, `take` or `put`: 8 MiB
+BLOCKS_MAX = 2048  # in one `prove` or `take`
+ROOM_BLOCKS = 256  # in one `fetch` or `put`: they are in the connection's room
 WAIT_MS_MAX = 1000  # that the answer to `inspection` or `compaction` may take
 CLIENT_CHARACTERS_MAX = 200
 INSPECTION_KINDS: tuple[str, ...] = get_args(InspectionKind)
 COMPACTION_KINDS = (COMPACT, RECLAIM)
 
 R = TypeVar("R")
-Part = bytes | memoryview
 
 
 class ProtocolError(InvalidArgument):
@@ -120,33 +118,13 @@ class Request(NamedTuple):
 
 def encode(kind: Kind, request_id: int, body: Mapping[str, Any]) -> bytes:
     """One frame.  ProtocolError when the body is larger than a frame may be."""
-    return b"".join(encode_parts(kind, request_id, body))
-
-
-def encode_parts(kind: Kind, request_id: int, body: Mapping[str, Any]) -> list[Part]:
-    """The same in parts that follow each other; a long value of bytes is a part of its own, and is not copied."""
     try:
-        parts = _pack(body)
+        packed: bytes = msgpack.packb(body, use_bin_type=True)
     except (TypeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"not a value for the engine socket: {error}") from error
-    byte_count = sum(map(len, parts))
-    if byte_count > BODY_BYTES_MAX:
-        raise ProtocolError(f"a message of {byte_count} bytes is over the limit of {BODY_BYTES_MAX}")
-    return [HEADER.pack(MAGIC, VERSION, kind, 0, request_id, byte_count) + parts[0], *parts[1:]]
-
-
-def _pack(body: Mapping[str, Any]) -> list[Part]:
-    parts: list[Part] = []
-    packer = msgpack.Packer(use_bin_type=True)
-    packed = bytearray(packer.pack_map_header(len(body)))
-    for key, value in body.items():
-        packed += packer.pack(key)
-        if isinstance(value, bytes | memoryview) and len(value) >= PART_BYTES_MIN:
-            parts += [bytes(packed) + BIN_32.pack(0xC6, len(value)), value]
-            packed = bytearray()
-        else:
-            packed += packer.pack(value)
-    return [*parts, bytes(packed)] if packed or not parts else parts
+    if len(packed) > BODY_BYTES_MAX:
+        raise ProtocolError(f"a message of {len(packed)} bytes is over the limit of {BODY_BYTES_MAX}")
+    return HEADER.pack(MAGIC, VERSION, kind, 0, request_id, len(packed)) + packed
 
 
 def decode_header(data: bytes | bytearray) -> Header:
@@ -370,11 +348,12 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "cancel_compaction": {"run": is_id},
     "offers": {"older": _is_id_or_none, "newer": is_id, "first_block": _is_count, "count": _is_offer_count},
     "digest": {"older": _is_id_or_none, "older_digest": _bytes_of(16, 1), "newer": is_id},
-    "fetch": {"id": is_id, "blocks": _bytes_of(8, BLOCKS_MAX)},
+    "share": {},
+    "fetch": {"id": is_id, "blocks": _bytes_of(8, ROOM_BLOCKS)},
     "prove": {"id": is_id, "blocks": _bytes_of(8, BLOCKS_MAX)},
     "known": {"id": is_id, "offers": _bytes_of(OFFER_BYTES, ITEMS_MAX)},
     "take": {"id": is_id, "offers": _bytes_of(OFFER_BYTES, BLOCKS_MAX), "proofs": _bytes_of(32, BLOCKS_MAX)},
-    "put": {"id": is_id, "offers": _bytes_of(OFFER_BYTES, BLOCKS_MAX), "data": _bytes_of(4096, BLOCKS_MAX)},
+    "put": {"id": is_id, "offers": _bytes_of(OFFER_BYTES, ROOM_BLOCKS)},
     "clear": {"id": is_id, "runs": _bytes_of(RUN_BYTES, RUNS_MAX)},
 }
 # These change the pool: one at a time, and none from a session that another has taken the lead from.

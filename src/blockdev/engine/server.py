@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 from blockdev import Pool, diagnostics
@@ -19,8 +19,8 @@ from blockdev.engine import protocol
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.exchange import BEHIND_GUESTS
 from blockdev.engine.operations import Operations, Session
-from blockdev.engine.protocol import HEADER_BYTES, Kind, Part, ProtocolError
-from blockdev.engine.stream import receive, send
+from blockdev.engine.protocol import HEADER_BYTES, Kind, ProtocolError
+from blockdev.engine.stream import receive, receive_with_descriptor, send
 from blockdev.errors import AlreadyExists, BlockdevError, Busy, MediumError
 from blockdev.priority import give_way_to_guests
 
@@ -95,9 +95,7 @@ class EngineServer:
             if not refused:
                 self._connections[thread] = connection
         if refused:
-            _try_send(
-                connection, [protocol.encode_error(0, Busy("the engine socket has too many connections"))]
-            )
+            _try_send(connection, protocol.encode_error(0, Busy("the engine socket has too many connections")))
             connection.close()
         else:
             thread.start()
@@ -111,12 +109,14 @@ class EngineServer:
             with self._lock:
                 del self._connections[threading.current_thread()]
             self._operations.forget(session)
+            session.close()
             connection.close()
 
     def _serve_one(self, connection: socket.socket, session: Session) -> bool:
         """Answer one request; False when the connection is over."""
         try:
-            data = _receive(connection, HEADER_BYTES)
+            data, descriptor = _receive_header(connection)
+            session.offer(descriptor)
             if data is None:
                 return False
             header = protocol.decode_header(data)
@@ -124,25 +124,25 @@ class EngineServer:
                 raise ProtocolError("a client sends requests only")
             body = _receive(connection, header.body_bytes)
         except ProtocolError as error:  # where the next frame begins is not known any more
-            _try_send(connection, [protocol.encode_error(0, error)])
+            _try_send(connection, protocol.encode_error(0, error))
             return False
         if body is None:
             return False
         return _try_send(connection, self._answer(session, header.request_id, body))
 
-    def _answer(self, session: Session, request_id: int, body: bytearray) -> list[Part]:
+    def _answer(self, session: Session, request_id: int, body: bytearray) -> bytes:
         try:
             request = protocol.check_request(protocol.decode_body(body))
             if request.operation in BEHIND_GUESTS:
                 give_way_to_guests()
             answer = self._operations.perform(session, request)
-            return protocol.encode_parts(Kind.ANSWER, request_id, answer)
+            return protocol.encode(Kind.ANSWER, request_id, answer)
         except BlockdevError as error:
-            return [protocol.encode_error(request_id, error)]
+            return protocol.encode_error(request_id, error)
         except Exception as error:
             diagnostics.report_bug(error)
             text = f"bug in the engine: {type(error).__name__}: {error}; its log has the trace"
-            return [protocol.encode_error(request_id, BlockdevError(text))]
+            return protocol.encode_error(request_id, BlockdevError(text))
 
 
 def _listen(path: str) -> socket.socket:
@@ -177,6 +177,14 @@ def _remove_stale(path: str) -> None:
     raise Busy(f"another engine answers at {path}: stop it first")
 
 
+def _receive_header(connection: socket.socket) -> tuple[bytearray | None, int | None]:
+    """A header and the descriptor that came with it; no header when the client has left."""
+    try:
+        return receive_with_descriptor(connection, HEADER_BYTES)
+    except OSError:
+        return None, None
+
+
 def _receive(connection: socket.socket, byte_count: int) -> bytearray | None:
     """Exactly so many bytes, or None when the client has left."""
     try:
@@ -185,11 +193,11 @@ def _receive(connection: socket.socket, byte_count: int) -> bytearray | None:
         return None
 
 
-def _try_send(connection: socket.socket, parts: Sequence[Part]) -> bool:
+def _try_send(connection: socket.socket, frame: bytes) -> bool:
     """False when the client has left, or does not take its answer."""
     try:
         connection.settimeout(ANSWER_SECONDS_MAX)
-        send(connection, parts)
+        send(connection, frame)
         connection.settimeout(None)
     except OSError:
         return False

@@ -16,6 +16,7 @@ from blockdev.replicate.control import Begin
 from blockdev.replicate.dispatcher import Errand, Reached
 from blockdev.replicate.driver import Sending
 from blockdev.replicate.flow import Count, Flow, Moving
+from blockdev.replicate.frames import Message
 from blockdev.replicate.halt import Halt, Halted
 from blockdev.replicate.inbound import failure_fields
 from blockdev.replicate.lanes import Pending, Retry
@@ -59,7 +60,7 @@ class Announcing:
     def next(self) -> bytes | None:
         return self._sender.next()
 
-    def handle(self, message: bytes) -> None:
+    def handle(self, message: Message) -> None:
         if not self._is_reached:
             self._is_reached = True
             self._reached()

@@ -37,7 +37,6 @@ class Cut(Unavailable):
 class SshChannel(Protocol):
     """What is used of asyncssh's channels."""
 
-    def write(self, data: bytes) -> None: ...
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
     def close(self) -> None: ...
@@ -60,7 +59,7 @@ class Channel:
         self._writer: asyncio.Task[None] | None = None
         self._is_paused = False
         self._changed = threading.Condition()
-        self._incoming: deque[bytes] = deque()
+        self._incoming: deque[bytearray] = deque()
         self._incoming_bytes = 0
         self._outgoing_bytes = 0
         self._heard_at = monotonic_seconds()
@@ -78,12 +77,12 @@ class Channel:
             self._outgoing_bytes += len(frame)
         self._call(lambda: self._queue.put_nowait(frame))
 
-    def received(self) -> list[bytes]:
+    def received(self) -> list[bytearray]:
         """The messages that are here already."""
         with self._changed:
             return [self._next() for _ in range(len(self._incoming))]
 
-    def receive(self, seconds: float | None = None) -> bytes:
+    def receive(self, seconds: float | None = None) -> bytearray:
         """The next message.  Cut, also when none begins in `seconds`, or one does not go on; ProtocolError; Halted."""
         deadline = None if seconds is None else monotonic_seconds() + seconds
         with self._changed:
@@ -125,7 +124,7 @@ class Channel:
         if self._end is not None and not self._incoming:
             raise self._end
 
-    def _next(self) -> bytes:
+    def _next(self) -> bytearray:
         message = self._incoming.popleft()
         self._incoming_bytes -= len(message)
         if self._is_paused and self._incoming_bytes < INCOMING_BYTES_MAX // 2:
@@ -140,7 +139,8 @@ class Channel:
         self._ssh = ssh
         self._writer = self._loop.create_task(self._write())
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
+        """data: for as long as the call."""
         try:
             messages = self._frames.feed(data)
         except ProtocolError as error:
@@ -204,11 +204,11 @@ class Channel:
         is_small = len(rest) <= SMALL_BYTES
         while len(rest):
             await self._room()
-            piece = rest[: self._gate.piece_bytes]
+            piece = rest[: min(self._gate.piece_bytes, PACKET_BYTES)]
             await self._gate.pass_through(len(piece), is_small)
             if self._ssh is None:
                 return
-            self._ssh.write(piece)  # type: ignore[arg-type]  # any buffer will do: it is copied
+            self._wire.packets.write(self._ssh, piece)
             rest = rest[len(piece) :]
         await asyncio.sleep(0)  # others have their turn
 

@@ -7,21 +7,20 @@ looked at before memory is taken by it, and what is wrong raises ProtocolError, 
 from __future__ import annotations
 
 import struct
-from collections import deque
 
 from blockdev.errors import InvalidArgument
 
 MESSAGE_BYTES_MAX = 2 << 20  # of a kind and its body
 LENGTH = struct.Struct("<I")
 LENGTH_BYTES = LENGTH.size
-SMALL_BYTES = 4096
+Message = bytes | bytearray  # a kind and its body
 
 
 class ProtocolError(InvalidArgument):
     """The other end does not speak this protocol, or not well."""
 
 
-def message_bytes(length: bytes) -> int:
+def message_bytes(length: bytes | bytearray) -> int:
     """How long the message is that a length announces.  ProtocolError: no message is."""
     [count] = LENGTH.unpack(length)
     if not 0 < count <= MESSAGE_BYTES_MAX:
@@ -29,7 +28,7 @@ def message_bytes(length: bytes) -> int:
     return int(count)
 
 
-def frame(kind: int, *parts: bytes) -> bytes:
+def frame(kind: int, *parts: bytes | memoryview) -> bytes:
     """A message, ready to be written."""
     count = 1 + sum(map(len, parts))
     assert count <= MESSAGE_BYTES_MAX, f"a message of {count} bytes"
@@ -37,66 +36,42 @@ def frame(kind: int, *parts: bytes) -> bytes:
 
 
 class Frames:
-    """Cuts what comes over a channel into messages; never keeps more than one that is not whole, and what was fed.
+    """Cuts what comes over a channel into messages; never keeps more than one that is not whole.
 
-    The bytes of a large message are copied once, however many pieces they come in.
+    The bytes of a message are copied once, however many pieces they come in.
     """
 
     def __init__(self) -> None:
-        self._pieces: deque[memoryview] = deque()  # what was fed and is in no message yet
-        self._small: bytearray | None = None  # the last piece, when it still grows
-        self._byte_count = 0  # of all
-        self._message_bytes: int | None = None  # of the message that comes; None: its length does
+        self._length = bytearray()  # as much of it as came
+        self._message: bytearray | None = None  # that comes; None: its length does
+        self._count = 0  # bytes of it that came
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes | memoryview) -> list[bytearray]:
         """The messages that are whole by now, each its kind and body.  ProtocolError: what follows is none."""
-        self._keep(data)
-        found: list[bytes] = []
-        while True:
-            if self._message_bytes is None:
-                if self._byte_count < LENGTH_BYTES:
-                    return found
-                self._message_bytes = message_bytes(self._take(LENGTH_BYTES))
-            if self._byte_count < self._message_bytes:
-                return found
-            found.append(self._take(self._message_bytes))
-            self._message_bytes = None
-
-    def _keep(self, data: bytes) -> None:
-        """Small pieces are put together at once: a list of them would be larger than what they hold."""
-        self._byte_count += len(data)
-        if len(data) >= SMALL_BYTES or not self._pieces:
-            self._seal()
-            if data:
-                self._pieces.append(memoryview(data))
-        elif self._small is None:
-            self._small = bytearray(data)
-        else:
-            self._small += data
-
-    def _seal(self) -> None:
-        if self._small is not None:
-            self._pieces.append(memoryview(bytes(self._small)))
-            self._small = None
-
-    def _take(self, count: int) -> bytes:
-        """So many of the oldest bytes, which are there."""
-        self._seal()
-        self._byte_count -= count
-        taken: list[memoryview] = []
-        while count:
-            piece = self._pieces.popleft()
-            if len(piece) > count:
-                self._pieces.appendleft(piece[count:])
-                piece = piece[:count]
-            taken.append(piece)
-            count -= len(piece)
-        return b"".join(taken)
+        found: list[bytearray] = []
+        rest = memoryview(data)
+        while len(rest):
+            if self._message is None:
+                missing = LENGTH_BYTES - len(self._length)
+                self._length += rest[:missing]
+                rest = rest[missing:]
+                if len(self._length) == LENGTH_BYTES:
+                    self._message = bytearray(message_bytes(self._length))
+                    self._length.clear()
+                continue
+            taken = rest[: len(self._message) - self._count]
+            self._message[self._count : self._count + len(taken)] = taken
+            self._count += len(taken)
+            rest = rest[len(taken) :]
+            if self._count == len(self._message):
+                found.append(self._message)
+                self._message, self._count = None, 0
+        return found
 
     @property
     def is_between(self) -> bool:
         """Whether nothing of a next message has come yet."""
-        return not self._byte_count and self._message_bytes is None
+        return self._message is None and not self._length
 
 
 class Cursor:

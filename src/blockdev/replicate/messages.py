@@ -19,7 +19,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from blockdev.constants import BLOCK_BYTES, VDISK_BYTES_MAX
-from blockdev.replicate.frames import Cursor, ProtocolError, frame
+from blockdev.replicate.frames import Cursor, Message, ProtocolError, frame
 from blockdev.vmmap.copy_fields import DISKS_MAX
 
 BLOCKS_MAX = VDISK_BYTES_MAX // BLOCK_BYTES  # of a disk
@@ -106,7 +106,7 @@ class Saved(NamedTuple):
     next_blocks: list[int]  # for each disk
 
 
-def kind_of(message: bytes) -> Kind:
+def kind_of(message: Message) -> Kind:
     """ProtocolError: there is no such message."""
     try:
         return Kind(message[0])
@@ -114,7 +114,7 @@ def kind_of(message: bytes) -> Kind:
         raise ProtocolError(f"there is no message of kind {message[:1].hex() or 'nothing'}") from None
 
 
-def body_of(message: bytes) -> memoryview:
+def body_of(message: Message) -> memoryview:
     return memoryview(message)[1:]
 
 
@@ -201,7 +201,7 @@ def decode_marks(body: memoryview) -> Marks:
     return Marks(batch, bits[:count])
 
 
-def encode_data(batch: int, first: int, count: int, codec: int, stored: bytes) -> bytes:
+def encode_data(batch: int, first: int, count: int, codec: int, stored: bytes | memoryview) -> bytes:
     return frame(Kind.DATA, _DATA_HEAD.pack(batch, first, count, codec), stored)
 
 

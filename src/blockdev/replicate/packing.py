@@ -22,15 +22,14 @@ class Packer:
         self._compressor = zstandard.ZstdCompressor(level=level) if level else None
         self._sampler = zstandard.ZstdCompressor(level=SAMPLE_LEVEL)
 
-    def pack(self, data: bytes) -> tuple[int, bytes]:
+    def pack(self, data: memoryview) -> tuple[int, bytes | memoryview]:
         """The codec, and what is to be sent: never more than `data`."""
         if self._compressor is None or not self._is_promising(data):
             return RAW, data
         stored = self._compressor.compress(data)
         return (ZSTD, stored) if len(stored) < len(data) else (RAW, data)
 
-    def _is_promising(self, data: bytes) -> bool:
-        view = memoryview(data)
+    def _is_promising(self, data: memoryview) -> bool:
         places = range(0, len(data), SAMPLED_EVERY_BYTES)
-        sample = b"".join(view[place : place + BLOCK_BYTES] for place in places)
+        sample = b"".join(data[place : place + BLOCK_BYTES] for place in places)
         return len(self._sampler.compress(sample)) <= len(sample) - len(sample) // GAIN

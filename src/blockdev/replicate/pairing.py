@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from blockdev.errors import BlockdevError, InvalidArgument, NotAllowed
 from blockdev.replicate import control, keys, messages
-from blockdev.replicate.frames import ProtocolError
+from blockdev.replicate.frames import Message, ProtocolError
 from blockdev.replicate.messages import Kind
 from blockdev.replicate.negotiation import common_version, own_hello
 
@@ -194,7 +194,7 @@ class Admission:
         self._admit = admit
         self._has_hello = False
 
-    def handle(self, message: bytes) -> list[bytes]:
+    def handle(self, message: Message) -> list[bytes]:
         """The frames that answer a message; never raises what the other end did wrong."""
         try:
             return [self._handle(messages.kind_of(message), messages.body_of(message))]

@@ -19,7 +19,7 @@ from blockdev.constants import BLOCK_BYTES
 from blockdev.errors import BlockdevError, Corrupt
 from blockdev.replicate import control, messages
 from blockdev.replicate.control import Begin, End, State
-from blockdev.replicate.frames import ProtocolError
+from blockdev.replicate.frames import Message, ProtocolError
 from blockdev.replicate.messages import (
     BATCHES_MAX,
     PROOF_BYTES,
@@ -121,7 +121,7 @@ class Receiver:
 
     # what the driver calls
 
-    def handle(self, message: bytes) -> list[bytes]:
+    def handle(self, message: Message) -> list[bytes]:
         """The frames that answer a message."""
         if self.is_closed:
             return []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from blockdev.constants import BLOCK_BYTES
 from blockdev.errors import BlockdevError, Corrupt, NotFound
 from blockdev.replicate import control, messages
 from blockdev.replicate.control import Begin, End, State
-from blockdev.replicate.frames import ProtocolError
+from blockdev.replicate.frames import Message, ProtocolError
 from blockdev.replicate.messages import (
     BATCHES_MAX,
     DATA_BLOCKS_MAX,
@@ -37,6 +37,7 @@ from blockdev.replicate.window import Window
 UNANSWERED_MAX = 4  # offers that were sent and not answered
 BATCH_BYTES = OFFERS_MAX * BLOCK_BYTES
 LEVEL = 3  # of zstd, unless the path says another
+T = TypeVar("T")
 
 
 class BaseLost(NotFound):
@@ -55,7 +56,7 @@ class Source(Protocol):
     def offers(self, disk: int, first_block: int, count: int) -> tuple[bytes, int | None]:
         """As EngineClient.offers.  BaseLost; NotFound: the snapshot itself is gone."""
 
-    def fetch(self, disk: int, blocks: bytes) -> bytes:
+    def fetch(self, disk: int, blocks: bytes, use: Callable[[memoryview], T]) -> T:
         """As EngineClient.fetch."""
 
     def prove(self, disk: int, blocks: bytes) -> bytes:
@@ -164,7 +165,7 @@ class Sender:
             self.progress.network_bytes += len(made)
         return made
 
-    def handle(self, message: bytes) -> None:
+    def handle(self, message: Message) -> None:
         """One message of the receiver.  Raises what the receiver refuses with; ProtocolError: it is out of place."""
         kind, body = messages.kind_of(message), messages.body_of(message)
         if kind is Kind.REFUSE:
@@ -377,13 +378,17 @@ class Sender:
     def _make_data(self, work: _Work) -> bytes:
         batch = work.batch
         blocks = batch.wanted[work.first : work.first + work.length]
-        plain = self._source.fetch(batch.disk, blocks.tobytes())
-        codec, stored = self._packer.pack(plain)
+
+        def make(plain: memoryview) -> tuple[int, bytes]:
+            codec, stored = self._packer.pack(plain)
+            return len(stored), messages.encode_data(batch.number, work.first, work.length, codec, stored)
+
+        stored_bytes, made = self._source.fetch(batch.disk, blocks.tobytes(), make)
         self._queued_blocks -= work.length
-        self._window.sent(len(stored))
-        self.progress.data_bytes += len(stored)
-        self.progress.sent_bytes += len(plain)
-        return messages.encode_data(batch.number, work.first, work.length, codec, stored)
+        self._window.sent(stored_bytes)
+        self.progress.data_bytes += stored_bytes
+        self.progress.sent_bytes += work.length * BLOCK_BYTES
+        return made
 
     def _next_end(self) -> bytes:
         disks = self._begin.snapshot.disks
@@ -413,7 +418,7 @@ class Requester:
     def next(self) -> bytes | None:
         return self._frames.popleft() if self._frames else None
 
-    def handle(self, message: bytes) -> None:
+    def handle(self, message: Message) -> None:
         """As Sender.handle."""
         kind, body = messages.kind_of(message), messages.body_of(message)
         if kind is Kind.REFUSE:

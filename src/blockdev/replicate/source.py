@@ -6,7 +6,8 @@ the sender begins again with an older one.  Threads: one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 from blockdev.engine.client import EngineClient
 from blockdev.errors import Gone, NotFound
@@ -15,6 +16,8 @@ from blockdev.replicate.sender import BaseLost
 from blockdev.vmmap.catalog_replication import Purpose
 from blockdev.vmmap.sending import SentSnapshot
 from blockdev.vmmap.service import VMs
+
+T = TypeVar("T")
 
 
 class SnapshotSource:
@@ -61,8 +64,8 @@ class SnapshotSource:
         except (NotFound, Gone) as error:
             raise self._lost(disk, error) from error
 
-    def fetch(self, disk: int, blocks: bytes) -> bytes:
-        return self._engine.fetch(self._sent.object_ids[disk], blocks)
+    def fetch(self, disk: int, blocks: bytes, use: Callable[[memoryview], T]) -> T:
+        return self._engine.fetch(self._sent.object_ids[disk], blocks, use)
 
     def prove(self, disk: int, blocks: bytes) -> bytes:
         return self._engine.prove(self._sent.object_ids[disk], blocks)

@@ -19,6 +19,7 @@ from blockdev.replicate.control import Begin, DiskState, State
 from blockdev.replicate.holding import Hold, Holds
 from blockdev.replicate.messages import Runs
 from blockdev.replicate.space import PeerSpace
+from blockdev.vmmap.catalog_replication import PeerRow
 from blockdev.vmmap.copies import SnapshotCopy
 from blockdev.vmmap.model import Snapshot
 from blockdev.vmmap.receipts import Receipt
@@ -39,6 +40,7 @@ class PeerStore:
         self._vms = vms
         self._engine = engine
         self._peer_id = peer_id
+        self._peer: PeerRow  # as it was when what it may do was looked at
         self._space = space
         self._holds = holds
         self._hold: Hold | None = None
@@ -53,7 +55,7 @@ class PeerStore:
 
     def begin(self, begin: Begin) -> State:
         self._check_allowed(begin)
-        self._space.take(self._vms.peer_now(self._peer_id), 0)
+        self._space.take(self._peer, 0)
         copy = begin.snapshot
         if begin.purpose == "copy":
             copy = copy._replace(vm_name=begin.vm_name or copy.vm_name)
@@ -89,7 +91,7 @@ class PeerStore:
             self._holds.release(self.receipt.id, self._hold)
 
     def _check_allowed(self, begin: Begin) -> None:
-        peer = self._vms.peer_now(self._peer_id)
+        peer = self._peer = self._vms.peer_now(self._peer_id)
         names = {begin.snapshot.vm_name, begin.vm_name or begin.snapshot.vm_name}
         if begin.purpose == "protect":
             names.update(self._vms.names_of_nobody(begin.snapshot.vm_uuid))
@@ -108,7 +110,7 @@ class PeerStore:
             return self._engine.take(self._object(disk), offers, proofs)
 
     def put(self, disk: int, offers: bytes, data: bytes | memoryview) -> None:
-        self._space.take(self._vms.peer_now(self._peer_id), len(data))
+        self._space.take(self._peer, len(data))
         with self._held:
             self._engine.put(self._object(disk), offers, data)
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from blockdev.replicate.packets import Packets
+
 HIGH_WATER_BYTES = 1 << 20  # in the process, on the way to the socket
 UNSENT_BYTES_MAX = 32 << 20  # likewise, of all channels: more only comes of answers of SSH's own to a peer that never reads
 
@@ -24,13 +26,14 @@ class Traffic:
     received_bytes: int = 0
 
 
-class Wire(asyncio.Protocol):
+class Wire(asyncio.BufferedProtocol):
     """One connection: the protocol of its socket, and the transport of the SSH connection above."""
 
     def __init__(
         self, above: asyncio.Protocol, traffic: Traffic, ended: Callable[[asyncio.Transport], object] = lambda transport: None
     ) -> None:
         self.above = above
+        self.packets = Packets(above, self._unsent_bytes)
         self._traffic = traffic
         self._ended = ended
         self.socket: asyncio.Transport | None = None
@@ -53,9 +56,12 @@ class Wire(asyncio.Protocol):
         transport.set_write_buffer_limits(HIGH_WATER_BYTES)
         self.above.connection_made(self)  # type: ignore[arg-type]
 
-    def data_received(self, data: bytes) -> None:
-        self._traffic.received_bytes += len(data)
-        self.above.data_received(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.packets.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._traffic.received_bytes += nbytes
+        self.packets.came(nbytes)
 
     def eof_received(self) -> bool | None:
         return self.above.eof_received()
@@ -74,12 +80,15 @@ class Wire(asyncio.Protocol):
 
     # the transport of the SSH connection
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         assert self.socket is not None
         self._traffic.sent_bytes += len(data)
         self.socket.write(data)
-        if self.socket.get_write_buffer_size() > UNSENT_BYTES_MAX:
+        if self._unsent_bytes() > UNSENT_BYTES_MAX:
             self.socket.abort()
+
+    def _unsent_bytes(self) -> int:
+        return 0 if self.socket is None else self.socket.get_write_buffer_size()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """As that of the socket; "wire" is this."""
