@@ -9,9 +9,9 @@ import pytest
 
 from blockdev.api.schemas import EventLevel
 from blockdev.cli import events, snapshot, values
-from blockdev.cli.output import show_period
 from blockdev.errors import InvalidArgument
 from blockdev.vmmap.model import Consistency, IfNotFrozen
+from blockdev.written import show_period
 from tests.cli.served import Home
 
 DAY = 86400

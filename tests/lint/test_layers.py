@@ -11,7 +11,7 @@ from tests.lint.sources import ROOT, imports, module_name, package_sources, show
 # Higher may import lower.  Units of the same level do not know each other.
 LEVELS = [
     {"errors", "constants", "types", "clock", "diagnostics", "priority", "watching", "_sync"},
-    {"_medium", "_nbdkit_guard", "policies"},
+    {"_medium", "_nbdkit_guard", "policies", "written"},
     {"_dedup", "home"},
     {"_cold", "_spare"},
     {"_nodes", "_segments"},

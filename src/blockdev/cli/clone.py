@@ -8,9 +8,10 @@ import click
 
 from blockdev.cli import values
 from blockdev.cli.hypervisor import check_hypervisor, register_options, show_registrations, start_registration
-from blockdev.cli.output import ask, show_count
+from blockdev.cli.output import ask
 from blockdev.cli.session import Session, Verb, force_option, pass_session, read_text, yes_option
 from blockdev.errors import InvalidArgument
+from blockdev.written import show_count
 
 
 @click.command(cls=Verb)

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from blockdev.cli import values
-from blockdev.cli.output import ask, show_size
+from blockdev.cli.output import ask
 from blockdev.cli.session import Noun, Session, detach_option, force_option, pass_session, yes_option
 from blockdev.cli.vm import IMAGE_FORMATS
 from blockdev.errors import InvalidArgument, NotFound
+from blockdev.written import show_size
 
 FORMAT_OF_SUFFIX = {".img": "raw", **{f".{format}": format for format in IMAGE_FORMATS}}
 

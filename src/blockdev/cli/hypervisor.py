@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import click
 
 from blockdev.cli import values
-from blockdev.cli.output import ask, print_columns, show_count
+from blockdev.cli.output import ask, print_columns
 from blockdev.cli.session import Noun, Session, Verb, pass_session, yes_option
 from blockdev.errors import BlockdevError, NotFound, Unavailable
+from blockdev.written import show_count
 
 AT_ONCE_MAX = 64
 Command = TypeVar("Command", bound=Callable[..., Any])

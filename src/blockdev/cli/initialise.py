@@ -10,10 +10,11 @@ import click
 
 from blockdev import Pool
 from blockdev.cli import values
-from blockdev.cli.output import show_size, warn_of_room
+from blockdev.cli.output import warn_of_room
 from blockdev.cli.session import Session, Verb, pass_session
 from blockdev.errors import AlreadyExists, InvalidArgument, medium_failure
 from blockdev.home import Home
+from blockdev.written import show_size
 
 FREE_SHARE = 0.9  # of the file system's free space, when no capacity is given
 

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from blockdev.cli.hypervisor import show_registrations
-from blockdev.cli.output import print_columns, print_fields, show_count, show_size
+from blockdev.cli.output import print_columns, print_fields
 from blockdev.cli.pool import tell_inspected
 from blockdev.cli.progress import FINISHED
 from blockdev.cli.session import Noun, Session, pass_session
 from blockdev.errors import InvalidArgument
+from blockdev.written import show_count, show_size
 
 STATES = ("queued", "running", "done", "failed", "cancelled", "interrupted")
 

@@ -11,43 +11,11 @@ from typing import Any
 import click
 
 from blockdev.errors import BlockdevError, InvalidArgument
-
-PERIODS = (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
-BINARY_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
-
-
-def show_size(size_bytes: int) -> str:
-    """20 GiB, 1.5 GiB, 512 bytes."""
-    value, unit = float(size_bytes), 0
-    while value >= 1024 and unit < len(BINARY_UNITS) - 1:
-        value /= 1024
-        unit += 1
-    return f"{value:.1f}".removesuffix(".0") + f" {BINARY_UNITS[unit]}"
-
-
-def show_duration(seconds: float) -> str:
-    """12 s, 3 min 20 s, 5 h 7 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def show_period(seconds: int) -> str:
-    """3d, 12h, 90s: as a person writes it, and exactly."""
-    unit, size = next((unit, size) for unit, size in PERIODS if seconds % size == 0)
-    return f"{seconds // size}{unit}"
+from blockdev.written import show_size
 
 
 def show_time(seconds: float | None) -> str:
     return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def show_count(count: int, noun: str) -> str:
-    """1 disk, 2 disks."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def warn_of_room(capacity_bytes: int, room_bytes: int) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from blockdev.cli import values
-from blockdev.cli.output import ask, print_columns, print_fields, show_count, show_size
+from blockdev.cli.output import ask, print_columns, print_fields
 from blockdev.cli.peer import NAME, key_of_peer, key_option
 from blockdev.cli.session import Noun, Session, pass_session, yes_option
 from blockdev.errors import InvalidArgument
+from blockdev.written import show_count, show_link_rate, show_size, show_speed
 
 LEVEL_MAX = 19
 level_option = click.option("--level", type=click.IntRange(0, LEVEL_MAX), help="Of zstd (default: 3); 0: nothing is compressed.")
@@ -82,7 +83,7 @@ def list_(session: Session) -> None:
         rows = [
             [
                 *(one["name"], show_place(one), one["peer"] or "-", str(one["protected_count"]), str(one["running_count"])),
-                *(_rate(one["throttle"].get("rate_bytes")), show_speed(one["network_bytes_per_second"]), _connection(one)),
+                *(show_link_rate(one["throttle"].get("rate_bytes")), show_speed(one["network_bytes_per_second"]), _connection(one)),
             ]
             for one in found["paths"]
         ]
@@ -213,18 +214,6 @@ def remove(session: Session, name: str, force: bool, yes: bool) -> None:
     session.say(gone, f"removed path {name} to {show_place(gone)}")
 
 
-def show_speed(bytes_per_second: int) -> str:
-    """38 MB/s: decimal, as limits are."""
-    if not bytes_per_second:
-        return "-"
-    rate = bytes_per_second / values.MB
-    return f"{rate:.0f} MB/s" if rate >= 10 else f"{rate:.2g} MB/s"
-
-
-def _rate(rate_bytes: int | None) -> str:
-    return "none" if rate_bytes is None else f"{rate_bytes / values.MB:g} MB/s"
-
-
 def _connection(found: dict[str, Any]) -> str:
     if found["connected"]:
         return "yes"
@@ -233,6 +222,6 @@ def _connection(found: dict[str, Any]) -> str:
 
 def _throttle_fields(throttle: dict[str, Any]) -> list[tuple[str, str]]:
     windows = throttle.get("windows", [])
-    fields = [("limit", _rate(throttle.get("rate_bytes")) + (" outside of the windows" if windows else ""))]
+    fields = [("limit", show_link_rate(throttle.get("rate_bytes")) + (" outside of the windows" if windows else ""))]
     zone = f" ({throttle['zone']})" if throttle.get("zone") else ""
-    return fields + [("limit", f"{_rate(one['rate_bytes'])} {one['at']}{zone}") for one in windows]
+    return fields + [("limit", f"{show_link_rate(one['rate_bytes'])} {one['at']}{zone}") for one in windows]

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 import click
 
 from blockdev.cli import values
-from blockdev.cli.output import ask, print_columns, print_fields, show_size
+from blockdev.cli.output import ask, print_columns, print_fields
 from blockdev.cli.session import Noun, Session, pass_session, read_text, yes_option
 from blockdev.errors import InvalidArgument, NotFound
 from blockdev.vmmap.names import check_name
+from blockdev.written import show_size
 
 ALL_VMS = ("*",)
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from blockdev.cli import values
-from blockdev.cli.output import print_fields, show_size
+from blockdev.cli.output import print_fields
 from blockdev.cli.session import Session, Verb, pass_session
 from blockdev.errors import Unavailable
 from blockdev.policies import COMPRESSIONS, DEDUPS, LEVELS
+from blockdev.written import show_size
 
 AS_POOL = "pool"
 

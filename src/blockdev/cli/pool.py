@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from blockdev.cli import values
-from blockdev.cli.output import print_fields, show_count, show_size, warn_of_room
+from blockdev.cli.output import print_fields, warn_of_room
 from blockdev.cli.policy import pool_policy
 from blockdev.cli.session import Noun, Session, detach_option, pass_session
 from blockdev.cli.usage import pool_usage
 from blockdev.errors import Corrupt, InvalidArgument, NearlyFull, Poisoned, PoolFull, Unavailable
 from blockdev.findings import InspectionKind
+from blockdev.written import show_count, show_size
 
 STATUS_FINDINGS_MAX = 20
 

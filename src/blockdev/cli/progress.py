@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import click
 
 from blockdev.cli.client import Client
-from blockdev.cli.output import show_duration, show_size
 from blockdev.clock import monotonic_seconds
 from blockdev.errors import from_code
+from blockdev.written import show_duration, show_size
 
 POLL_SECONDS = 10  # the server answers earlier when something changed
 LINE_SECONDS = 5

@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from blockdev.cli import values
-from blockdev.cli.output import print_columns, print_fields, show_duration, show_period, show_size
-from blockdev.cli.path import show_speed
+from blockdev.cli.output import print_columns, print_fields
 from blockdev.cli.peer import NAME
 from blockdev.cli.progress import display
 from blockdev.cli.session import Session, Verb, pass_session
 from blockdev.errors import Behind, BlockdevError, from_code
+from blockdev.written import show_duration, show_period, show_size, show_speed
 
 WATCH_SECONDS = 2.0
 WAIT_SECONDS = 0.5

@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 import click
 
 from blockdev.cli import values
-from blockdev.cli.output import print_columns, show_count, show_period
+from blockdev.cli.output import print_columns
 from blockdev.cli.session import Noun, Session, pass_session
 from blockdev.cli.snapshot import consistency_option, if_not_frozen_option, show_terms
 from blockdev.cli.vm import show_disks
 from blockdev.errors import InvalidArgument
 from blockdev.vmmap.names import check_name
+from blockdev.written import show_count, show_period
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 OPTIONS = "--at, --keep, --zone, --consistency, --if-not-frozen, --replicate or --keep-remote"

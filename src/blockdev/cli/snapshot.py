@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from blockdev.cli import values
-from blockdev.cli.output import ask, print_columns, print_fields, show_period, show_size
+from blockdev.cli.output import ask, print_columns, print_fields
 from blockdev.cli.session import Noun, Session, force_option, pass_session, yes_option
 from blockdev.cli.vm import show_clients, show_disks
 from blockdev.clock import now_seconds
 from blockdev.errors import InvalidArgument, Locked
 from blockdev.vmmap.clock import to_text
+from blockdev.written import show_period, show_size
 
 # not from vmmap.model: that takes 70 ms to load
 CONSISTENCIES = ("crash", "vm")

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from blockdev.cli import values
-from blockdev.cli.output import ask, print_columns, print_fields, show_size
+from blockdev.cli.output import ask, print_columns, print_fields
 from blockdev.cli.session import Session, Verb, detach_option, pass_session, yes_option
 from blockdev.errors import InvalidArgument
+from blockdev.written import show_size
 
 LEVEL_DEFAULT, LEVEL_MAX = 3, 19
 

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import click
 
 from blockdev.cli import values
-from blockdev.cli.output import print_columns, print_fields, show_count, show_size
+from blockdev.cli.output import print_columns, print_fields
 from blockdev.cli.session import Noun, Session, pass_session, read_text
 from blockdev.errors import InvalidArgument
+from blockdev.written import show_count, show_size
 
 PORT = 3260
 DEPTH_MAX = 1024

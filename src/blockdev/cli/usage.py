@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from blockdev.cli import values
-from blockdev.cli.output import print_columns, print_fields, show_size
+from blockdev.cli.output import print_columns, print_fields
 from blockdev.cli.session import Session, Verb, pass_session
+from blockdev.written import show_size
 
 VM_COLUMNS = ("size_bytes", "data_bytes", "shared_bytes", "unique_stored_bytes", "snapshots_stored_bytes")
 

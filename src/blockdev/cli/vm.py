@@ -9,7 +9,7 @@ import click
 
 from blockdev.cli import values
 from blockdev.cli.hypervisor import register, show_domain, unregister
-from blockdev.cli.output import ask, print_columns, print_fields, show_count, show_size
+from blockdev.cli.output import ask, print_columns, print_fields
 from blockdev.cli.policy import compression_option, dedup_option, vm_policy
 from blockdev.cli.session import (
     Noun,
@@ -22,6 +22,7 @@ from blockdev.cli.session import (
 )
 from blockdev.cli.usage import vm_usage
 from blockdev.errors import InvalidArgument
+from blockdev.written import show_count, show_size
 
 IMAGE_FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
 
