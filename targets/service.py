@@ -24,6 +24,7 @@ from blockdev.targets.devices import Devices, Wanted
 
 from blockdev.clock import monotonic_seconds
 from blockdev.engine.client import EngineClient
+from blockdev.engine.clients import is_device_client
 from blockdev.errors import (
     AlreadyExists,
     BlockdevError,
@@ -48,7 +49,6 @@ LOOK_SECONDS = 10.0
 STOP_SECONDS_MAX = 5.0
 LEAVE_SECONDS_MAX = 10.0  # for the engine to notice that a device has left
 LEAVE_LOOK_SECONDS = 0.01
-DEVICE_CLIENT = "block device"  # in the name of the engine's client that is one of ours
 KERNEL_TARGETS = Path("/sys/kernel/config/target/iscsi")
 
 
@@ -98,6 +98,8 @@ class Targets(Offers):
         self._missing: str | None = None  # what this machine lacks
         self._troubles: dict[int, list[str]] = {}  # by the target's id
         self._lun_troubles: dict[str, str] = {}  # by serial
+        self._wanted: dict[str, Wanted] | None = None  # what was asked of the devices last, and answered
+        self._paths: dict[str, Path] = {}
         self._held: Counter[int] = Counter()  # ids of objects that nobody is to have but NBD clients
         self._closed: Counter[int] = Counter()  # ids of targets that nobody is to be logged in to
         self._due = threading.Event()
@@ -121,17 +123,21 @@ class Targets(Offers):
             self._kernel.devices.stop()
 
     def _run(self) -> None:
+        look_at = 0.0
         while not self._stopping.is_set():
             self._due.clear()
+            looks = monotonic_seconds() >= look_at
+            if looks:
+                look_at = monotonic_seconds() + LOOK_SECONDS
             try:
                 with self._lock:
-                    self._bring()
+                    self._bring(looks)
             except BlockdevError as error:
                 logger.info("targets are looked after later: %s", error.message)
             except Exception:  # a bug must not end the looking
                 if not self._stopping.is_set():
                     logger.exception("targets could not be looked after; it is tried again")
-            self._due.wait(LOOK_SECONDS)
+            self._due.wait(max(0.0, look_at - monotonic_seconds()))
 
     # what people ask for
 
@@ -184,14 +190,14 @@ class Targets(Offers):
     def all(self) -> list[model.Target]:
         """All, by VM."""
         with self._lock:
-            picture, sessions = self._picture(), self._sessions()
+            picture, sessions = self._picture(), self._sessions(None)
             return sorted((self._view(row, picture, sessions) for row in picture.targets), key=lambda one: one.vm)
 
     def show(self, vm: str) -> model.Target:
         """NotFound."""
         with self._lock:
             row = self._row(self._vm(vm))
-            return self._view(row, self._picture(), self._sessions())
+            return self._view(row, self._picture(), self._sessions([row.iqn]))
 
     def _vm(self, name: str) -> VMRow:
         row = self._catalog.vm(name) if is_name(name) else None
@@ -330,8 +336,8 @@ class Targets(Offers):
             logger.warning("targets are brought up later: %s", error.message)
         self._due.set()
 
-    def _bring(self) -> None:
-        """Bring the kernel to what is wanted."""
+    def _bring(self, looks: bool = False) -> None:
+        """Bring the kernel to what is wanted.  looks: also where nothing else is wanted than before."""
         with suppress(PoolFull):  # they are numbered when there is room again
             if self._catalog.lunless_disks():
                 with self._catalog.transaction(grows=True):
@@ -345,8 +351,7 @@ class Targets(Offers):
             self._note_troubles(picture)
             return
         wanted = {_key(lun): _wanted(lun) for luns in picture.luns.values() for lun in luns if self._is_free(lun)}
-        paths = kernel.devices.bring(list(wanted.values()))
-        troubles = kernel.devices.troubles()
+        paths, troubles = self._bring_devices(kernel, wanted, looks)
         self._troubles, specs = {}, []
         self._lun_troubles = {
             lun.serial: troubles.get(_key(lun), "its device is not there yet")
@@ -358,13 +363,22 @@ class Targets(Offers):
             spec = self._spec(row, picture, paths)
             if spec is not None:
                 specs.append(spec)
-        done = kernel.lio.bring(specs)
+        done = kernel.lio.bring(specs, looks)
         for change in done.changes:
             logger.info("%s", change)
         for row in picture.targets:
             self._troubles.setdefault(row.id, []).extend(done.troubles.get(row.iqn, []))
-        kernel.devices.release([key for key in kernel.devices.present() if key not in wanted])
+        if self._wanted != wanted or looks:
+            kernel.devices.release([key for key in kernel.devices.present() if key not in wanted])
+            self._wanted = wanted
         self._note_troubles(picture)
+
+    def _bring_devices(self, kernel: _Kernel, wanted: dict[str, Wanted], looks: bool) -> tuple[dict[str, Path], dict[str, str]]:
+        """(device of each key, why others have none)"""
+        if looks or self._wanted != wanted or len(self._paths) < len(wanted):
+            self._wanted = None  # until all is done
+            self._paths = kernel.devices.bring(list(wanted.values()))
+        return self._paths, kernel.devices.troubles()
 
     def _is_free(self, lun: LunRow) -> bool:
         return lun.object_id is not None and lun.object_id not in self._held
@@ -390,9 +404,9 @@ class Targets(Offers):
         )
         return spec
 
-    def _sessions(self) -> dict[str, list[str]]:
+    def _sessions(self, iqns: Sequence[str] | None) -> dict[str, list[str]]:
         kernel = self._kernel
-        return {} if kernel is None or self._missing is not None else kernel.lio.sessions()
+        return {} if kernel is None or self._missing is not None else kernel.lio.sessions(iqns)
 
     # what is told
 
@@ -453,7 +467,7 @@ class Targets(Offers):
     def has_only_devices(self, object_ids: Collection[int]) -> bool:
         with suppress(BlockdevError):
             clients = [client for id, _name, client in self._engine.attachments() if id in object_ids]
-            return bool(clients) and all(DEVICE_CLIENT in client for client in clients)
+            return bool(clients) and all(map(is_device_client, clients))
         return False
 
     @contextmanager
@@ -486,7 +500,7 @@ class Targets(Offers):
         """Busy; else who is cut off, each as `VM by INITIATOR`."""
         kernel = self._kernel
         assert kernel is not None
-        sessions = kernel.lio.sessions()
+        sessions = kernel.lio.sessions([row.iqn for row in rows])
         cut_off = []
         for row in rows:
             vm, initiators = picture.vms[row.vm_id], sessions.get(row.iqn, [])
@@ -506,7 +520,7 @@ class Targets(Offers):
     def has_devices(self, object_ids: Collection[int]) -> bool:
         """Whether a device of ours is attached to one of these objects."""
         with suppress(BlockdevError):
-            return any(id in object_ids and DEVICE_CLIENT in client for id, _name, client in self._engine.attachments())
+            return any(id in object_ids and is_device_client(client) for id, _name, client in self._engine.attachments())
         return False
 
 
