@@ -97,7 +97,7 @@ class Home:
         for pid in map(int, listed):
             with suppress(OSError):
                 line = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if b"blockdev.api.daemon" in line:
+                if b"blockdev.web.daemon" in line:
                     found["control"] = pid
                 elif b"nbdkit" in line:
                     found["engine"] = pid

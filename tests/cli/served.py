@@ -146,7 +146,7 @@ class Home:
         assert self.serving is not None
         children = Path(f"/proc/{self.serving.pid}/task/{self.serving.pid}/children").read_text().split()
         for pid in map(int, children):
-            if b"blockdev.api.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"blockdev.web.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return pid
         return 0
 

@@ -48,6 +48,7 @@ ROOMS = {
     "pycdlib": re.compile(r"blockdev\.cloudinit\.\w+$"),
     "yaml": re.compile(r"blockdev\.cloudinit\.\w+$"),
     "cryptography": re.compile(r"blockdev\.(api\.certificate|replicate\.packets)$"),
+    "jinja2": re.compile(r"blockdev\.web\.rendering$"),
     "nbd": re.compile(r"blockdev\.transfer\.\w+$"),
 }
 ONE_FILE = ("rtslib", "rtslib_fb", "libvirt", "libvirt_qemu", "pycdlib", "yaml", "nbd")

@@ -25,7 +25,7 @@ LEAST: dict[Role, frozenset[str]] = {
             *("list_snapshots", "show_snapshot", "diff_snapshot"),
             *("show_default_schedules", "show_vm_schedules", "preview_schedules", "show_schedule_settings"),
             *("show_status", "list_attachments", "show_usage"),
-            *("list_jobs", "show_job", "list_events"),
+            *("list_jobs", "show_job", "list_events", "show_caller"),
             *("list_targets", "show_target"),
             *("list_hypervisors", "show_hypervisor", "show_domain"),
             *("show_identity", "list_peers", "show_peer", "list_paths", "show_path"),
@@ -49,7 +49,7 @@ LEAST: dict[Role, frozenset[str]] = {
             "set_config",  # a registration makes a domain of it, which may name programs and files of the hypervisor
             *("delete_vm", "resize_disk", "remove_disk", "change_pool"),
             *("replace_default_schedules", "put_default_schedule", "remove_default_schedule", "change_schedule_settings"),
-            *("list_tokens", "add_token", "remove_token"),
+            *("list_tokens", "add_token", "remove_token", "add_code"),
             *("add_target", "change_target", "remove_target"),
             *("add_hypervisor", "remove_hypervisor", "register_vms", "unregister_vm"),
             *("add_peer", "change_peer", "remove_peer", "invite_peer", "add_path", "change_path", "remove_path"),

@@ -43,6 +43,10 @@ class Address:
     def is_loopback(self) -> bool:
         return ipaddress.ip_address(self.host).is_loopback
 
+    def is_unspecified(self) -> bool:
+        """Whether it stands for all addresses of the machine."""
+        return ipaddress.ip_address(self.host).is_unspecified
+
     def listen(self) -> socket.socket:
         """A listening socket there.  Raises Busy."""
         # the protocol by name: asyncio sets TCP_NODELAY for no other, and an answer's body then waits 40 ms for its head

@@ -54,6 +54,7 @@ def create_app(services: Services) -> FastAPI:
     whole = APIRouter(prefix=PREFIX, responses=failures.RESPONSES, dependencies=[Depends(authorise)])
     for part in (vms, disks, snapshots, streams, schedules, replication, protections, pool, hypervisors, targets, jobs, events, tokens):
         whole.include_router(part.router)
+    whole.include_router(tokens.who)
     app.include_router(whole)
     app.add_middleware(Recording)
     app.add_middleware(Guard)  # comes first

@@ -88,6 +88,18 @@ def is_for(directory: Path, host: str) -> bool:
     return address.is_unspecified or address in found.get_values_for_type(x509.IPAddress)
 
 
+def names(directory: Path, host: str) -> bool:
+    """Whether the certificate there is for the name `host`, by itself or by a wildcard in its first part."""
+    certificate = x509.load_pem_x509_certificate((directory / CERTIFICATE).read_bytes())
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return False
+    known = {name.lower() for name in found.get_values_for_type(x509.DNSName)}
+    above = host.partition(".")[2]
+    return host in known or (bool(above) and f"*.{above}" in known)
+
+
 def context(directory: Path) -> ssl.SSLContext:
     """What serves by the certificate and key there.  Raises InvalidArgument: they are missing, not private, or no pair."""
     for file in (CERTIFICATE, KEY):

@@ -16,9 +16,13 @@ import resource
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from blockdev.api.addresses import Address
 from blockdev.api.allocator import keep_freed_memory
@@ -57,8 +61,11 @@ COUNT_SECONDS = 1.0  # between looks for snapshots to count
 COUNT_END_SECONDS_MAX = 2.0
 
 
-def main() -> None:
-    """The console script."""
+Front = Callable[[FastAPI, Path | None], ASGIApp]  # of the API's application and the directory of the certificate
+
+
+def main(front: Front | None = None) -> None:
+    """front: makes what is served over TCP of the API's application, which is served itself without it."""
     arguments = _parse(sys.argv[1:])
     logging.basicConfig(level=logging.INFO, format="blockdevd: %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of what strangers send, who could fill the log by that
@@ -70,7 +77,7 @@ def main() -> None:
         home = Home.at(arguments.home)
         home.require_initialised()
         listening = Listening(_tcp(home, arguments), _address(arguments.nbd), _address(arguments.replicate))
-        serve(home, listening, arguments.ready_fd)
+        serve(home, listening, arguments.ready_fd, front)
     except BlockdevError as error:
         report_error(arguments.ready_fd, error)
         print(f"error: {error.message}", file=sys.stderr)
@@ -105,7 +112,7 @@ def _tcp(home: Home, given: argparse.Namespace) -> Tcp | None:
     return prepare_tcp(home, Address.parse(given.api), given.api_tls, given.api_plain) if given.api else None
 
 
-def serve(home: Home, listening: Listening, ready_fd: int | None = None) -> None:
+def serve(home: Home, listening: Listening, ready_fd: int | None = None, front: Front | None = None) -> None:
     """Serve until SIGTERM or SIGINT.  Raises Busy, InvalidArgument, UnknownFormat."""
     home.make_directories()
     with open(home.control_lock, "a") as lock:
@@ -138,10 +145,11 @@ def serve(home: Home, listening: Listening, ready_fd: int | None = None) -> None
             services.replication.start()
             services.targets.start()
             # jobs are cancelled at the signal, so that whoever waits for one hears of it
-            servers = Servers(create_app(services), serving, services.jobs.cancel_all)
-            servers.add(local)
-            if over_tcp is not None:
-                servers.add(*over_tcp)
+            app = create_app(services)
+            servers = Servers(serving, services.jobs.cancel_all)
+            servers.add(app, local)
+            if tcp is not None and over_tcp is not None:
+                servers.add(app if front is None else front(app, tcp.tls), *over_tcp)
             _let_the_collector_skip_what_stays()
             servers.run()
         finally:
@@ -197,6 +205,7 @@ def _wire(home: Home, catalog: Catalog, listening: Listening) -> Services:
         registrations=Registrations(hypervisors),
         replication=Replication(home, vms, catalog, blocks, now_seconds, events, recorder, listen),
         targets=Targets(home, vms, catalog, engine, now_seconds),
+        tcp=listening.tcp,
     )
 
 

@@ -21,7 +21,7 @@ def start_control(
 ) -> subprocess.Popen[bytes]:
     """A control plane that answers.  Raises what it says keeps it from serving, or ToolFailed."""
     reader, writer = os.pipe()
-    arguments = [*TIED_TO_PARENT, sys.executable, "-m", "blockdev.api.daemon", "--home", str(home.path)]
+    arguments = [*TIED_TO_PARENT, sys.executable, "-m", "blockdev.web.daemon", "--home", str(home.path)]
     arguments += ["--ready-fd", str(writer), *(tcp.arguments() if tcp else [])]
     arguments += ["--nbd", nbd] if nbd else []
     arguments += ["--replicate", replicate] if replicate else []

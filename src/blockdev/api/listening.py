@@ -31,6 +31,13 @@ class Tcp:
     def url(self) -> str:
         return f"{'http' if self.tls is None else 'https'}://{self.address}"
 
+    @property
+    def browser_url(self) -> str:
+        """What people can open: the machine's name, where all its addresses are served."""
+        if not self.address.is_unspecified():
+            return self.url
+        return f"{'http' if self.tls is None else 'https'}://{socket.gethostname()}:{self.address.port}"
+
     def arguments(self) -> list[str]:
         """Those of a blockdevd that serves it."""
         return ["--api", str(self.address), *(["--api-plain"] if self.tls is None else ["--api-tls", str(self.tls)])]

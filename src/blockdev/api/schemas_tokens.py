@@ -32,3 +32,19 @@ class MadeToken(TokenView):
 class TokenList(BaseModel):
     tokens: list[TokenView]
     next: str | None = Field(description="`after` of the next page; null: this is the last one")
+
+
+class CallerView(BaseModel):
+    """Whoever asks."""
+
+    name: str = Field(description="owner, over the Unix socket, or the token's name")
+    role: Role
+
+
+class ConsoleCode(BaseModel):
+    """What signs in to the console, once."""
+
+    name: str = Field(description="of the token that it is until then")
+    url: str = Field(description="of the console")
+    code: str = Field(description="told this once")
+    expires: str

@@ -1,4 +1,4 @@
-"""The HTTP servers of one control plane, over one application and in one event loop: the Unix socket's and TCP's.
+"""The HTTP servers of one control plane, in one event loop: the Unix socket's and TCP's.
 
 Two, because TLS is a matter of a whole uvicorn server.  SIGTERM and SIGINT end both: no new requests, those under way have
 DRAIN_SECONDS; a second SIGINT does not wait for them.  The handlers stay when `run` returns.
@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 DRAIN_SECONDS = 5
@@ -27,18 +27,17 @@ IDLE_SECONDS = 5  # for the handshake, and before the first request; uvicorn has
 class Servers:
     """Call `add` for each socket, then `run`."""
 
-    def __init__(self, app: FastAPI, serving: Callable[[], None], stopping: Callable[[], None]) -> None:
+    def __init__(self, serving: Callable[[], None], stopping: Callable[[], None]) -> None:
         """serving: called when all of them do; stopping: when they are told to stop, perhaps more than once."""
-        self._app = app
         self._serving = serving
         self._stopping = stopping
         self._servers: list[tuple[_Server, socket.socket]] = []
         self._started_count = 0
 
-    def add(self, listener: socket.socket, context: ssl.SSLContext | None = None) -> None:
-        """Serve who comes to `listener`, with TLS if there is a context."""
+    def add(self, app: ASGIApp, listener: socket.socket, context: ssl.SSLContext | None = None) -> None:
+        """Serve `app` to who comes to `listener`, with TLS if there is a context."""
         config = uvicorn.Config(
-            self._app,
+            app,
             log_config=None,
             access_log=False,
             ws="none",

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from blockdev.api.history import History
 from blockdev.api.jobs import Jobs
+from blockdev.api.listening import Tcp
 from blockdev.api.tokens import Tokens
 from blockdev.api.unfinished import Unfinished
 from blockdev.engine.client import EngineClient
@@ -44,6 +45,7 @@ class Services:
     registrations: Registrations
     replication: Replication
     targets: Targets
+    tcp: Tcp | None  # what is served there
 
     def uri(self, export: str) -> str:
         """Where qemu-img finds an export."""

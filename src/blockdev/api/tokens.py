@@ -24,6 +24,9 @@ from blockdev.vmmap.names import check_name
 
 PREFIX = "bdv_"  # so that a token is recognised where it must not be, such as in a repository
 RANDOM_BYTES = 32
+CODE_PREFIX = "console-code-"  # names of those that sign in to the console once (web/signing.py)
+CODE_SECONDS = 600  # and are valid so long,
+SESSION_PREFIX = "console-session-"  # and of what they are changed for
 
 
 class Tokens:

@@ -10,6 +10,7 @@ import click
 from blockdev.cli import (
     attach,
     clone,
+    console,
     disk,
     events,
     hypervisor,
@@ -53,6 +54,7 @@ for _command in (
     job.job,
     events.events,
     token.token,
+    console.console,
     hypervisor.hypervisor,
     target.target,
 ):

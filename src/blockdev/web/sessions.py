@@ -1,0 +1,80 @@
+"""Who is signed in: what a browser's cookie stands for.
+
+Sessions are in memory alone: they end with the process, at sign-out, SECONDS_MAX after sign-in, or when nothing was asked
+for IDLE_SECONDS.  A session has the token that its person gave, for it is what the REST API is asked with; no page has it.
+The cookie's value is never kept: sessions are found by its digest.
+
+Threads: the event loop's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+
+from blockdev.api.access import Caller, Role
+from blockdev.clock import monotonic_seconds
+
+SECONDS_MAX = 12 * 3600
+IDLE_SECONDS = 2 * 3600
+SESSIONS_MAX = 1000  # the oldest one goes
+
+
+@dataclass
+class Session:
+    """One signed-in browser."""
+
+    name: str  # of the token
+    role: Role
+    token: str = field(repr=False)
+    is_ours: bool  # the token was made for this session alone, and goes with it
+    csrf: str = field(repr=False)
+    began: float
+    used: float
+    notices: list[str] = field(default_factory=list)  # what the next page says first
+
+    def may(self, role: Role) -> bool:
+        return Caller(self.name, self.role).may(role)
+
+
+class Sessions:
+    """Those of one process."""
+
+    def __init__(self) -> None:
+        self._by_digest: dict[bytes, Session] = {}
+
+    def begin(self, name: str, role: Role, token: str, is_ours: bool) -> str:
+        """A new session; the cookie's value.  It is always a new one: nobody can know it from before."""
+        now = monotonic_seconds()
+        for digest in [digest for digest, one in self._by_digest.items() if _is_over(one, now)]:
+            del self._by_digest[digest]
+        while len(self._by_digest) >= SESSIONS_MAX:
+            del self._by_digest[next(iter(self._by_digest))]
+        value = secrets.token_urlsafe(32)
+        self._by_digest[_digest(value)] = Session(name, role, token, is_ours, secrets.token_urlsafe(32), now, now)
+        return value
+
+    def find(self, value: str) -> Session | None:
+        """The session of a cookie, unless it is over."""
+        found = self._by_digest.get(_digest(value))
+        if found is None:
+            return None
+        now = monotonic_seconds()
+        if _is_over(found, now):
+            self.end(value)
+            return None
+        found.used = now
+        return found
+
+    def end(self, value: str) -> Session | None:
+        """The session that was ended, if there was one."""
+        return self._by_digest.pop(_digest(value), None)
+
+
+def _is_over(session: Session, now: float) -> bool:
+    return now - session.began > SECONDS_MAX or now - session.used > IDLE_SECONDS
+
+
+def _digest(value: str) -> bytes:
+    return hashlib.sha256(value.encode(errors="surrogateescape")).digest()

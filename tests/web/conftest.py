@@ -1,0 +1,58 @@
+"""A served home with the console, and browsers without a screen and without scripts: httpx clients that keep cookies."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import httpx
+import pytest
+
+from tests.cli.served import Home, served_home
+from tests.cli.test_supervision import free_address
+from tests.web.browser import Browser
+
+
+@pytest.fixture(scope="session")
+def console_address() -> str:
+    return free_address()
+
+
+@pytest.fixture(scope="session")
+def home(console_address: str) -> Iterator[Home]:
+    with served_home("--api", console_address, "--replicate", free_address()) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def rest(home: Home) -> Iterator[httpx.Client]:
+    """The owner's client."""
+    with home.rest() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def tokens(home: Home) -> dict[str, str]:
+    """A token of each role."""
+    return {role: home("token", "add", f"web-{role}", "--role", role).strip() for role in ("viewer", "operator", "admin")}
+
+
+@pytest.fixture
+def browser(home: Home, console_address: str) -> Iterator[Callable[[], Browser]]:
+    """browser(): one that nobody has signed in with."""
+    trust = ssl.create_default_context(cafile=str(home.path / "keys/api/cert.pem"))
+    with ExitStack() as opened:
+        yield lambda: opened.enter_context(Browser(f"https://{console_address}", trust))
+
+
+@pytest.fixture
+def signed_in(browser: Callable[[], Browser], tokens: dict[str, str]) -> Callable[[str], Browser]:
+    """signed_in(role)."""
+
+    def sign_in(role: str) -> Browser:
+        made = browser()
+        assert made.sign_in(tokens[role]).status_code == 303
+        return made
+
+    return sign_in
