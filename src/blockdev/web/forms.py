@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from urllib.parse import parse_qs
 
 from starlette.requests import Request
 
 from blockdev.errors import InvalidArgument
+from blockdev.written import parse_duration, parse_size
 
 BYTES_MAX = 1 << 20
 FIELDS_MAX = 5000
 TYPE = "application/x-www-form-urlencoded"
-SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
-DURATION = re.compile(r"([0-9]+)\s*(m|h|d|w|y)", re.IGNORECASE)
-UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
 
 
 class Form:
@@ -57,26 +54,15 @@ class Form:
             raise InvalidArgument(f"{what} is no whole number: {found[:40]!r}")
         return int(found)
 
-    def size(self, name: str, what: str) -> int | None:
+    def size(self, name: str) -> int | None:
         """20G, 512M or bytes, in bytes; None: empty."""
         found = self.get(name)
-        if found is None:
-            return None
-        match = SIZE.fullmatch(found)
-        if match is None:
-            raise InvalidArgument(f"{what} is no size: write it as 20G, not {found[:40]!r}")
-        number, unit = match.groups()
-        return int(float(number) * (1 << (10 * " KMGTP".index(unit.upper() or " "))))
+        return None if found is None else parse_size(found)
 
-    def duration(self, name: str, what: str) -> int | None:
+    def duration(self, name: str) -> int | None:
         """3d, 12h or 2w, in seconds; None: empty."""
         found = self.get(name)
-        if found is None:
-            return None
-        match = DURATION.fullmatch(found)
-        if match is None:
-            raise InvalidArgument(f"{what} is no duration: write it as 30m, 12h, 3d or 2w, not {found[:40]!r}")
-        return int(match[1]) * UNITS[match[2].lower()]
+        return None if found is None else parse_duration(found)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)
