@@ -60,8 +60,8 @@ class Ask:
         return self.request.query_params.get(name, default)
 
     def value(self, name: str, default: object = "") -> str:
-        """What a field of a form shows: what was typed if the form is shown again, what the address asks for, or the default."""
-        if self.error is not None:
+        """What a field shows: what was typed if its form is shown again, what the address asks for, or the default."""
+        if self.error is not None and name in self.form:
             return self.form.text(name)
         return self.query(name) or ("" if default is None else str(default))
 

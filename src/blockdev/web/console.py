@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from blockdev.errors import BlockdevError, NotFound
-from blockdev.web import signing, vms
+from blockdev.web import activity, paths, pool, protection, replication, settings, signing, targets, vms
 from blockdev.web.ask import session_of
 from blockdev.web.door import YEAR_SECONDS, Door
 from blockdev.web.rendering import STATIC, render
@@ -25,7 +25,8 @@ from blockdev.web.signing import Attempts
 logger = logging.getLogger(__name__)
 OF_THE_API = ("/api", "/metrics")
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}  # others of `static` are licences, in the package alone
-ROUTES = [*signing.ROUTES, *vms.pages.routes]
+PARTS = (vms, protection, replication, paths, pool, targets, activity, settings)
+ROUTES = [*signing.ROUTES, *(route for part in PARTS for route in part.pages.routes)]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +44,7 @@ def _environment() -> Environment:
         "ago": ago,
         "time": time,
         "percent": percent,
+        "pairs": pairs,
     }
     made.globals["asset"] = asset
     return made
@@ -74,6 +75,11 @@ def count(number: float | None) -> str:
     if number is None:
         return "–"
     return f"{number:,.0f}" if abs(number) >= 10 or number == int(number) else f"{number:.1f}"
+
+
+def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Choices that are called what they are, for the macro `choice`."""
+    return [(name, name) for name in names]
 
 
 def percent(part: float | None, whole: float | None) -> str:

@@ -32,11 +32,11 @@ class Rest:
         self._app = app
         self._token = token
 
-    async def get(self, path: str, *parts: str, **query: Any) -> Any:
+    async def get(self, path: str, /, *parts: str, **query: Any) -> Any:
         """`get("/vms/{}/snapshots", vm, count=10)`.  Raises what blockdev.errors has for the answer's code, as all do here."""
         return await self._send("GET", path, parts, None, query)
 
-    async def get_all(self, things: str, path: str, *parts: str, **query: Any) -> list[Any]:
+    async def get_all(self, things: str, path: str, /, *parts: str, **query: Any) -> list[Any]:
         """All pages of a list: `get_all("vms", "/vms")`."""
         found: list[Any] = []
         after: str | None = None
@@ -47,16 +47,16 @@ class Rest:
             if after is None:
                 return found
 
-    async def post(self, path: str, *parts: str, body: Any = None, **query: Any) -> Any:
+    async def post(self, path: str, /, *parts: str, body: Any = None, **query: Any) -> Any:
         return await self._send("POST", path, parts, body, query)
 
-    async def put(self, path: str, *parts: str, body: Any = None, **query: Any) -> Any:
+    async def put(self, path: str, /, *parts: str, body: Any = None, **query: Any) -> Any:
         return await self._send("PUT", path, parts, body, query)
 
-    async def patch(self, path: str, *parts: str, body: Any = None, **query: Any) -> Any:
+    async def patch(self, path: str, /, *parts: str, body: Any = None, **query: Any) -> Any:
         return await self._send("PATCH", path, parts, body, query)
 
-    async def delete(self, path: str, *parts: str, **query: Any) -> Any:
+    async def delete(self, path: str, /, *parts: str, **query: Any) -> Any:
         return await self._send("DELETE", path, parts, None, query)
 
     async def _send(self, method: str, path: str, parts: tuple[str, ...], body: Any, query: dict[str, Any]) -> Any:
