@@ -65,7 +65,7 @@ class Browser:
         assert answer.status_code == 200, (path, answer.status_code, answer.text)
         return answer.text
 
-    def send(self, path: str, action: str | None = None, **fields: str) -> httpx.Response:
+    def send(self, path: str, action: str | None = None, /, **fields: str) -> httpx.Response:
         """Fill in a form of a page and send it: the one with that action, else the first after the one to sign out."""
         forms = [form for form in Forms(self.page(path)).found if form[0] != "/sign-out"]
         where, given = next(form for form in forms if action is None or form[0] == action)

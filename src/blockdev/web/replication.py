@@ -67,7 +67,7 @@ async def show_vm_replication(ask: Ask) -> Response:
 @pages.get("/vms/{vm}/replication/state")
 async def show_vm_state(ask: Ask) -> Response:
     """A part, that asks for itself again: quickly while something is on its way."""
-    return ask.part("vm_replication_state.html", vm_name=ask.path("vm"), **await _of_vm(ask))
+    return ask.part("vm_replication_state.html", **await _of_vm(ask))
 
 
 async def _of_vm(ask: Ask) -> dict[str, Any]:

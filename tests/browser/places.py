@@ -1,0 +1,22 @@
+"""The console's pages, by what a person calls them; `{}` is a VM."""
+
+from __future__ import annotations
+
+PAGES = {
+    "vms": "/",
+    "vm": "/vms/{}",
+    "protect": "/vms/{}/protect",
+    "vm-replication": "/vms/{}/replication",
+    "target": "/vms/{}/target",
+    "pool": "/pool",
+    "replication": "/replication",
+    "path-new": "/replication/paths/new",
+    "peer-new": "/replication/peers/new",
+    "targets": "/targets",
+    "activity": "/activity",
+    "settings": "/settings",
+}
+
+
+def address(name: str, vm: str) -> str:
+    return PAGES[name].format(vm)

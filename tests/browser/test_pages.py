@@ -1,0 +1,91 @@
+"""Each page of the console in a real browser: nothing that people with a screen reader or a keyboard stumble over, nothing on the console."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.chromium import PHONE, Site, accessibility_faults
+from tests.browser.conftest import Visit
+from tests.browser.places import PAGES, address
+
+VM = "web"
+READ_ONLY = {"vm-new", "clone", "snapshot", "path-new", "peer-new"}  # forms alone: what a viewer has no use for
+
+
+@pytest.fixture(scope="module", autouse=True)
+def furnished(site: Site) -> None:
+    """A VM with a snapshot, a clone, an event, a job and a default schedule: what tables show."""
+    with site.home.rest() as rest:
+        for path, body in (
+            ("/vms", {"name": VM, "disks": [{"name": "root", "size_bytes": 64 << 20}, {"name": "data", "size_bytes": 16 << 20}]}),
+            (f"/vms/{VM}/snapshots", {"name": "monday"}),
+            (f"/vms/{VM}/clones", {"snapshot": "monday", "name": "copy"}),
+            ("/pool/check", {}),
+        ):
+            answer = rest.post(path, json=body)
+            assert answer.is_success, answer.text
+        answer = rest.patch("/schedules/nightly", json={"at": "daily 02:30", "keep_seconds": 172800})
+        assert answer.is_success, answer.text
+
+
+def settle(page: Page, name: str) -> None:
+    """Open a page and wait for its parts."""
+    page.goto(address(name, VM))
+    page.wait_for_function("() => !document.querySelector('.htmx-request')")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_has_a_serious_fault_for_those_who_do_not_see_or_point(visit: Visit, scheme: str) -> None:
+    page = visit(scheme=scheme)
+    found = {}
+    for name in PAGES:
+        settle(page, name)
+        expect(page.get_by_role("heading", level=1)).to_have_count(1)
+        faults = accessibility_faults(page)
+        if faults:
+            found[name] = faults
+    assert not found, "\n".join(f"{name}: {fault}" for name, faults in found.items() for fault in faults)
+
+
+def test_no_page_is_wider_than_a_phone(visit: Visit) -> None:
+    page = visit(size=PHONE)
+    wide = {}
+    for name in PAGES:
+        settle(page, name)
+        width = page.evaluate("document.scrollingElement.scrollWidth")
+        if width > PHONE[0]:
+            wide[name] = width
+    assert not wide
+
+
+def test_a_viewer_sees_every_page_and_can_send_no_form(visit: Visit) -> None:
+    page = visit(role="viewer")
+    offers = {}
+    for name in PAGES.keys() - READ_ONLY:
+        settle(page, name)
+        expect(page.get_by_role("heading", level=1)).to_have_count(1)
+        buttons = page.locator("form[method=post]:not([action='/sign-out']) button:enabled").all_inner_texts()
+        if buttons:
+            offers[name] = buttons
+    assert not offers
+
+
+def test_the_pages_of_the_menu_are_reached_by_the_keyboard_alone(visit: Visit) -> None:
+    page = visit()
+    page.goto("/")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    for name in ("Pool", "Replication", "Targets", "Activity", "Settings"):
+        page.evaluate("document.activeElement.blur()")
+        link = page.get_by_role("navigation", name="Main").get_by_role("link", name=name)
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            if link.evaluate("element => element === document.activeElement"):
+                break
+        expect(link).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", level=1)).to_contain_text("iSCSI targets" if name == "Targets" else name)
+        expect(page.get_by_role("navigation", name="Main").get_by_role("link", name=name)).to_have_attribute("aria-current", "page")
