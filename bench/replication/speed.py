@@ -54,7 +54,7 @@ def replicate(pair: Pair, vm: str, size_bytes: int, seed: int) -> tuple[float, l
     homes = (pair.source, pair.target)
     before, begun = [home.cpu_seconds() for home in homes], time.perf_counter()
     pair.source.protect(vm, f"to-{pair.target.name}")
-    pair.target.until_received(vm, "first")
+    pair.target.until_received(vm, "first", pause=0.1)  # each look takes the target's CPU
     seconds = time.perf_counter() - begun
     cpu = [home.cpu_seconds() - used for home, used in zip(homes, before, strict=True)]
     forget(pair, vm)

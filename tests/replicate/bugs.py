@@ -56,8 +56,8 @@ def _both(one: AbstractContextManager[object], other: AbstractContextManager[obj
 
 
 BUGS: dict[str, Plant] = {
-    "saved before the flush": lambda: mock.patch.object(ReceiptOperations, "_make_durable", _saved_before_flush),
-    "another engine is not noticed": lambda: mock.patch.object(ReceiptOperations, "_make_durable", _other_engine_not_noticed),
+    "saved before the flush": lambda: mock.patch.object(ReceiptOperations, "make_receipt_durable", _saved_before_flush),
+    "another engine is not noticed": lambda: mock.patch.object(ReceiptOperations, "make_receipt_durable", _other_engine_not_noticed),
     "positions run ahead": lambda: mock.patch.object(Receiver, "_advance", _advance_out_of_order),
     "another base": lambda: mock.patch.object(SnapshotSource, "set_base", _newest_base),
     "no base": lambda: mock.patch.object(SnapshotSource, "set_base", _based_on_nothing),

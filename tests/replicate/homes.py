@@ -7,6 +7,7 @@ Either plane can be ended at any moment, as by `kill -9` or a power cut, and sta
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 from contextlib import suppress
@@ -17,6 +18,7 @@ from blockdev.engine import protocol
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.client import EngineClient
 from blockdev.engine.operations import Operations, Session
+from blockdev.engine.room import make_room
 from blockdev.errors import PoolFull, Unavailable
 from blockdev.replicate.holding import Holds
 from blockdev.replicate.space import PeerSpace
@@ -105,6 +107,15 @@ class _Connection:
         self.instance = b""
         self._process = process
         self._engine_session = Session()
+        self._room: mmap.mmap | None = None
+
+    @property
+    def room(self) -> mmap.mmap:
+        if self._room is None:
+            self._room, descriptor = make_room()
+            self._engine_session.offer(descriptor)
+            self.ask("share", {}, None)
+        return self._room
 
     def ask(self, operation: str, arguments: dict[str, Any], _timeout_s: float | None) -> dict[str, Any]:
         return self._process.perform(self._engine_session, operation, arguments)
@@ -115,6 +126,7 @@ class _Connection:
     def close(self) -> None:
         if self._engine_session.id and not self._process.is_dead:
             self._process.operations.forget(self._engine_session)
+            self._engine_session.close()
             self._engine_session.id = b""
 
 

@@ -21,6 +21,7 @@ from blockdev._exchange import (
 from blockdev.engine.exchange import ExchangeOperations
 from blockdev.replicate.control import Begin, DiskState, State
 from blockdev.replicate.frames import LENGTH_BYTES
+from blockdev.replicate.messages import Saved
 from blockdev.replicate.receiver import Receiver
 from blockdev.replicate.sender import Requester, Sender
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
@@ -91,6 +92,7 @@ class PoolStore:
         self.base_uuid = base_uuid
         self.saved = [0] * len(disks)
         self.saves: list[list[int]] = []
+        self._ended: Saved | None = None
         self.finished: list[bytes] | None = None
         self.is_dropped = False
         self.is_present = False
@@ -112,11 +114,15 @@ class PoolStore:
     def clear(self, disk: int, runs: Any) -> None:
         self._clear(self.disks[disk].id, np.stack((runs["block"], runs["count"].astype("<u8")), axis=1).tobytes())
 
-    def save(self, next_blocks: list[int], data_bytes: int) -> int:
+    def begin_save(self, next_blocks: list[int], data_bytes: int) -> None:
         self.pool.flush()
         self.saved = list(next_blocks)
         self.saves.append(self.saved)
-        return data_bytes
+        self._ended = Saved(data_bytes, self.saved)
+
+    def end_save(self, wait: bool) -> Saved | None:
+        ended, self._ended = self._ended, None
+        return ended
 
     def digests(self) -> list[bytes]:
         return [content_digest(None, b"", disk) for disk in self.disks]

@@ -155,7 +155,7 @@ def test_a_peer_whose_space_is_made_smaller_under_way_keeps_what_it_brought(here
         while (made := sender.next()) is not None:
             for answer in receiver.handle(made[LENGTH_BYTES:]):
                 sender.handle(answer[LENGTH_BYTES:])
-    assert there.catalog.receipts()[0].data_bytes == MEBIBYTE
+    assert there.catalog.receipts()[0].data_bytes >= MEBIBYTE
 
 
 def test_what_a_peer_takes_is_counted_again_before_it_is_refused() -> None:

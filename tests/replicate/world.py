@@ -31,6 +31,24 @@ class Wrong(AssertionError):
     """What must never be."""
 
 
+class Later:
+    """Work that is done at some later step, or when somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._work: Callable[[], None] | None = None
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        self._work = work
+        return self.run
+
+    def run(self) -> bool:
+        """False: there is none."""
+        work, self._work = self._work, None
+        if work is not None:
+            work()
+        return work is not None
+
+
 class CountingStore(PeerStore):
     """Counts the bytes that were put by it."""
 
@@ -44,8 +62,11 @@ class CountingStore(PeerStore):
 class Connection:
     """A sender, a receiver, and the bytes that are on their way between them."""
 
-    def __init__(self, sender: Sender, store: CountingStore, receiver: Receiver, snapshot: SnapshotRow) -> None:
+    def __init__(
+        self, sender: Sender, store: CountingStore, receiver: Receiver, snapshot: SnapshotRow, saves: Later
+    ) -> None:
         self.sender = sender
+        self.saves = saves
         self.store = store
         self.receiver = receiver
         self.snapshot = snapshot
@@ -99,8 +120,10 @@ class Flow:
             sender = Sender(begin, source, self.world.choice.choice([0, 1, 3]), self.world.monotonic)
         peer_id = self.target.catalog.peers()[0].id
         target = self.target
-        store = CountingStore(target.vms, target.engine, peer_id, target.space, target.holds, lambda what, arguments: {})
-        self.connections.append(Connection(sender, store, Receiver(store, self.world.monotonic), row))
+        later = Later()
+        parts = target.vms, target.engine, peer_id, target.space, target.holds
+        store = CountingStore(*parts, lambda what, arguments: {}, later)
+        self.connections.append(Connection(sender, store, Receiver(store, self.world.monotonic), row, later))
         if len(self.connections) > 1:
             for connection in self.connections:
                 connection.was_alone = False
@@ -119,7 +142,7 @@ class Flow:
     def move(self, connection: Connection) -> bool:
         """Something happens on it; False: nothing can."""
         choice = self.world.choice
-        actions: list[Callable[[Connection], bool]] = [self._make, self._arrive, self._return]
+        actions: list[Callable[[Connection], bool]] = [self._make, self._arrive, self._return, self._save]
         choice.shuffle(actions)
         try:
             return any(action(connection) for action in actions)
@@ -157,6 +180,9 @@ class Flow:
                 self._done(connection)
                 return True
         return True
+
+    def _save(self, connection: Connection) -> bool:
+        return connection.saves.run()
 
     def _piece(self, pipe: bytearray) -> bytes:
         choice = self.world.choice

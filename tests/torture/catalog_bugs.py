@@ -92,7 +92,7 @@ def _the_log_is_put_aside_before_it_is_in_the_database() -> None:
 
 
 def _receipts_are_noted_before_they_are_durable() -> None:
-    ReceiptOperations._make_durable = lambda _self, _receipt: None  # type: ignore[method-assign]
+    ReceiptOperations.make_receipt_durable = lambda _self, _receipt: None  # type: ignore[method-assign]
 
 
 def _receipts_are_dropped_at_each_start() -> None:

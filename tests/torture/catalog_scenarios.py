@@ -193,6 +193,7 @@ class Receiver:
         for disk, end in zip(receipt.disks, places, strict=True):
             for block in range(disk.next_block, end):
                 machine.pool.get(disk.object_id).write(block * BLOCK_BYTES, bytes([1 + block]) * BLOCK_BYTES)
+        machine.vms.make_receipt_durable(receipt)
         machine.vms.save_receipt(receipt, places, receipt.data_bytes + 5 * BLOCK_BYTES)
 
     def finish(self, machine: Machine) -> None:

@@ -36,6 +36,7 @@ def build_receiving(vms: VMs, pool: Pool) -> None:
     ):
         assert receipt is not None
         fill(pool, receipt, b"%d" % receipt.id)
+        vms.make_receipt_durable(receipt)
         vms.save_receipt(receipt, [2, 1], 8192)
 
 

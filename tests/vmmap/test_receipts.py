@@ -126,7 +126,7 @@ def test_an_engine_that_was_restarted_has_what_was_saved_and_says_that_the_rest_
     another = EngineServer(pool, Attachments(), socket_path)
     another.start()
     with pytest.raises(Unavailable, match="restarted"):
-        world.save_receipt(first, [9, 2], 23456)
+        world.make_receipt_durable(first)
     with pytest.raises(Unavailable, match="restarted"):
         world.receipt_digests(first)
     again = begin(world, peer)

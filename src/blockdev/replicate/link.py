@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncssh
 
@@ -201,24 +201,34 @@ async def open_channel(connection: asyncssh.SSHClientConnection, gate: Gate | No
     wire = connection.get_extra_info("wire")
     assert isinstance(wire, Wire)
     channel = Channel(wire, gate)
-    try:
-        opened, _session = await asyncio.wait_for(
-            connection.create_session(
-                lambda: _Session(channel),
-                subsystem=ssh.SUBSYSTEM,
-                encoding=None,
-                request_pty=False,
-                window=WINDOW_BYTES,
-                max_pktsize=PACKET_BYTES,
-            ),
-            OPEN_SECONDS_MAX,
+    opening = asyncio.get_running_loop().create_task(
+        connection.create_session(
+            lambda: _Session(channel),
+            subsystem=ssh.SUBSYSTEM,
+            encoding=None,
+            request_pty=False,
+            window=WINDOW_BYTES,
+            max_pktsize=PACKET_BYTES,
         )
+    )
+    try:
+        opened, _session = await asyncio.wait_for(asyncio.shield(opening), OPEN_SECONDS_MAX)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_give_up)  # at the other end it may be open already
+        raise
     except (OSError, asyncssh.Error) as error:  # TimeoutError is an OSError
+        opening.add_done_callback(_give_up)
         with suppress(Exception):
             channel.end(Cut("it was never opened"))
         raise Unavailable(f"the other end opens no channel: {str(error) or type(error).__name__}") from None
     channel.opened(opened)
     return channel
+
+
+def _give_up(opening: asyncio.Task[tuple[Any, Any]]) -> None:
+    """A channel that opens after all, which nobody waits for any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result()[0].abort()
 
 
 def _reason(error: Exception) -> str:

@@ -11,13 +11,17 @@ Threads: the loop's.
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from asyncssh.encryption import Encryption, GCMEncryption
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from blockdev.clock import monotonic_seconds
 
@@ -27,9 +31,10 @@ DATA_HEAD = struct.Struct(">BBII")  # of a packet, when it is plain: padding len
 TAG_BYTES = 16
 BLOCK_BYTES = 16  # packets are padded to
 PADDING_BYTES_MIN = 4
+SLACK_BYTES = 64  # of room that the cipher asks for behind what it writes
 FIRST_BYTES = 16  # of a packet, that asyncssh takes apart from the others
 BUFFER_BYTES = 1 << 16  # to begin with
-READ_BYTES_MIN = 1 << 17  # of room for the socket, once there are large packets
+READ_BYTES = 1 << 20  # of room for the socket, once there are large packets
 
 
 class Gcm(Encryption):
@@ -38,6 +43,7 @@ class Gcm(Encryption):
     def __init__(self, key: bytes, nonce: bytes) -> None:
         """nonce: of the next packet."""
         self._cipher = AESGCM(key)
+        self._algorithm = AES(key)
         self._fixed, self._count = nonce[:4], int.from_bytes(nonce[4:], "big")
         self._opened: bytes | None = None
 
@@ -46,8 +52,15 @@ class Gcm(Encryption):
         self._count = (self._count + 1) & 0xFFFFFFFFFFFFFFFF
         return nonce
 
-    def seal(self, plain: memoryview, length: bytes, out: memoryview) -> None:
-        self._cipher.encrypt_into(self._nonce(), plain, length, out)
+    def seal(self, length: bytes, parts: Sequence[bytes | memoryview], out: memoryview) -> None:
+        """A packet of `parts`, and its tag; `out` has SLACK_BYTES more than these."""
+        sealing = Cipher(self._algorithm, GCM(self._nonce())).encryptor()
+        sealing.authenticate_additional_data(length)
+        at = 0
+        for part in parts:
+            at += sealing.update_into(part, out[at:])
+        sealing.finalize()
+        out[at : at + TAG_BYTES] = sealing.tag
 
     def open(self, packet: memoryview, out: memoryview) -> bool:
         """False: it is forged, or damaged."""
@@ -86,7 +99,6 @@ class Packets:
         """connection: an asyncssh.SSHConnection; unsent_bytes: of what it has sent, those that its transport still has."""
         self._connection = connection
         self._unsent_bytes = unsent_bytes
-        self._plain = bytearray()  # a packet that is being made, and
         self._sealed = bytearray()  # what goes to the socket
         self._buffer = bytearray(BUFFER_BYTES)  # what came from the socket, of which
         self._begin = self._end = 0  # this was not read yet
@@ -105,20 +117,17 @@ class Packets:
         if padding < PADDING_BYTES_MIN:
             padding += BLOCK_BYTES
         length = head + len(data) + padding
-        if len(self._plain) < length:
-            self._plain = bytearray(length)
-        if len(self._sealed) < LENGTH.size + length + TAG_BYTES:
-            self._sealed = bytearray(LENGTH.size + length + TAG_BYTES)
-        DATA_HEAD.pack_into(self._plain, 0, padding, MSG_CHANNEL_DATA, channel._send_chan, len(data))
-        self._plain[head : head + len(data)] = data
+        whole = LENGTH.size + length + TAG_BYTES
+        if len(self._sealed) < whole + SLACK_BYTES:
+            self._sealed = bytearray(whole + SLACK_BYTES)
         LENGTH.pack_into(self._sealed, 0, length)
-        with memoryview(self._plain) as plain, memoryview(self._sealed) as sealed:
-            whole = sealed[: LENGTH.size + length + TAG_BYTES]
-            cipher.seal(plain[:length], bytes(whole[: LENGTH.size]), whole[LENGTH.size :])
+        begin = DATA_HEAD.pack(padding, MSG_CHANNEL_DATA, channel._send_chan, len(data))
+        with memoryview(self._sealed) as sealed:
+            cipher.seal(bytes(sealed[: LENGTH.size]), (begin, data, os.urandom(padding)), sealed[LENGTH.size :])
             channel._send_window -= len(data)
             connection._send_seq = (connection._send_seq + 1) & 0xFFFFFFFF
             connection._rekey_bytes_sent += length
-            connection._send(whole)
+            connection._send(sealed[:whole])
         if self._unsent_bytes():  # the transport may go on with these very bytes
             self._sealed = bytearray()
 
@@ -150,7 +159,7 @@ class Packets:
         if self._begin + wanted > len(self._buffer) or self._end == len(self._buffer):
             rest = self._buffer[self._begin : self._end]
             if wanted > len(self._buffer):
-                self._buffer = bytearray(wanted + READ_BYTES_MIN)
+                self._buffer = bytearray(wanted + READ_BYTES)
             self._buffer[: len(rest)] = rest
             self._begin, self._end = 0, len(rest)
         return memoryview(self._buffer)[self._end :]

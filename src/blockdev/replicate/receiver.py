@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blockdev.clock import monotonic_seconds
 from blockdev.constants import BLOCK_BYTES
@@ -30,12 +31,16 @@ from blockdev.replicate.messages import (
     Offers,
     Proofs,
     Runs,
+    Saved,
 )
 from blockdev.replicate.negotiation import common_version, own_hello
 from blockdev.replicate.sender import block_count
 
 SAVE_BYTES = 32 << 20  # of data, stored, between two saves,
 SAVE_SECONDS = 1.0  # and of time
+COMING_SLOTS = 1 << 16  # 256 MiB of blocks
+COMING_MASK = np.uint64(COMING_SLOTS - 1)
+Lows = NDArray[Any]  # uint64
 
 
 class Store(Protocol):
@@ -56,14 +61,20 @@ class Store(Protocol):
     def clear(self, disk: int, runs: Runs) -> None:
         """Make runs of blocks holes."""
 
-    def save(self, next_blocks: list[int], data_bytes: int) -> int:
-        """Make durable what was put, taken and cleared since `begin`; then keep that it reaches to next_blocks of the disks.
+    def begin_save(self, next_blocks: list[int], data_bytes: int) -> None:
+        """Begin to make durable what was put, taken and cleared so far, and then keep that it reaches to next_blocks of the disks.
 
-        data_bytes: of this channel; returns those of all.  Unavailable: some of it may be lost, nothing was kept.
+        data_bytes: of this channel.  Not while another goes on.
+        """
+
+    def end_save(self, wait: bool) -> Saved | None:
+        """What the save has kept, once; None: none was begun, or it goes on, which it never does after a wait.
+
+        Unavailable: some of it may be lost, nothing was kept; what else kept it from being kept.
         """
 
     def digests(self) -> list[bytes]:
-        """The content digest of each disk as it is now, durable.  Unavailable: as `save`."""
+        """The content digest of each disk as it is now, durable.  Unavailable: as `end_save`.  Not while a save goes on."""
 
     def finish(self, digests: list[bytes]) -> None:
         """Make the snapshot."""
@@ -76,6 +87,29 @@ class Store(Protocol):
 
     def answer(self, what: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request that is no transfer."""
+
+
+class Coming:
+    """Low halves of the fingerprints of blocks that were asked for and have not come: what is asked for twice travels twice.
+
+    A table with one place for each slot: of two that fall on one, the later is remembered.
+    """
+
+    def __init__(self) -> None:
+        self._table = np.zeros(COMING_SLOTS, np.uint64)
+
+    def choose(self, lows: Lows) -> Mask:
+        """Which of them to ask for: each once, and none that comes already."""
+        chosen = np.zeros(len(lows), np.bool_)
+        chosen[np.unique(lows, return_index=True)[1]] = True
+        return chosen & (self._table[lows & COMING_MASK] != lows)
+
+    def add(self, lows: Lows) -> None:
+        self._table[lows & COMING_MASK] = lows
+
+    def remove(self, lows: Lows) -> None:
+        slots = lows & COMING_MASK
+        self._table[slots[self._table[slots] == lows]] = 0
 
 
 class _Batch:
@@ -114,9 +148,10 @@ class Receiver:
         self._number = 0  # of the next batch
         self._disk = 0  # of the latest batch,
         self._place = 0  # and what the next one on it begins with at the least
-        self._asked: set[int] = set()  # low halves of the fingerprints of blocks whose bytes are to come
+        self._coming = Coming()
         self._unsaved_bytes = 0
         self._has_unsaved = False
+        self._is_saving = False
         self._saved_at = monotonic()
 
     # what the driver calls
@@ -129,16 +164,18 @@ class Receiver:
         try:
             kind, body = messages.kind_of(message), messages.body_of(message)
             answers = self._handle(kind, body)
-            if self._is_save_due():
-                answers.append(self._save())
+            answers += self._look_after_saves()
         except BlockdevError as error:
             return [self._refuse(error)]
         return answers
 
     def save(self) -> None:
         """Make durable what is here, and keep how far it is.  BlockdevError."""
-        if self._has_unsaved and not self.is_closed:
-            self._save()
+        if not self.is_closed:
+            self._end_save(wait=True)
+            if self._has_unsaved:
+                self._begin_save()
+                self._end_save(wait=True)
 
     def close(self) -> None:
         """The channel is gone: save if that can be done, and let go."""
@@ -152,7 +189,6 @@ class Receiver:
     def _close(self) -> None:
         self.is_closed = True
         self._batches.clear()
-        self._asked.clear()
         self._store.release()
 
     def _refuse(self, error: BlockdevError) -> bytes:
@@ -211,7 +247,7 @@ class Receiver:
         batch = _Batch(offer, wanted)
         self._batches[offer.batch] = batch
         self._number += 1
-        self._asked.update(batch.wanted["low"].tolist())
+        self._coming.add(batch.wanted["low"])
         self._has_unsaved = True
         self._advance()
         return messages.encode_marks(Kind.WANT, offer.batch, wanted)
@@ -238,10 +274,7 @@ class Receiver:
         """Which bytes must come: of blocks that are not here, and do not come already for another block."""
         known = self._store.known(offer.disk, offer.data.tobytes()) if len(offer.data) else b""
         wanted = np.frombuffer(known, np.uint8) == 0
-        lows = offer.data["low"][wanted].tolist()
-        coming, first = self._asked, set[int]()
-        chosen = [not (low in coming or low in first or first.add(low)) for low in lows]  # type: ignore[func-returns-value]
-        wanted[wanted] = chosen
+        wanted[wanted] = self._coming.choose(offer.data["low"][wanted])
         return wanted
 
     def _open_batch(self, number: int) -> _Batch:
@@ -260,7 +293,7 @@ class Receiver:
         except Corrupt as error:
             raise ProtocolError(f"the sender sent other blocks than it offered: {error}") from error
         batch.received += data.length
-        self._asked.difference_update(offers["low"].tolist())
+        self._coming.remove(offers["low"])
         self.data_bytes += len(data.stored)
         self._unsaved_bytes += len(data.stored)
         self._has_unsaved = True
@@ -291,17 +324,37 @@ class Receiver:
 
     # saves and the end
 
+    def _look_after_saves(self) -> list[bytes]:
+        if self.is_closed:
+            return []
+        saved = self._end_save(wait=False)
+        if self._is_save_due():
+            self._begin_save()
+        return saved
+
     def _is_save_due(self) -> bool:
-        if not self._has_unsaved or self.is_closed:
+        if not self._has_unsaved or self._is_saving:
             return False
         return self._unsaved_bytes >= SAVE_BYTES or self._monotonic() - self._saved_at >= SAVE_SECONDS
 
-    def _save(self) -> bytes:
-        data_bytes = self._store.save(self._next_blocks, self.data_bytes)
+    def _begin_save(self) -> None:
+        self._store.begin_save(self._next_blocks, self.data_bytes)
+        self._is_saving = True
         self._unsaved_bytes = 0
         self._has_unsaved = False
         self._saved_at = self._monotonic()
-        return messages.encode_saved(data_bytes, self._next_blocks)
+
+    def _end_save(self, wait: bool) -> list[bytes]:
+        """What is to be told of a save that has ended."""
+        try:
+            saved = self._store.end_save(wait) if self._is_saving else None
+        except BlockdevError:
+            self._is_saving, self._has_unsaved = False, True
+            raise
+        if saved is None:
+            return []
+        self._is_saving = False
+        return [messages.encode_saved(*saved)]
 
     def _ended(self, end: End) -> bytes:
         disks = self._disks()
@@ -309,6 +362,7 @@ class Receiver:
             raise ProtocolError("the sender ends before all that it offered is here")
         if end.sizes != [disk.size_bytes for disk in disks]:
             raise ProtocolError("the sender ends with disks of other sizes than it began with")
+        self._end_save(wait=True)
         digests = self._store.digests()
         wrong = [disk.name for disk, own, other in zip(disks, digests, end.digests, strict=True) if own != other]
         if wrong:

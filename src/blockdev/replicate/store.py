@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
 from blockdev.engine.client import EngineClient
-from blockdev.errors import NotAllowed
+from blockdev.errors import BlockdevError, NotAllowed
 from blockdev.replicate.control import Begin, DiskState, State
 from blockdev.replicate.holding import Hold, Holds
-from blockdev.replicate.messages import Runs
+from blockdev.replicate.messages import Runs, Saved
+from blockdev.replicate.saving import RunApart, Saving, in_a_thread
 from blockdev.replicate.space import PeerSpace
 from blockdev.vmmap.catalog_replication import PeerRow
 from blockdev.vmmap.copies import SnapshotCopy
@@ -32,9 +34,16 @@ class PeerStore:
     """What one channel of a peer brings; see receiver.Store for what its methods mean."""
 
     def __init__(
-        self, vms: VMs, engine: EngineClient, peer_id: int, space: PeerSpace, holds: Holds, answer: Answer
+        self,
+        vms: VMs,
+        engine: EngineClient,
+        peer_id: int,
+        space: PeerSpace,
+        holds: Holds,
+        answer: Answer,
+        run_apart: RunApart = in_a_thread,
     ) -> None:
-        """space, holds: the home's; answer: to a request that is no transfer, of what and arguments."""
+        """space, holds: the home's; answer: to a request that is no transfer, of what and arguments; run_apart: saves."""
         self.answer = answer
         self.made: Snapshot | None = None  # what became of it
         self._vms = vms
@@ -47,6 +56,8 @@ class PeerStore:
         self._begun: Begin | None = None
         self._receipt: Receipt | None = None
         self._earlier_bytes = 0  # of data, of earlier channels
+        self._run_apart = run_apart
+        self._saving: Saving | None = None
 
     @property
     def receipt(self) -> Receipt:
@@ -87,6 +98,8 @@ class PeerStore:
         return self._hold
 
     def release(self) -> None:
+        with suppress(BlockdevError):
+            self.end_save(wait=True)
         if self._hold is not None:
             self._holds.release(self.receipt.id, self._hold)
 
@@ -120,12 +133,29 @@ class PeerStore:
         with self._held:
             self._engine.clear(self._object(disk), packed.tobytes())
 
-    def save(self, next_blocks: list[int], data_bytes: int) -> int:
+    def begin_save(self, next_blocks: list[int], data_bytes: int) -> None:
         self._check_allowed(self._begin)
-        total = self._earlier_bytes + data_bytes
-        with self._held:
-            self._vms.save_receipt(self.receipt, next_blocks, total)
-        return total
+        saved = Saved(self._earlier_bytes + data_bytes, list(next_blocks))
+
+        def save() -> Saved:
+            self._vms.make_receipt_durable(self.receipt)  # not held: more may be put meanwhile
+            with self._held:
+                self._vms.save_receipt(self.receipt, saved.next_blocks, saved.data_bytes)
+            return saved
+
+        self._saving = Saving(save, self._run_apart)
+
+    def end_save(self, wait: bool) -> Saved | None:
+        if self._saving is None:
+            return None
+        try:
+            saved = self._saving.result(wait)
+        except BaseException:
+            self._saving = None
+            raise
+        if saved is not None:
+            self._saving = None
+        return saved
 
     def digests(self) -> list[bytes]:
         with self._held:
@@ -133,6 +163,7 @@ class PeerStore:
 
     def finish(self, digests: list[bytes]) -> None:
         self._check_allowed(self._begin)
+        self._space.take(self._peer, 0)
         keep_seconds, rpo_seconds = self._begin.keep_seconds, self._begin.rpo_seconds
         with self._held:
             self.made = self._vms.finish_receipt(self.receipt, digests, keep_seconds, rpo_seconds)

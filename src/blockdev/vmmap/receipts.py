@@ -84,12 +84,20 @@ class ReceiptOperations(CopyOperations, DigestOperations):
         [begun] = [one for one in self._catalog.receipts_of(*_key(peer_id, purpose, copy)) if one.snapshot_uuid == copy.uuid]
         return self._view_receipt(begun)
 
-    def save_receipt(self, receipt: Receipt, next_blocks: list[int], data_bytes: int) -> None:
-        """Make what was written durable, and note that what is before `next_blocks` of the disks is.  It waits for no operation.
+    def make_receipt_durable(self, receipt: Receipt) -> None:
+        """What was written before.  It waits for no operation.
 
-        NotFound: it was dropped; Unavailable: the engine was restarted, so that what was written may be lost: begin again.
+        Unavailable: the engine was restarted, so that what was written may be lost: begin again.
         """
-        self._make_durable(receipt)
+        self._engine.flush()
+        if self._engine.hello()["instance"] != receipt.instance:
+            raise Unavailable("the engine was restarted while a snapshot was being received: it goes on from where it was saved")
+
+    def save_receipt(self, receipt: Receipt, next_blocks: list[int], data_bytes: int) -> None:
+        """Note that what is before `next_blocks` of the disks is durable, as `make_receipt_durable` has made it.
+
+        NotFound: it was dropped.
+        """
         with self._catalog.transaction():
             self._receipt(receipt.id)
             self._catalog.save_receipt(receipt.id, next_blocks, data_bytes, self._journal.now())
@@ -97,18 +105,13 @@ class ReceiptOperations(CopyOperations, DigestOperations):
     def receipt_digests(self, receipt: Receipt) -> list[bytes]:
         """The content digest of each disk as it is here now, durable.  Cost: a diff to its base, under no lock.
 
-        Raises as `save_receipt`.
+        Raises as `make_receipt_durable` and `save_receipt`.
         """
-        self._make_durable(receipt)
+        self.make_receipt_durable(receipt)
         with self._catalog.transaction():
             row = self._receipt(receipt.id)
             base = {one.name: one for one in self._base_disks(row, receipt.base_uuid)}
         return [self._digest_from(base.get(disk.name) if disk.is_based else None, disk.object_id) for disk in receipt.disks]
-
-    def _make_durable(self, receipt: Receipt) -> None:
-        self._engine.flush()
-        if self._engine.hello()["instance"] != receipt.instance:
-            raise Unavailable("the engine was restarted while a snapshot was being received: it goes on from where it was saved")
 
     @change
     def finish_receipt(
