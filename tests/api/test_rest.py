@@ -52,6 +52,7 @@ ADDRESSES = {
     ("patch", "/pool"),
     ("get", "/pool/usage"),
     ("get", "/vms/{vm}/usage"),
+    *(("get", path) for path in ("/statistics", "/pool/statistics", "/vms/{vm}/statistics", "/vms/{vm}/statistics/now")),
     ("post", "/pool/check"),
     ("post", "/pool/scrub"),
     ("post", "/pool/compact"),

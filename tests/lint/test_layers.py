@@ -31,7 +31,7 @@ LEVELS = [
     {"hypervisor"},
     {"quiesce"},
     {"transfer"},
-    {"targets", "replicate", "schedule", "cloudinit", "_nbdkit"},
+    {"targets", "replicate", "schedule", "statistics", "cloudinit", "_nbdkit"},
     {"api"},
     {"cli", "web"},
 ]
@@ -50,6 +50,7 @@ ROOMS = {
     "cryptography": re.compile(r"blockdev\.(api\.certificate|replicate\.packets)$"),
     "jinja2": re.compile(r"blockdev\.web\.rendering$"),
     "nbd": re.compile(r"blockdev\.transfer\.\w+$"),
+    "prometheus_client": re.compile(r"blockdev\.statistics\.exposition$"),
 }
 ONE_FILE = ("rtslib", "rtslib_fb", "libvirt", "libvirt_qemu", "pycdlib", "yaml", "nbd")
 

@@ -13,18 +13,20 @@ from fastapi import Depends, Request
 
 from blockdev.errors import NotAllowed
 
-Role = Literal["viewer", "operator", "admin"]
+Role = Literal["scraper", "viewer", "operator", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)  # each may what those before it may
 
 # Routes by the names of their functions.  A viewer changes nothing and sees no configuration, which may hold secrets.
 # What an operator does can be undone, but for deleting snapshots.  What loses disks, or concerns all VMs, is for admins.
 LEAST: dict[Role, frozenset[str]] = {
+    "scraper": frozenset({"show_metrics"}),  # for Prometheus, whose token lies in its configuration
     "viewer": frozenset(
         {
             *("list_vms", "show_vm", "show_vm_usage"),
             *("list_snapshots", "show_snapshot", "diff_snapshot"),
             *("show_default_schedules", "show_vm_schedules", "preview_schedules", "show_schedule_settings"),
             *("show_status", "list_attachments", "show_usage"),
+            *("show_vm_statistics", "show_vm_statistics_now", "list_statistics", "show_pool_statistics"),
             *("list_jobs", "show_job", "list_events", "show_caller"),
             *("list_targets", "show_target"),
             *("list_hypervisors", "show_hypervisor", "show_domain"),

@@ -17,11 +17,13 @@ from blockdev.api.routes import (
     events,
     hypervisors,
     jobs,
+    metrics,
     pool,
     protections,
     replication,
     schedules,
     snapshots,
+    statistics,
     streams,
     targets,
     tokens,
@@ -52,10 +54,11 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     whole = APIRouter(prefix=PREFIX, responses=failures.RESPONSES, dependencies=[Depends(authorise)])
-    for part in (vms, disks, snapshots, streams, schedules, replication, protections, pool, hypervisors, targets, jobs, events, tokens):
+    for part in (vms, disks, snapshots, streams, statistics, schedules, replication, protections, pool, hypervisors, targets, jobs, events, tokens):
         whole.include_router(part.router)
     whole.include_router(tokens.who)
     app.include_router(whole)
+    app.include_router(metrics.router, dependencies=[Depends(authorise)])
     app.add_middleware(Recording)
     app.add_middleware(Guard)  # comes first
     failures.install(app)

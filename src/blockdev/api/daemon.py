@@ -33,6 +33,7 @@ from blockdev.api.listening import Tcp, listen_local, prepare_tcp
 from blockdev.api.ready import report_error, report_ready
 from blockdev.api.servers import Servers
 from blockdev.api.services import Services
+from blockdev.api.statistics_sources import sources
 from blockdev.api.tokens import Tokens
 from blockdev.api.unfinished import Unfinished
 from blockdev.api.watch import Watch
@@ -47,6 +48,7 @@ from blockdev.hypervisor.settling import Settling
 from blockdev.replicate.service import Replication
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
+from blockdev.statistics.service import Statistics
 from blockdev.targets.service import Targets
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.changed_bytes import ChangeCounter
@@ -144,6 +146,7 @@ def serve(home: Home, listening: Listening, ready_fd: int | None = None, front: 
             counting.start()
             services.replication.start()
             services.targets.start()
+            services.statistics.start()
             # jobs are cancelled at the signal, so that whoever waits for one hears of it
             app = create_app(services)
             servers = Servers(serving, services.jobs.cancel_all)
@@ -159,6 +162,7 @@ def serve(home: Home, listening: Listening, ready_fd: int | None = None, front: 
             services.replication.stop()
             services.targets.stop()
             services.hypervisors.close()
+            services.statistics.stop()
             watch.stop()
             services.recorder.close()
             stopped.set()
@@ -188,6 +192,7 @@ def _wire(home: Home, catalog: Catalog, listening: Listening) -> Services:
     place = Place(home.nbd_socket, nbd.host, nbd.port) if nbd else Place(home.nbd_socket)
     hypervisors = Hypervisors(vms, catalog, now_seconds, place)
     listen = None if peers is None else (peers.host, peers.port)
+    replication = Replication(home, vms, catalog, blocks, now_seconds, events, recorder, listen)
     return Services(
         home=home,
         vms=vms,
@@ -203,9 +208,10 @@ def _wire(home: Home, catalog: Catalog, listening: Listening) -> Services:
         history=history,
         hypervisors=hypervisors,
         registrations=Registrations(hypervisors),
-        replication=Replication(home, vms, catalog, blocks, now_seconds, events, recorder, listen),
+        replication=replication,
         targets=Targets(home, vms, catalog, engine, now_seconds),
         tcp=listening.tcp,
+        statistics=Statistics(home.path, engine, sources(catalog, vms, replication), now_seconds),
     )
 
 

@@ -19,6 +19,7 @@ from blockdev.hypervisor.registration import Registrations
 from blockdev.replicate.service import Replication
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
+from blockdev.statistics.service import Statistics
 from blockdev.targets import attach
 from blockdev.targets.service import Targets
 from blockdev.vmmap.catalog import Catalog
@@ -46,6 +47,7 @@ class Services:
     replication: Replication
     targets: Targets
     tcp: Tcp | None  # what is served there
+    statistics: Statistics
 
     def uri(self, export: str) -> str:
         """Where qemu-img finds an export."""

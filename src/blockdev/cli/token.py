@@ -15,7 +15,7 @@ from blockdev.cli.output import print_columns
 from blockdev.cli.session import Noun, Session, pass_session
 from blockdev.errors import AlreadyExists, InvalidArgument
 
-ROLES = ("viewer", "operator", "admin")
+ROLES = ("scraper", "viewer", "operator", "admin")
 
 
 @click.group(cls=Noun)

@@ -20,6 +20,7 @@ from blockdev.cli.session import (
     read_text,
     yes_option,
 )
+from blockdev.cli.statistics import vm_stats
 from blockdev.cli.usage import vm_usage
 from blockdev.errors import InvalidArgument
 from blockdev.written import show_count, show_size
@@ -36,6 +37,7 @@ vm.add_command(vm_policy)
 vm.add_command(register)
 vm.add_command(unregister)
 vm.add_command(vm_usage)
+vm.add_command(vm_stats)
 
 
 @vm.command()

@@ -23,6 +23,7 @@ from blockdev.engine import protocol
 from blockdev.engine.exchange import ExchangeClient
 from blockdev.engine.protocol import HEADER_BYTES, EngineInspection, EngineObject, Header, Kind, ProtocolError
 from blockdev.engine.room import make_room
+from blockdev.engine.statistics import EngineStatistics, check_statistics
 from blockdev.engine.stream import receive, send
 from blockdev.errors import BlockdevError, InvalidArgument, Unavailable
 from blockdev.findings import InspectionKind
@@ -219,6 +220,23 @@ class EngineClient(ExchangeClient):
             raise InvalidArgument("there are too many disks and snapshots to account for at once: ask for one VM")
         answer, rows = self._ask_paged("account", "rows", groups=asked)
         return protocol.check_usage(answer, rows, groups)
+
+    def statistics(self, ids: Sequence[int] | None = None) -> EngineStatistics:
+        """What was counted since the engine started, of vdisks (None: all; what is not there is left out), in the order of ids."""
+        asked = None if ids is None else list(ids)
+
+        def ask(connection: _Connection) -> EngineStatistics:
+            pages, first = [], 0
+            while True:
+                pages.append(connection.ask("statistics", {"ids": asked, "first": first}, READ_SECONDS_MAX))
+                rest = pages[-1].get("rest")
+                if rest is None:
+                    return check_statistics(pages)
+                if not protocol.is_id(rest) or rest <= first:
+                    raise ProtocolError("the engine told of a rest of its statistics that begins nowhere")
+                first = rest
+
+        return self._read(ask)
 
     def inspect(self, kind: InspectionKind, rate_bytes: int | None = None) -> int:
         """Begin a check or scrub, or join the one that runs; returns its number.  Busy: one of the other kind runs."""

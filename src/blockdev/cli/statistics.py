@@ -1,0 +1,143 @@
+"""blockdevctl vm stats and top: what VMs do now and did before, live in a terminal, as lines elsewhere, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import click
+
+from blockdev.cli import values
+from blockdev.cli.figures import (
+    HEADERS,
+    SORTS,
+    Row,
+    count,
+    microseconds,
+    rows_of,
+    speed,
+    top_cells,
+    vm_fields,
+)
+from blockdev.cli.output import print_columns, print_fields
+from blockdev.cli.session import Session, Verb, pass_session
+from blockdev.clock import monotonic_seconds
+from blockdev.errors import InvalidArgument
+from blockdev.written import show_period
+
+WATCH_SECONDS = 1.0
+STEPS = 24  # of the table of some time
+JSON_STEPS = 600
+count_option = click.option("--count", type=click.IntRange(min=1), help="End after so many rounds (default: with Ctrl-C).")
+
+
+@click.command(cls=Verb, name="stats")
+@click.argument("name", type=values.VM)
+@click.option("--watch", is_flag=True, help="Show it anew each second.")
+@click.option("--since", "seconds", type=values.DURATION, metavar="DURATION", help="A table of so long until now, such as 1d.")
+@count_option
+@pass_session
+def vm_stats(session: Session, name: str, watch: bool, seconds: int | None, count: int | None) -> None:
+    """Show what a VM does: requests, throughput, latency by cause, space and what it did in all.
+
+    Latencies are from a request's arrival in the engine to its answer.  WAITS says what they were spent on.
+    """
+    if seconds is not None:
+        if watch:
+            raise InvalidArgument("--since shows what was, --watch what is: give one of them")
+        points = JSON_STEPS if session.json else STEPS
+        graph = session.client.get(f"/vms/{name}/statistics", since=-seconds, points=points)
+        session.show(graph, lambda: _tell_graph(graph))
+        return
+    path = f"/vms/{name}/statistics/now"
+    if watch:
+        _watch(session, lambda: session.client.get(path, watch="true"), "vm", count)
+        return
+    found = session.client.get(path, watch="true")
+    session.show(found, lambda: print_fields(vm_fields(found)))
+
+
+@click.command(cls=Verb)
+@click.option("--sort", type=click.Choice(tuple(SORTS)), default="iops", show_default=True, help="The most of it first.")
+@count_option
+@pass_session
+def top(session: Session, sort: str, count: int | None) -> None:
+    """Show the busiest VMs, anew each second in a terminal.
+
+    Elsewhere, and with --json, once: what the last seconds were.
+    """
+
+    def look() -> Row:
+        found: Row = session.client.get("/statistics", watch="true")
+        return found | {"by": sort, "rows": sorted(rows_of(found["vms"]), key=SORTS[sort], reverse=True)}
+
+    if not session.json and sys.stdout.isatty():
+        _watch(session, look, "top", count)
+        return
+    for _round in range(count or 1):
+        if _round:
+            time.sleep(WATCH_SECONDS)
+        found = look()
+        document = {"time": found["time"], "seconds": found["seconds"], "pool": found["pool"], "vms": found["rows"]}
+        session.show(document, lambda rows=found["rows"]: _tell_top(rows))  # type: ignore[misc]
+
+
+def _watch(session: Session, look: Callable[[], Row], shown: str, count: int | None) -> None:
+    """Until Ctrl-C, or so many times.  shown: what of `live` it is for a person at a terminal."""
+    rounds = _rounds(look, count)
+    try:
+        if session.json or not sys.stdout.isatty():
+            for found in rounds:
+                click.echo(json.dumps(found) if session.json else _vm_line(found))
+            return
+        from blockdev.cli.live import watch  # rich takes long to load, and most commands show nothing live
+
+        watch(rounds, shown)
+    except KeyboardInterrupt:
+        pass
+
+
+def _rounds(look: Callable[[], Row], count: int | None) -> Iterator[Row]:
+    done = 0
+    while count is None or done < count:
+        began = monotonic_seconds()
+        yield look()
+        done += 1
+        if done != count:
+            time.sleep(max(WATCH_SECONDS - (monotonic_seconds() - began), 0))
+
+
+# of one VM
+
+
+def _vm_line(found: Row) -> str:
+    clock = time.strftime("%H:%M:%S", time.localtime(found["time"]))
+    return f"{clock}  " + "  ".join(f"{name} {value}" for name, value in vm_fields(found)[1:4])
+
+
+def _tell_graph(graph: Row) -> None:
+    rows = []
+    for one in rows_of({name: graph[name] for name in graph if isinstance(graph[name], list)}):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["t"]))
+        if one["read_iops"] is None:
+            rows.append([when, *["-"] * 7])
+            continue
+        rates = [count(one["read_iops"]), count(one["write_iops"])]
+        speeds = [speed(one["read_bytes_per_second"]), speed(one["write_bytes_per_second"])]
+        latencies = [microseconds(one["latency_us_mean"]), microseconds(one["read_latency_us_p99"]), microseconds(one["write_latency_us_p99"])]
+        rows.append([when, *rates, *speeds, *latencies])
+    click.echo(f"VM {graph['vm']}, in steps of {show_period(graph['step_seconds'])}; - is not known, or nothing to measure")
+    print_columns(["FROM", *HEADERS[1:8]], rows, right=range(1, 8))
+
+
+# of all VMs
+
+
+def _tell_top(rows: list[Row]) -> None:
+    print_columns(HEADERS, [top_cells(row) for row in rows], right=range(1, len(HEADERS)))
+    if not rows:
+        click.echo("no VMs")
+
+
