@@ -106,8 +106,9 @@ class Devices:
     def bring(self, wanted: Sequence[Wanted]) -> dict[str, Path]:
         """Have a device for each: connect what is missing, reconnect what is dead, resize, set limits.  Idempotent.
 
-        The device of each key; those that could not be had are left out, troubles() says why.  A device that was
-        disconnected by another while it is open cannot come back: its key then gets another device.
+        Returns the device of each key; those that could not be had are left out, troubles() says why.  A device that was
+        disconnected by another while it is open cannot come back: its key then gets another device.  What is as it should be
+        costs one call of the kernel, 0.1 ms.
         OSError when the kernel has no family nbd (missing()).
         """
         with self._lock, Family() as family:
@@ -174,11 +175,12 @@ class Devices:
         else:
             same = before is not None and before.device.index == device.index
             held = _Held(wanted, device, before.engine if same and before is not None else None)
+            if not same:
+                device.set_limits(LIMITS)
             if held.engine is None or held.engine != self._engine():
                 self._mend(family, held)
             if device.size_bytes != wanted.size_bytes:
                 family.resize(device.index, self._prefix + wanted.key, wanted.size_bytes, LOGICAL_BLOCK_BYTES)
-        held.device.set_limits(LIMITS)
         return held
 
     def _connect(self, family: Family, wanted: Wanted) -> _Held:
@@ -198,6 +200,7 @@ class Devices:
                         continue  # another was faster, or has it open
                     raise
             family.resize(device.index, backend, wanted.size_bytes, LOGICAL_BLOCK_BYTES)
+            device.set_limits(LIMITS)
             return _Held(wanted, device, engine)
         raise AssertionError("the numbers of devices do not end")
 

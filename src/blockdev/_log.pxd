@@ -8,8 +8,9 @@ written by whoever finds it closed (log_drain), in order, under log.write_lock. 
 append returned: from the batch in memory until it is written, from the file after.
 
 Durable: everything below log.durable_lsn.  log_flush raises it; concurrent callers share one fdatasync.
-Kept: what is in its file, though not synced.  It survives the end of this process, not that of the machine.  log_keep
-writes what is only in memory; concurrent callers share one write.
+Kept: everything below log.kept_lsn is in its file, though not synced.  It survives the end of this process, not that of the
+machine.  log_keep raises it: the open batch is written as it is, and stays open; the next write of it adds the payload since
+and then puts its header over the one before.  A batch that a sync covers is closed and never changes.
 After a failed write or sync the log is poisoned: nothing is appended any more, reads go on.
 """
 
@@ -30,6 +31,8 @@ cdef struct Batch:
     uint32_t index                  # of the header slot
     uint32_t entry_count
     uint32_t payload_count
+    uint32_t kept_payload_count     # of those, in the file; under write_lock, as what follows
+    bint kept                       # its header is there, too
     uint32_t lsn_count
     uint32_t filling                # appenders still copying; atomic
     uint64_t first_lsn
@@ -37,7 +40,8 @@ cdef struct Batch:
 cdef struct Log:
     SegmentStore* segments
     pthread_mutex_t write_lock      # one writer of batches at a time; before `lock`
-    uint64_t first_unwritten        # block addresses below are in their files; atomic
+    uint64_t first_unwritten        # block addresses below are in their files for good; atomic
+    uint64_t kept_lsn               # atomic, written under write_lock
     pthread_mutex_t lock            # guards what follows
     pthread_cond_t changed          # the end of a sync
     Batch ring[16]

@@ -6,13 +6,13 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from blockdev._medium cimport (
-    BUG_FLUSH_WITHOUT_SYNC, BUG_NEWEST_SEGMENT_ONLY, BUG_NO_DIRECTORY_SYNC, BUG_OPEN_BATCH_NOT_KEPT,
-    BUG_SYNC_FAILURE_IGNORED, BUG_WRITTEN_COUNTS_AS_DURABLE, medium_report, medium_sync, medium_sync_directory,
-    medium_write, planted,
+    BUG_FLUSH_WITHOUT_SYNC, BUG_HEADER_BEFORE_PAYLOAD, BUG_NEWEST_SEGMENT_ONLY, BUG_NO_DIRECTORY_SYNC,
+    BUG_OPEN_BATCH_NOT_KEPT, BUG_SYNC_FAILURE_IGNORED, BUG_WRITTEN_COUNTS_AS_DURABLE, medium_report, medium_sync,
+    medium_sync_directory, medium_write, planted,
 )
 from blockdev._segments cimport (
     BATCH_ENTRIES_MAX, BATCH_SLOTS_MAX, ENTRY_DATA, ENTRY_RECORD, ENTRY_REFERENCE, SLOT_BYTES, BatchEntry,
-    BatchHeader, batch_sign, batch_slots, make_address, segment_allocate, segment_create, segment_fill_ahead,
+    BatchHeader, batch_sign, make_address, segment_allocate, segment_create, segment_fill_ahead,
     segment_seal, segment_unpin, segments_bytes, segments_evict,
 )
 from blockdev._spare cimport spare_keep, spare_lend
@@ -33,6 +33,7 @@ cdef Log* log_create(SegmentStore* segments, uint32_t next_id, uint64_t next_lsn
     log.next_id = next_id
     log.next_lsn = next_lsn
     log.durable_lsn = next_lsn
+    log.kept_lsn = next_lsn
     log.first_unwritten = make_address(next_id, 0)
     log.data_limit_bytes = <uint64_t>-1
     log.hard_limit_bytes = <uint64_t>-1
@@ -136,6 +137,8 @@ cdef int open_batch(Log* log, EntryKind kind, uint32_t payload_slots) noexcept n
     batch.entry_count = 0
     batch.lsn_count = 0
     batch.payload_count = 0
+    batch.kept_payload_count = 0
+    batch.kept = False
     batch.first_lsn = log.next_lsn
     store_u32(&log.segment.slot_count, log.segment.slot_count + 1)
     add_u64(&log.segments.bytes_added, SLOT_BYTES)
@@ -291,16 +294,12 @@ cdef bint log_read_unwritten(Log* log, uint64_t address, void* block) noexcept n
     return found
 
 
-cdef int write_batch(Log* log, Batch* batch) noexcept nogil:
-    """Sign a closed batch and write it.  Caller holds write_lock."""
-    cdef BatchHeader* header = <BatchHeader*>batch.slots
+cdef void sign_header(Log* log, Batch* batch, char* slot) noexcept nogil:
+    """Complete a header slot, which holds the entries of the batch.  Caller holds log.lock, or the batch is closed."""
+    cdef BatchHeader* header = <BatchHeader*>slot
     cdef uint64_t used = sizeof(BatchHeader) + batch.entry_count * sizeof(BatchEntry)
-    cdef uint32_t end
-    cdef int failure
-    while load_u32(&batch.filling):
-        sched_yield()
     memset(header, 0, sizeof(BatchHeader))
-    memset(batch.slots + used, 0, SLOT_BYTES - used)
+    memset(slot + used, 0, SLOT_BYTES - used)
     header.segment_id = batch.segment.id
     header.index = batch.index
     header.first_lsn = batch.first_lsn
@@ -309,25 +308,65 @@ cdef int write_batch(Log* log, Batch* batch) noexcept nogil:
     header.lsn_count = batch.lsn_count
     header.payload_count = batch.payload_count
     batch_sign(log.segments, header)
-    memcpy(batch.slots + (1 + <uint64_t>batch.payload_count) * SLOT_BYTES, header, SLOT_BYTES)
-    failure = medium_write(batch.segment.file, batch.slots, <uint64_t>batch_slots(header) * SLOT_BYTES,
-                           <uint64_t>batch.index * SLOT_BYTES)
-    end = batch.index + batch_slots(header)
+
+
+cdef int write_slots(Batch* batch, const char* slots, uint32_t first, uint32_t count) noexcept nogil:
+    """Write `count` slots to the places in the file of those from `first` on, counted from the batch's header."""
+    return medium_write(batch.segment.file, slots, <uint64_t>count * SLOT_BYTES,
+                        <uint64_t>(batch.index + first) * SLOT_BYTES) if count else 0
+
+
+cdef int write_onto_kept(Batch* batch, const char* header, uint32_t end) noexcept nogil:
+    """Write the slots below `end` that are not in the file yet, then the header: a death in between leaves that before.
+
+    A write of one slot is there as a whole or not at all when the process dies in it.
+    """
+    cdef uint32_t first = 1 + batch.kept_payload_count
+    cdef int failure = 0
+    if planted(BUG_HEADER_BEFORE_PAYLOAD):
+        failure = write_slots(batch, header, 0, 1)
+    if not failure:
+        failure = write_slots(batch, batch.slots + <uint64_t>first * SLOT_BYTES, first, end - first)
+    return failure or write_slots(batch, header, 0, 1)
+
+
+cdef int write_batch(Log* log, Batch* batch) noexcept nogil:
+    """Sign a closed batch and write it.  Caller holds write_lock."""
+    cdef uint32_t end = batch.index + 2 + batch.payload_count
+    cdef int failure
+    while load_u32(&batch.filling):
+        sched_yield()
+    sign_header(log, batch, batch.slots)
+    memcpy(batch.slots + (1 + <uint64_t>batch.payload_count) * SLOT_BYTES, batch.slots, SLOT_BYTES)
+    if batch.kept:
+        failure = write_onto_kept(batch, batch.slots, 2 + batch.payload_count)
+    else:
+        failure = write_slots(batch, batch.slots, 0, 2 + batch.payload_count)
     if not failure and end > batch.segment.filled_slots and load_u32(&log.commits) >= COMMITS_MIN:
         failure = segment_fill_ahead(batch.segment, end)
     if not failure:
         count_u64(&log.batches, 1)
+        store_u64(&log.kept_lsn, batch.first_lsn + batch.lsn_count)
         store_u64(&log.first_unwritten, make_address(batch.segment.id, end))
     return failure
 
 
-cdef int write_closed(Log* log, uint64_t end) noexcept nogil:
-    """Write the closed batches below number `end`, in order.  0, or EIO: poisoned.  Caller holds write_lock."""
+cdef int log_drain(Log* log) noexcept nogil:
+    """Write all closed batches, in order.  0, or EIO when the log is poisoned."""
+    cdef int failure
+    pthread_mutex_lock(&log.write_lock)
+    failure = write_closed(log)
+    pthread_mutex_unlock(&log.write_lock)
+    return failure
+
+
+cdef int write_closed(Log* log) noexcept nogil:
+    """As log_drain.  Caller holds write_lock."""
     cdef Batch* batch
     cdef int failure = 0
     while True:
         pthread_mutex_lock(&log.lock)
-        if log.poisoned or log.written_number >= min(log.open_number, end):
+        if log.poisoned or log.written_number == log.open_number:
             failure = EIO if log.poisoned else 0
             pthread_mutex_unlock(&log.lock)
             break
@@ -343,34 +382,61 @@ cdef int write_closed(Log* log, uint64_t end) noexcept nogil:
     return failure
 
 
-cdef int log_drain(Log* log) noexcept nogil:
-    """Write all closed batches, in order.  0, or EIO when the log is poisoned."""
+cdef bint take_open(Log* log, char* header, uint32_t* payload_count, uint64_t* end_lsn) noexcept nogil:
+    """Copy the header of the open batch as it is now, with all its payload in memory; False: not now, or there is none.
+
+    Caller holds write_lock, so it is not written meanwhile.
+    """
+    cdef Batch* batch
+    cdef bint taken = False
+    pthread_mutex_lock(&log.lock)
+    batch = &log.ring[log.open_number % BATCH_RING]
+    if log.open and log.written_number == log.open_number and not log.poisoned and not load_u32(&batch.filling):
+        memcpy(header, batch.slots, sizeof(BatchHeader) + batch.entry_count * sizeof(BatchEntry))
+        sign_header(log, batch, header)
+        payload_count[0] = batch.payload_count
+        end_lsn[0] = batch.first_lsn + batch.lsn_count
+        taken = not planted(BUG_OPEN_BATCH_NOT_KEPT)
+    pthread_mutex_unlock(&log.lock)
+    return taken
+
+
+cdef int write_open(Log* log) noexcept nogil:
+    """Write what the open batch holds, and leave it open.  Caller holds write_lock."""
+    cdef Batch* batch = &log.ring[log.written_number % BATCH_RING]      # when there is one
+    cdef char header[SLOT_BYTES]
+    cdef uint32_t payload_count = 0
+    cdef uint64_t end_lsn = 0
     cdef int failure
-    pthread_mutex_lock(&log.write_lock)
-    failure = write_closed(log, <uint64_t>-1)
-    pthread_mutex_unlock(&log.write_lock)
-    return failure
+    if not take_open(log, header, &payload_count, &end_lsn):
+        sched_yield()                   # somebody copies into it
+        return 0
+    failure = write_onto_kept(batch, header, 1 + payload_count)
+    if failure:
+        log_poison(log, failure)
+        return failure
+    batch.kept = True
+    batch.kept_payload_count = payload_count
+    store_u64(&log.kept_lsn, end_lsn)
+    return 0
 
 
 cdef int log_keep(Log* log) noexcept nogil:
     """Return when every entry that was appended before is in its file; EIO when that will never be.
 
-    Who waits for write_lock meanwhile finds its entries in the batch that the next holder closes: one write serves them all.
+    Who waits for write_lock meanwhile finds its entries written by whoever held it last, or writes those of all who wait.
     """
-    cdef uint64_t end
+    cdef uint64_t target = load_u64(&log.next_lsn)
     cdef int failure = 0
-    pthread_mutex_lock(&log.lock)
-    end = log.open_number + log.open
-    if log.written_number >= end:
-        pthread_mutex_unlock(&log.lock)
+    if load_u64(&log.kept_lsn) >= target:
         return 0
-    pthread_mutex_unlock(&log.lock)
     pthread_mutex_lock(&log.write_lock)
-    pthread_mutex_lock(&log.lock)
-    if log.open_number < end and not planted(BUG_OPEN_BATCH_NOT_KEPT):
-        close_batch(log)
-    pthread_mutex_unlock(&log.lock)
-    failure = write_closed(log, end)
+    while not failure and load_u64(&log.kept_lsn) < target:
+        failure = write_closed(log)
+        if not failure and load_u64(&log.kept_lsn) < target:
+            failure = write_open(log)
+        if planted(BUG_OPEN_BATCH_NOT_KEPT):
+            break
     pthread_mutex_unlock(&log.write_lock)
     return failure
 

@@ -71,6 +71,7 @@ cpdef enum PlantedBug:                  # each breaks one promise; tests/torture
     BUG_MARKED_TOO_NEW = 23             # compaction marks from the maps of now, not from a durable checkpoint's
     BUG_REVIVED_LOST = 24               # a reference made while a mark is under way does not count
     BUG_OPEN_BATCH_NOT_KEPT = 25        # a write is replied to as kept while the batch that holds it is still open
+    BUG_HEADER_BEFORE_PAYLOAD = 26      # what an open batch has more is written behind the header that tells of it
 
 cdef enum:
     MEDIUM_READ = 0          # open for reading

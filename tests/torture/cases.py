@@ -39,6 +39,8 @@ DEPTHS = (1, 1, 2, 2, 3)  # starts of a case, each but the last cut short
 KILL_CHANCE = 0.15  # that the process dies and the power stays: what was not synced is there, and may still be lost
 LOST_COPY_CHANCE = 0.2  # that the medium also loses what the pool has twice
 LOST_COPY_CHANCE_LATER = 0.5  # the same after a start: then the other copy leads back to what that start had cut off
+TORN_KILL_CHANCE = 0.5  # that a kill ends the next write between two pages
+PAGE_BYTES = 4096
 SUPERBLOCKS = ("pool/superblock-0", "pool/superblock-1")
 
 
@@ -70,9 +72,12 @@ class Recording:
         system.apply(self.operations[:place])
         whole = self.whole and _has_settled(system)
         if chosen.random() < KILL_CHANCE:
+            part = self._part_of_next(place, chosen)
+            system.apply(part)
             visible = surviving_tree(system, POLICIES["everything"], chosen)
-            ground = Ground(visible, self.ground.durable, self.operations[:place])
-            return Cut(ground, legal, whole, f"killed after {self._told(place)}")
+            ground = Ground(visible, self.ground.durable, [*self.operations[:place], *part])
+            told = f"killed after {self._told(place)}" + ("" if not part else f", in a {_told(self.operations[place])}")
+            return Cut(ground, self._asked_by(legal, part, place), whole, told)
         legal = legal._replace(kept=0)
         name = chosen.choice(CHOICES)
         tree = surviving_tree(system, POLICIES[name], chosen)
@@ -81,6 +86,22 @@ class Recording:
             told += f", and {_lose_a_copy(tree, chosen)} is lost"
             whole = False
         return Cut(all_durable(tree), legal, whole, told)
+
+    def _part_of_next(self, place: int, chosen: Random) -> list[Operation]:
+        """A kill may end a write between two pages: those before are there."""
+        following = self.operations[place : place + 1]
+        if chosen.random() < TORN_KILL_CHANCE and following and isinstance(following[0], Write):
+            pages = -(-len(following[0].data) // PAGE_BYTES)
+            if pages > 1:
+                return [following[0]._replace(data=following[0].data[: chosen.randrange(1, pages) * PAGE_BYTES])]
+        return []
+
+    def _asked_by(self, legal: Legal, part: list[Operation], place: int) -> Legal:
+        """A write that was begun was asked for; of what was acknowledged it changes nothing."""
+        if not part:
+            return legal
+        later = self.history.legal_at(place + 1)
+        return legal._replace(steps=later.steps) if later.durable is legal.durable else legal
 
     def _place(self, chosen: Random) -> int:
         """Anywhere; or before or after something other than a write, which most are; or where something was acknowledged."""

@@ -30,6 +30,7 @@ AMONG = {
     PlantedBug.BUG_MARKED_TOO_NEW: "compaction",
     PlantedBug.BUG_REVIVED_LOST: "compaction",
     PlantedBug.BUG_OPEN_BATCH_NOT_KEPT: "kept",
+    PlantedBug.BUG_HEADER_BEFORE_PAYLOAD: "kept",
 }
 SHOWN_BY_POWER_CUTS = [bug for bug in PlantedBug if bug != PlantedBug.BUG_NONE and bug not in SHOWN_BY_FAULTS]
 
