@@ -56,6 +56,8 @@ ADDRESSES = {
     ("post", "/pool/check"),
     ("post", "/pool/scrub"),
     ("post", "/pool/compact"),
+    ("get", "/targets"),
+    *((method, "/vms/{vm}/target") for method in ("get", "post", "patch", "delete")),
     *((method, "/hypervisors") for method in ("get", "post")),
     *((method, "/hypervisors/{name}") for method in ("get", "delete")),
     ("post", "/hypervisors/{name}/discover"),
