@@ -1,4 +1,4 @@
-"""Numbers of any size in 16 bits, to 0.04 %: what a slot of history has room for.
+"""Numbers of any size in 16 bits, to 0.04 % of one more: what a slot of history has room for.
 
 A code is 0 for "not known", else 1 + 1024 log2(1 + value), rounded: 0 and 1 come back exactly, and so does the order of values.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Codes = NDArray[np.uint16]
 Values = NDArray[np.float64]
 PER_DOUBLING = 1024
-ERROR_MAX = 0.0004  # of a value, relative
+ERROR_MAX = 0.0004  # of 1 + a value
 CODE_MAX = 65535
 
 

@@ -72,6 +72,8 @@ class History:
         short, middle, long = (int(looked // ring.seconds) for ring in RINGS)
         for row, vm in enumerate(self.vms):
             self.files.check(vm)
+            self._complete(vm, 1, middle - 1)
+            self._complete(vm, 2, long - 1)
             last = self.files.read(vm, RINGS[0], short, 1)
             begun = middle * RINGS[1].seconds // RINGS[0].seconds
             ended = figures.merged(self.files.read(vm, RINGS[0], begun, short - begun + 1), short - begun + 1)
@@ -83,6 +85,16 @@ class History:
                 self._open[2].resume(long, row, figures.merged(self.files.read(vm, RINGS[1], begun, middle - begun), middle - begun))
             hours = self.files.read(vm, RINGS[2], long - HOURS + 1, HOURS - 1).sums[:, OF["appended_bytes"]]
             self._hours[row, np.arange(long - HOURS + 1, long) % HOURS] = np.nan_to_num(hours)
+
+    def _complete(self, vm: str, index: int, number: int) -> None:
+        """Write the slot that had ended when the process before died, if it had not written it."""
+        ring, shorter = RINGS[index], RINGS[index - 1]
+        if self.files.read(vm, ring, number, 1).seconds[0] > 0:
+            return
+        each = ring.seconds // shorter.seconds
+        found = figures.merged(self.files.read(vm, shorter, number * each, each), each)
+        if found.seconds[0] > 0:
+            self.files.write(ring, number, [vm], layout.encode(ring, number, found))
 
     def add(self, began: float, ended: float, seen: Seen) -> None:
         """What happened between these times; slots that ended with it are written."""

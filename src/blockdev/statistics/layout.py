@@ -24,14 +24,15 @@ HEADER = struct.Struct("<8sII16s")  # magic, version, header bytes, VM's UUID
 RING = struct.Struct("<IIIIQ")  # seconds of a slot, slots, bytes of a slot, reserved, offset
 CHECKSUM = struct.Struct("<Q")  # XXH3-64 of the header's bytes before it; the header's last 8 bytes
 
-COVERED_FULL = 250  # `covered` of a slot that was observed from its beginning to its end
+COVERED_FULL = 3600  # what of a slot was observed is told in parts of it: of an hour in seconds
+LAPS = 1 << 12  # laps are told apart so far: 11 years of the shortest ring
 _CODES = (
     *(f"{kind}_{what}" for kind in KINDS for what in ("us", "p99_ns")),
     *(f"{cause}_us" for cause in CAUSES),
     *("appended_bytes", "remaining_bytes", "logical_bytes", "network_bytes", "lag_seconds"),
 )
 _SPACE = ("live_bytes", "snapshots_bytes", "unique_bytes")
-_HEAD = [("lap", "<u2"), ("covered", "u1"), ("check", "u1")]
+_HEAD = [("lap_covered", "<u2"), ("covered_low", "u1"), ("check", "u1")]
 _COUNTS = [
     *(("reads", "<u4"), ("writes", "<u4"), ("flushes", "<u4")),
     *(("read_bytes_low", "<u4"), ("written_bytes_low", "<u4"), ("read_bytes_high", "<u2"), ("written_bytes_high", "<u2")),
@@ -81,14 +82,15 @@ def header(uuid: bytes) -> bytes:
 def place(ring: Ring, number: int) -> tuple[int, int]:
     """(offset in the file, lap) of the slot that begins at `number` times the ring's seconds since 1970."""
     lap, index = divmod(number, ring.slot_count)
-    return ring.offset + index * ring.slot.itemsize, lap & 0xFFFF
+    return ring.offset + index * ring.slot.itemsize, lap % LAPS
 
 
 def encode(ring: Ring, number: int, span: Span) -> Slots:
     """The slots of this number, one for each row of the span."""
     slots = np.zeros(len(span.seconds), ring.slot)
-    slots["lap"] = place(ring, number)[1]
-    slots["covered"] = np.clip(np.rint(span.seconds * (COVERED_FULL / ring.seconds)), 1, COVERED_FULL)
+    covered = np.clip(np.rint(span.seconds * (COVERED_FULL / ring.seconds)), 1, COVERED_FULL).astype(np.uint16)
+    slots["lap_covered"] = place(ring, number)[1] | (covered >> 8 << 12)
+    slots["covered_low"] = covered & 0xFF
     for name in ("reads", "writes", "flushes"):
         slots[name] = np.minimum(span.sums[:, OF[name]], 0xFFFFFFFF)
     for name in ("read_bytes", "written_bytes"):
@@ -110,9 +112,10 @@ def encode(ring: Ring, number: int, span: Span) -> Slots:
 def decode(ring: Ring, number: int, slots: Slots) -> Span:
     """Slots of this number and of those that follow it."""
     numbers = np.arange(number, number + len(slots))
-    good = (slots["lap"] == (numbers // ring.slot_count & 0xFFFF)) & (slots["covered"] > 0) & (slots["check"] == _check(slots))
+    covered = (slots["lap_covered"] >> 12).astype(np.int64) << 8 | slots["covered_low"]
+    good = (slots["lap_covered"] % LAPS == numbers // ring.slot_count % LAPS) & (covered > 0) & (slots["check"] == _check(slots))
     span = unknown(len(slots))
-    span.seconds[:] = np.where(good, np.minimum(slots["covered"], COVERED_FULL) * (ring.seconds / COVERED_FULL), 0)
+    span.seconds[:] = np.where(good, np.minimum(covered, COVERED_FULL) * (ring.seconds / COVERED_FULL), 0)
     sums, gauges, p99 = span.sums, span.gauges, span.p99_ns
     for name in ("reads", "writes", "flushes"):
         sums[:, OF[name]] = slots[name]

@@ -1,0 +1,1 @@
+"""Statistics: totals, history in ring files, what is told of them."""
