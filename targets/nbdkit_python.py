@@ -240,9 +240,15 @@ class Refused(Exception):
 
 
 def pread(handle: Handle, buffer: bytearray, offset: int, flags: int) -> None:
-    with _Request(handle, "read", len(buffer), offset) as request:
+    # a kernel asks for a part of a sector when an initiator expects no more of it
+    before, after = (offset % SECTOR_BYTES, -(offset + len(buffer)) % SECTOR_BYTES) if handle.endless else (0, 0)
+    with _Request(handle, "read", before + len(buffer) + after, offset - before) as request:
         request.require(flags == 0 and len(buffer) <= REQUEST_BYTES_MAX)
-        handle.thing.read_into(offset, buffer)
+        if before or after:
+            whole = handle.thing.read(offset - before, before + len(buffer) + after)
+            buffer[:] = whole[before : before + len(buffer)]
+        else:
+            handle.thing.read_into(offset, buffer)
 
 
 def pwrite(handle: Handle, buffer: bytes, offset: int, flags: int) -> None:

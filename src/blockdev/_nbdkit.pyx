@@ -193,10 +193,20 @@ cdef int refuse(Handle* handle, const char* what, uint32_t count, uint64_t offse
     return -1
 
 
-cdef inline bint misplaced(Handle* handle, uint32_t count, uint64_t offset) noexcept nogil:
-    """Whether a range is off the sector grid or past the end, which may have come closer since the client connected."""
+cdef inline bint beyond_end(Handle* handle, uint32_t count, uint64_t offset) noexcept nogil:
+    """Whether a range is past the end, which may have come closer since the client connected."""
     cdef uint64_t size_bytes = disk_size_bytes(handle.disk)
-    return ((count | offset) & (SECTOR_BYTES - 1)) != 0 or offset > size_bytes or count > size_bytes - offset
+    return offset > size_bytes or count > size_bytes - offset
+
+
+cdef inline bint misplaced(Handle* handle, uint32_t count, uint64_t offset) noexcept nogil:
+    """Whether a range is off the sector grid or past the end."""
+    return ((count | offset) & (SECTOR_BYTES - 1)) != 0 or beyond_end(handle, count, offset)
+
+
+cdef inline bint unreadable(Handle* handle, uint32_t count, uint64_t offset) noexcept nogil:
+    """The same for reads.  A kernel asks for a part of a sector when an initiator expects no more of it."""
+    return beyond_end(handle, count, offset) if handle.endless else misplaced(handle, count, offset)
 
 
 cdef int read_data "blockdev_pread" (
@@ -204,7 +214,7 @@ cdef int read_data "blockdev_pread" (
 ) noexcept nogil:
     cdef Handle* handle = <Handle*> opaque
     cdef int error
-    if flags != 0 or count > REQUEST_BYTES_MAX or misplaced(handle, count, offset):
+    if flags != 0 or count > REQUEST_BYTES_MAX or unreadable(handle, count, offset):
         return refuse(handle, b"read", count, offset, EINVAL)
     error = disk_read(handle.disk, buffer, count, offset)
     return refuse(handle, b"read", count, offset, error) if error else 0

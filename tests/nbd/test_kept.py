@@ -65,6 +65,20 @@ def test_a_device_is_told_no_end_and_follows_the_disk_s(server: Server) -> None:
     assert server.connect(f"{clients.KEPT}{DISK}").get_size() == DISK_BYTES + MEBIBYTE
 
 
+def test_a_device_reads_parts_of_sectors_and_others_do_not(server: Server) -> None:
+    device, other = server.connect(f"{clients.DEVICE}{DISK}"), server.connect()
+    data = os.urandom(2 * BLOCK)
+    device.pwrite(data, DISK_BYTES - 2 * BLOCK)
+    for offset, length in ((0, 200), (100, 700), (BLOCK - 3, 5), (2 * BLOCK - 1, 1)):
+        assert device.pread(length, DISK_BYTES - 2 * BLOCK + offset) == data[offset : offset + length]
+    with pytest.raises(nbd.Error) as caught:
+        device.pread(200, DISK_BYTES - 100)
+    assert caught.value.errnum == errno.EINVAL
+    assert refusal(device, 200) == errno.EINVAL  # a write of one sector, at 200
+    with pytest.raises(nbd.Error):
+        other.pread(200, 0)
+
+
 def test_a_handed_over_connection_names_its_client_and_says_what_the_export_is(server: Server) -> None:
     control = server.control()
     control.snapshot([control.find(DISK).id], [f"{DISK}@s"], [b""])
