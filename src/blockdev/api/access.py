@@ -23,10 +23,10 @@ LEAST: dict[Role, frozenset[str]] = {
     "viewer": frozenset(
         {
             *("list_vms", "show_vm", "show_vm_usage"),
-            *("list_snapshots", "show_snapshot", "diff_snapshot"),
-            *("show_default_schedules", "show_vm_schedules", "preview_schedules", "show_schedule_settings"),
-            *("show_status", "list_attachments", "show_usage"),
+            *("list_snapshots", "show_snapshot", "diff_snapshot", "preview_restore"),
+            *("show_default_schedules", "show_vm_schedules", "preview_schedules", "show_schedule_settings", "list_coverage"),
             *("show_vm_statistics", "show_vm_statistics_now", "list_statistics", "show_pool_statistics"),
+            *("show_status", "list_attachments", "show_usage", "show_serving"),
             *("list_jobs", "show_job", "list_events", "show_caller"),
             *("list_targets", "show_target"),
             *("list_hypervisors", "show_hypervisor", "show_domain"),

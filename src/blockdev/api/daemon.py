@@ -19,10 +19,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp
+from starlette.types import Receive, Scope, Send
 
 from blockdev.api.addresses import Address
 from blockdev.api.allocator import keep_freed_memory
@@ -63,7 +63,16 @@ COUNT_SECONDS = 1.0  # between looks for snapshots to count
 COUNT_END_SECONDS_MAX = 2.0
 
 
-Front = Callable[[FastAPI, Path | None], ASGIApp]  # of the API's application and the directory of the certificate
+class Served(Protocol):
+    """What a front makes: an application that is told when the process ends."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    @property
+    def stop(self) -> Callable[[], None]: ...
+
+
+Front = Callable[[FastAPI, Path | None], Served]  # of the API's application and the directory of the certificate
 
 
 def main(front: Front | None = None) -> None:
@@ -149,10 +158,17 @@ def serve(home: Home, listening: Listening, ready_fd: int | None = None, front: 
             services.statistics.start()
             # jobs are cancelled at the signal, so that whoever waits for one hears of it
             app = create_app(services)
-            servers = Servers(serving, services.jobs.cancel_all)
+            fronts = [] if front is None or tcp is None else [front(app, tcp.tls)]
+
+            def stopping() -> None:
+                services.jobs.cancel_all()
+                for one in fronts:
+                    one.stop()
+
+            servers = Servers(serving, stopping)
             servers.add(app, local)
-            if tcp is not None and over_tcp is not None:
-                servers.add(app if front is None else front(app, tcp.tls), *over_tcp)
+            if over_tcp is not None:
+                servers.add(fronts[0] if fronts else app, *over_tcp)
             _let_the_collector_skip_what_stays()
             servers.run()
         finally:
@@ -212,6 +228,7 @@ def _wire(home: Home, catalog: Catalog, listening: Listening) -> Services:
         targets=Targets(home, vms, catalog, engine, now_seconds),
         tcp=listening.tcp,
         statistics=Statistics(home.path, engine, sources(catalog, vms, replication), now_seconds),
+        nbd=nbd,
     )
 
 

@@ -447,6 +447,14 @@ class AttachmentList(BaseModel):
     attachments: list[Attachment]
 
 
+class ServingView(BaseModel):
+    """Where disks are served over NBD."""
+
+    nbd_socket: str
+    nbd_host: str | None = Field(description="null, with a port: at all addresses of the machine")
+    nbd_port: int | None = Field(description="null: not over TCP")
+
+
 class StatusView(BaseModel):
     """The control plane and, when it answers, the engine."""
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from blockdev.api.addresses import Address
 from blockdev.api.history import History
 from blockdev.api.jobs import Jobs
 from blockdev.api.listening import Tcp
@@ -48,6 +49,7 @@ class Services:
     targets: Targets
     tcp: Tcp | None  # what is served there
     statistics: Statistics
+    nbd: Address | None  # where the engine serves NBD over TCP
 
     def uri(self, export: str) -> str:
         """Where qemu-img finds an export."""

@@ -50,6 +50,16 @@ class Preview:
     kept_at_most: int  # snapshots of these at one time
 
 
+@dataclass(frozen=True)
+class Coverage:
+    """How all VMs are protected by snapshots, in columns, by name."""
+
+    vm: list[str]
+    own: list[bool]  # whether it has a set of its own
+    schedule_count: list[int]  # 0: nothing is taken by itself
+    newest_snapshot: list[str | None]  # when it was taken, whoever took it
+
+
 class Schedules:
     """The schedules of one catalog."""
 
@@ -68,6 +78,15 @@ class Schedules:
     def all_sets(self) -> dict[int | None, list[Schedule]]:
         """VM id -> its schedules, for VMs that have their own; None: the default set."""
         return {vm_id: [Schedule(**body) for body in bodies] for vm_id, bodies in self._catalog.schedules().items()}
+
+    def coverage(self) -> Coverage:
+        rows = self._catalog.coverage()
+        return Coverage(
+            [row.name for row in rows],
+            [bool(row.own_schedules) for row in rows],
+            [row.schedule_count for row in rows],
+            [row.newest for row in rows],
+        )
 
     def show(self, vm: str | None = None) -> ScheduleSet:
         """NotFound."""

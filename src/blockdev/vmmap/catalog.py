@@ -48,6 +48,15 @@ class DiskRow(NamedTuple):
     created: str
 
 
+class CoverageRow(NamedTuple):
+    """How a VM is protected by snapshots."""
+
+    name: str
+    own_schedules: int  # whether it has a set of its own
+    schedule_count: int
+    newest: str | None  # when its newest snapshot was taken
+
+
 class SnapshotRow(NamedTuple):
     id: int
     vm_id: int
@@ -135,6 +144,16 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Targe
         for vm_id, body in self._rows(lambda *row: row, "SELECT vm_id, body FROM schedule ORDER BY id"):
             found.setdefault(vm_id, []).append(json.loads(body))
         return found
+
+    def coverage(self) -> list[CoverageRow]:
+        """Of all VMs, by name."""
+        return self._rows(
+            CoverageRow,
+            "SELECT name, own_schedules,"
+            " (SELECT count(*) FROM schedule s WHERE s.vm_id IS iif(v.own_schedules, v.id, NULL)),"
+            " (SELECT created FROM snapshot s WHERE s.vm_id = v.id ORDER BY lsn DESC LIMIT 1)"
+            " FROM vm v ORDER BY name",
+        )
 
     def set_schedules(self, vm_id: int | None, bodies: list[dict[str, Any]], own: bool = True) -> None:
         """The default set, or that of a VM; not `own`: the VM has the default one again."""
@@ -323,6 +342,9 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Targe
         if vm_id is None:
             return self._number("SELECT count(*) FROM snapshot")
         return self._number("SELECT count(*) FROM snapshot WHERE vm_id = ?", vm_id)
+
+    def snapshot_count_after(self, vm_id: int, lsn: int) -> int:
+        return self._number("SELECT count(*) FROM snapshot WHERE vm_id = ? AND lsn > ?", vm_id, lsn)
 
     def snapshot_counts(self, vm_ids: Iterable[int]) -> dict[int, int]:
         """VM id -> how many snapshots, of some VMs; those without any are not in it."""

@@ -11,7 +11,7 @@ from blockdev.constants import BLOCK_BYTES, CHUNK_EXTENTS_MAX, VDISK_BYTES_MAX
 from blockdev.errors import InvalidArgument
 from blockdev.types import Extent
 from blockdev.vmmap.lookup import present
-from blockdev.vmmap.model import Diff, DiskDiff
+from blockdev.vmmap.model import Diff, DiskDiff, DiskRestore, RestorePreview
 from blockdev.vmmap.names import object_name
 from blockdev.vmmap.operation import Operations
 
@@ -50,6 +50,30 @@ class DiffOperations(Operations):
         pages, rest = self._page(pairs, offset, count)
         disks = [DiskDiff(name, *total, pages.get(name, [])) for name, total in totals.items()]
         return Diff(vm, older, newer, sum(changed for changed, _ in totals.values()), disks, rest)
+
+    def preview_restore(self, vm: str, snapshot: str, disk: str | None = None) -> RestorePreview:
+        """What restoring the snapshot, or one disk of it, would change.  Guests go on writing meanwhile.  NotFound."""
+        clients = self._lookup.clients() or {}
+        with self._catalog.transaction():
+            row = self._lookup.vm(vm)
+            wanted = self._lookup.snapshot(row, snapshot)
+            then = self._lookup.snapshot_disks(row, snapshot, disk)
+            now = {one.name: one for one in self._catalog.disks(row.id)}
+            newer_count = self._catalog.snapshot_count_after(row.id, wanted.lsn)
+        disks = []
+        for one in then:
+            there = now.get(one.name)
+            then_id = present(one, object_name(vm, one.name, snapshot))
+            now_id = None if there is None else there.object_id
+            # from the snapshot to the disk as it is: what would go
+            changed, extents = self._engine.count_changes(*((None, then_id) if now_id is None else (then_id, now_id)))
+            attached = [] if now_id is None else clients.get(now_id, [])
+            disks.append(DiskRestore(one.name, one.size_bytes, there and there.size_bytes, changed, extents, attached))
+        kept = [] if disk is not None else sorted(set(now) - {one.name for one in then})
+        return RestorePreview(
+            *(vm, snapshot, wanted.created, sum(one.changed_bytes for one in disks), disks, kept),
+            *(disk is None and wanted.config_id != row.config_id, newer_count),
+        )
 
     def disk_pairs(self, vm: str, older: str | None, newer: str, disk: str | None = None) -> list[DiskPair]:
         """What is to be compared for it.  NotFound, also for what the pool lacks."""

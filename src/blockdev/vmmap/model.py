@@ -178,6 +178,32 @@ class Restored(_Value):
 
 
 @dataclass(frozen=True)
+class DiskRestore(_Value):
+    """What a restore would do to one disk."""
+
+    disk: str
+    size_bytes: int  # then
+    size_bytes_now: int | None  # None: the disk is not there any more, and comes back
+    changed_bytes: int  # that differ from what the disk has now; of one that comes back, all that it holds
+    extent_count: int  # in so many places
+    clients: list[str]  # who is attached now
+
+
+@dataclass(frozen=True)
+class RestorePreview(_Value):
+    """What a restore would do, as things are now.  The state before is always kept in a snapshot."""
+
+    vm: str
+    snapshot: str
+    created: str  # of the snapshot
+    changed_bytes: int
+    disks: list[DiskRestore]
+    kept_disks: list[str]  # the snapshot has no such disks: they stay as they are
+    config_changes: bool  # whether the configuration comes back to another text
+    newer_snapshot_count: int  # they stay
+
+
+@dataclass(frozen=True)
 class Demoted(_Value):
     """What came of a VM that is received from now on."""
 

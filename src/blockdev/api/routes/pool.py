@@ -8,7 +8,15 @@ from fastapi import APIRouter, Body
 
 from blockdev.api import pool_work
 from blockdev.api.routes.jobs import view
-from blockdev.api.schemas import Attachment, AttachmentList, JobView, Pace, PoolChange, StatusView
+from blockdev.api.schemas import (
+    Attachment,
+    AttachmentList,
+    JobView,
+    Pace,
+    PoolChange,
+    ServingView,
+    StatusView,
+)
 from blockdev.api.services import Services, Wired
 from blockdev.errors import InvalidArgument
 from blockdev.vmmap.model import Space, Status
@@ -21,6 +29,14 @@ Asked = Annotated[Pace | None, Body()]
 def show_status(services: Wired) -> StatusView:
     """The control plane, the engine, and what is known to be wrong; answers also while the engine is away."""
     return _view_status(services, services.vms.status())
+
+
+@router.get("/serving")
+def show_serving(services: Wired) -> ServingView:
+    """Where the engine serves disks over NBD."""
+    nbd = services.nbd
+    host = None if nbd is None or nbd.is_unspecified() else nbd.host
+    return ServingView(nbd_socket=str(services.home.nbd_socket), nbd_host=host, nbd_port=None if nbd is None else nbd.port)
 
 
 @router.get("/attachments")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from blockdev.api.schemas import NewSchedules, ScheduleChange, ScheduleSettings
 from blockdev.api.services import Services, Wired
 from blockdev.schedule.rules import Schedule
-from blockdev.schedule.service import PREVIEW_SECONDS_MAX, Preview, ScheduleSet
+from blockdev.schedule.service import PREVIEW_SECONDS_MAX, Coverage, Preview, ScheduleSet
 from blockdev.vmmap.model import Snapshot
 
 router = APIRouter(tags=["schedules"])
@@ -79,6 +79,12 @@ def remove_vm_schedule(vm: str, name: str, services: Wired) -> ScheduleSet:
 def run_schedule(vm: str, name: str, services: Wired) -> Snapshot:
     """Take the snapshot of a schedule now, as if it were due."""
     return services.vms.show_snapshot(vm, services.scheduler.run_now(vm, name))
+
+
+@router.get("/schedule-coverage")
+def list_coverage(services: Wired) -> Coverage:
+    """How each VM is protected by snapshots, all of them in one answer, by name."""
+    return services.schedules.coverage()
 
 
 @router.get("/schedule-settings")

@@ -17,7 +17,7 @@ from blockdev.constants import CHUNK_EXTENTS_MAX
 from blockdev.errors import Busy, InvalidArgument
 from blockdev.quiesce.snapshots import take_snapshot
 from blockdev.vmmap.clock import to_text
-from blockdev.vmmap.model import Origin, Snapshot, Terms
+from blockdev.vmmap.model import Origin, RestorePreview, Snapshot, Terms
 from blockdev.vmmap.names import NAME_CHARACTERS_MAX, is_unfinished
 
 router = APIRouter(prefix="/vms/{vm}/snapshots", tags=["snapshots"])
@@ -95,6 +95,12 @@ def diff_snapshot(
 ) -> object:
     """The extents that changed from `older` to this snapshot; without `older`, all that is allocated.  In pages."""
     return services.vms.diff(vm, older, snapshot, disk, count, after).to_json()
+
+
+@router.get("/{snapshot}/restore")
+def preview_restore(vm: str, snapshot: str, services: Wired, disk: Name | None = None) -> RestorePreview:
+    """What a restore to this snapshot, or of one disk of it, would change as things are now."""
+    return services.vms.preview_restore(vm, snapshot, disk)
 
 
 def _check_later(what: str, time: str | None) -> None:
