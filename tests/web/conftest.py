@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from tests.cli.served import Home, served_home
+from tests.cli.served import Home, fresh_home, served_home
 from tests.cli.test_supervision import free_address
 from tests.web.browser import Browser
 
@@ -56,3 +56,15 @@ def signed_in(browser: Callable[[], Browser], tokens: dict[str, str]) -> Callabl
         return made
 
     return sign_in
+
+
+@pytest.fixture
+def fresh_console() -> Iterator[tuple[Home, Browser]]:
+    """A home of this test alone, and a browser that is signed in to its console."""
+    address = free_address()
+    with fresh_home() as made:
+        made.serve("--api", address)
+        trust = ssl.create_default_context(cafile=str(made.path / "keys/api/cert.pem"))
+        with Browser(f"https://{address}", trust) as one:
+            one.sign_in(made("token", "add", "fresh", "--role", "viewer").strip())
+            yield made, one

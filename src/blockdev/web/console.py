@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,20 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from blockdev.errors import BlockdevError, NotFound
-from blockdev.web import activity, paths, pool, protection, replication, settings, signing, targets, vms
+from blockdev.web import (
+    activity,
+    copies,
+    live,
+    paths,
+    pool,
+    protection,
+    replication,
+    settings,
+    signing,
+    targets,
+    vm_page,
+    vms,
+)
 from blockdev.web.ask import session_of
 from blockdev.web.door import YEAR_SECONDS, Door
 from blockdev.web.rendering import STATIC, render
@@ -25,7 +39,7 @@ from blockdev.web.signing import Attempts
 logger = logging.getLogger(__name__)
 OF_THE_API = ("/api", "/metrics")
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}  # others of `static` are licences, in the package alone
-PARTS = (vms, protection, replication, paths, pool, targets, activity, settings)
+PARTS = (vms, vm_page, copies, protection, replication, paths, pool, targets, activity, settings, live)
 ROUTES = [*signing.ROUTES, *(route for part in PARTS for route in part.pages.routes)]
 
 
@@ -35,6 +49,7 @@ class Console:
 
     rest: ASGIApp
     pages: ASGIApp
+    stop: Callable[[], None]  # ends answers that would go on for ever; from any thread
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "")
@@ -52,7 +67,8 @@ def create_console(rest: ASGIApp, tls: Path | None) -> Console:
     app.state.rest = rest
     app.state.sessions = Sessions()
     app.state.attempts = Attempts()
-    return Console(rest, Door(app, tls))
+    app.state.ending = live.Ending()
+    return Console(rest, Door(app, tls), app.state.ending.begin)
 
 
 async def static_file(request: Request) -> Response:

@@ -72,7 +72,7 @@ class Door:
         host = Request(scope).headers.get("host", "")
         if not is_ours(host, self._tls):
             text = "This is blockdev's console.  It does not answer to this name: use the machine's address, or its name.\n"
-            await PlainTextResponse(text, 421)(scope, receive, send_guarded)
+            await PlainTextResponse(text, 421, {"Connection": "close"})(scope, receive, send_guarded)
             return
         await self._app(scope, receive, send_guarded)
 

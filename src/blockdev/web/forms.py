@@ -41,6 +41,10 @@ class Form:
         """Of check boxes or several fields of one name: what is not empty."""
         return [one.strip() for one in self._fields.get(name, []) if one.strip()]
 
+    def every(self, name: str) -> list[str]:
+        """Of several fields of one name: all, so that what belongs together is at the same place."""
+        return [one.strip() for one in self._fields.get(name, [])]
+
     def flag(self, name: str) -> bool:
         """Whether a check box was checked."""
         return bool(self.get(name))

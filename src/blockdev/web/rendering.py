@@ -39,6 +39,7 @@ def _environment() -> Environment:
         "size": size,
         "rate": rate,
         "count": count,
+        "iops": iops,
         "duration": duration,
         "latency": latency,
         "ago": ago,
@@ -82,8 +83,15 @@ def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
     return [(name, name) for name in names]
 
 
+def iops(number: float | None) -> str:
+    return "–" if number is None else f"{count(number)} IOPS"
+
+
 def percent(part: float | None, whole: float | None) -> str:
-    return "–" if part is None or not whole else f"{100 * part / whole:.3g} %"
+    if part is None or not whole:
+        return "–"
+    share = 100 * part / whole
+    return "< 0.1 %" if 0 < share < 0.1 else f"{share:.3g} %"
 
 
 def duration(seconds: float | None) -> str:
@@ -125,7 +133,13 @@ def ago(text: str | None) -> str:
     if text is None:
         return "–"
     passed = now_seconds() - seconds_of(text)
-    return f"in {duration(-passed)}" if passed < -1 else f"{duration(max(passed, 0))} ago"
+    return f"in {_roughly(-passed)}" if passed < -1 else f"{_roughly(max(passed, 0))} ago"
+
+
+def _roughly(seconds: float) -> str:
+    """The first word of a duration; both when the first is small."""
+    first, unit, *rest = duration(seconds).split()
+    return " ".join([first, unit, *rest]) if int(first) < 3 else f"{first} {unit}"
 
 
 def time(text: str | None) -> str:

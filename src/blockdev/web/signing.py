@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from blockdev.api.access import Role
@@ -155,7 +155,13 @@ def _form(status: int, error: str | None, to: str, headers: dict[str, str] | Non
     return HTMLResponse(render("sign_in.html", {"error": error, "to": ask.safe_target(to), "session": None}), status, headers)
 
 
+async def tell_session(request: Request) -> Response:
+    """Whether the browser is signed in."""
+    return JSONResponse({"signed_in": ask.session_of(request) is not None})
+
+
 ROUTES = [
+    Route("/session", tell_session, methods=["GET"]),
     Route("/sign-in", show_sign_in, methods=["GET"]),
     Route("/sign-in", sign_in, methods=["POST"]),
     *pages.routes,

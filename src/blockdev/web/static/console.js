@@ -1,6 +1,48 @@
-// What pages do beside what the server says: the theme switch, times in the reader's zone, forms that are sent once.
+// What pages do beside what the server says: the theme switch, times in the reader's zone, forms that are sent once, what
+// happens as it happens, and the words of numbers for other scripts (blockdev.show).
 "use strict";
-(function () {
+window.blockdev = (function () {
+  const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+  const three = (value) => Number(value.toPrecision(3)).toString();
+
+  // as rendering.py has them
+  const show = {
+    size(number) {
+      if (number === null || number === undefined) return "–";
+      let unit = 0;
+      while (Math.abs(number) >= 1024 && unit < UNITS.length - 1) { number /= 1024; unit += 1; }
+      return `${unit === 0 || Math.abs(number) >= 100 ? Math.round(number) : three(number)} ${UNITS[unit]}`;
+    },
+    rate(number) { return number === null || number === undefined ? "–" : `${show.size(number)}/s`; },
+    count(number) {
+      if (number === null || number === undefined) return "–";
+      return Math.abs(number) >= 10 || Number.isInteger(number) ? Math.round(number).toLocaleString("en") : number.toFixed(1);
+    },
+    iops(number) { return number === null || number === undefined ? "–" : `${show.count(number)} IOPS`; },
+    latency(number) {
+      if (number === null || number === undefined) return "–";
+      if (number < 1000) return `${Math.round(number)} µs`;
+      return number < 1e6 ? `${three(number / 1000)} ms` : `${three(number / 1e6)} s`;
+    },
+    duration(number) {
+      if (number === null || number === undefined) return "–";
+      const [step, unit] = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]].find(([one]) => number >= one) || [1, "s"];
+      return `${three(number / step)} ${unit}`;
+    },
+  };
+
+  // calls work every so many seconds while the page is seen
+  function whileSeen(seconds, work) {
+    setInterval(() => { if (!document.hidden) work(); }, seconds * 1000);
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) work(); });
+  }
+
+  async function fetchJson(address) {
+    const answer = await fetch(address, { headers: { Accept: "application/json" } });
+    if (!answer.ok) throw new Error(`${answer.status} of ${address}`);
+    return answer.json();
+  }
+
   const root = document.documentElement;
 
   function isDark() {
@@ -51,8 +93,76 @@
   addEventListener("pageshow", (event) => {
     if (event.persisted) for (const button of document.querySelectorAll("form button")) button.disabled = false;
   });
+
+  // who comes by a link from elsewhere has sent no cookie, which is for requests of our own pages: ask once more from here
+  function returnIfSignedIn() {
+    const form = document.getElementById("sign-in");
+    if (!form || form.elements.token.value || document.querySelector("main .error")) return;
+    fetchJson("/session").then((told) => { if (told.signed_in) location.replace(form.elements.to.value); }, () => {});
+  }
+
+  function toast(words, isBad) {
+    const place = document.getElementById("live");
+    const line = document.createElement("div");
+    line.textContent = words;
+    if (isBad) line.className = "bad";
+    place.append(line);
+    while (place.children.length > 4) place.firstChild.remove();
+    setTimeout(() => line.remove(), 12000);
+  }
+
+  function listen() {
+    if (!document.body.dataset.live) return;
+    const source = new EventSource(document.body.dataset.live);
+    const tell = (name, detail) => document.body.dispatchEvent(new CustomEvent(`live:${name}`, { bubbles: true, detail }));
+    source.addEventListener("events", (message) => {
+      const event = JSON.parse(message.data);
+      tell("events", event);
+      if (event.level !== "info") toast(event.message, event.level === "error");
+    });
+    source.addEventListener("jobs", (message) => tell("jobs", JSON.parse(message.data)));
+    source.addEventListener("error", () => {
+      if (source.readyState === EventSource.CLOSED) toast("This page is no longer live: load it again.", true);
+    });
+    addEventListener("pagehide", () => source.close());
+  }
+
+  function copyButtons() {
+    for (const button of document.querySelectorAll("[data-copy]")) {
+      if (!navigator.clipboard) return;
+      button.hidden = false;
+      button.addEventListener("click", async () => {
+        await navigator.clipboard.writeText(button.parentElement.querySelector("pre").textContent);
+        button.textContent = "Copied";
+        setTimeout(() => { button.textContent = "Copy"; }, 2000);
+      });
+    }
+  }
+
+  function addRows() {
+    for (const button of document.querySelectorAll("[data-add-row]")) {
+      const rows = document.getElementById(button.dataset.addRow);
+      button.hidden = false;
+      button.addEventListener("click", () => {
+        const row = rows.lastElementChild.cloneNode(true);
+        const number = rows.children.length + 1;
+        for (const input of row.querySelectorAll("input")) {
+          input.value = "";
+          input.setAttribute("aria-label", input.getAttribute("aria-label").replace(/\d+$/, String(number)));
+        }
+        rows.append(row);
+        row.querySelector("input").focus();
+      });
+    }
+  }
+
   document.addEventListener("htmx:load", (event) => localTimes(event.detail.elt));
   themeSwitch();
   localTimes(document);
   signInByCode();
+  returnIfSignedIn();
+  listen();
+  copyButtons();
+  addRows();
+  return { show, whileSeen, fetchJson };
 })();
