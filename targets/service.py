@@ -265,10 +265,12 @@ class Targets(Offers):
                 serial = self._serial(f"{vm.uuid}/{disk}@{known[name].uuid}")
                 self._catalog.insert_lun(target.id, serial, None, disk_id)
 
-    def credentials(self, vm: str) -> Credentials:
-        """What a change of one half begins with.  NotFound."""
+    def kept_credentials(self, vm: str, is_chap_kept: bool, is_mutual_kept: bool) -> Credentials:
+        """What a change of one of them leaves as it is.  NotFound, also when that is lost."""
         row = self._row(self._vm(vm))
-        return chap.NOBODY if row.secrets is None else self._chap.read(row.secrets)
+        keeps = (is_chap_kept and row.chap_user is not None, is_mutual_kept and row.mutual_user is not None)
+        has = self._chap.read(row.secrets) if any(keeps) and row.secrets is not None else chap.NOBODY
+        return Credentials(has.chap if keeps[0] else None, has.mutual if keeps[1] else None)
 
     # what the catalog wants
 

@@ -56,10 +56,9 @@ def _credentials(services: Services, vm: str, body: TargetChange) -> Credentials
     given = body.model_fields_set & {"chap", "mutual"}
     if not given:
         return None
-    has = Credentials() if given == {"chap", "mutual"} else services.targets.credentials(vm)
-    chap = (body.chap and body.chap.credential()) if "chap" in given else has.chap
-    mutual = (body.mutual and body.mutual.credential()) if "mutual" in given else has.mutual
-    return Credentials(chap, mutual if chap is not None or body.mutual is not None else None)
+    has = services.targets.kept_credentials(vm, "chap" not in given, "mutual" not in given and body.chap is not None)
+    chap = body.chap.credential() if body.chap else has.chap
+    return Credentials(chap, body.mutual.credential() if body.mutual else has.mutual)
 
 
 @router.delete("/vms/{vm}/target")
