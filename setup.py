@@ -5,6 +5,7 @@ BLOCKDEV_VARIANT, or BLOCKDEV_DEBUG=1 for debug:
   debug       bounds checks, the undefined behaviour sanitizer (a finding ends the process) and O(N) verification
   torture     the medium asks a hook, planted bugs can be switched on (tests/torture)
   unchecked   no checksums: what they cost is measured against it (bench)
+  uncounted   no statistics: likewise
   threads     the thread sanitizer (tests/engine/test_thread_sanitizer.py)
   fuzz        address and undefined behaviour sanitizers, and calls that tell a fuzzer where it has been (tests/fuzz)
 """
@@ -26,6 +27,7 @@ COMPILE_ARGS = {
     "debug": ["-O1", "-g", "-DBLOCKDEV_DEBUG=1", *SANITIZE],
     "torture": ["-O1", "-g1", "-DBLOCKDEV_TORTURE=1"],
     "unchecked": [*OPTIMIZE, "-DBLOCKDEV_UNCHECKED=1"],
+    "uncounted": [*OPTIMIZE, "-DBLOCKDEV_UNCOUNTED=1"],
     "threads": ["-O1", "-g", *THREADS],
     "fuzz": ["-O1", "-g1", *FUZZ, "-fsanitize-coverage=trace-pc,trace-cmp"],
 }
@@ -52,6 +54,7 @@ VECTORS = [f"src/blockdev/fingerprint/{name}.c" for name in ("avx2", "avx512") i
 # nbdkit loads _nbdkit as its plugin, into a process that has no Python yet: it brings libpython itself.
 LIBPYTHON = f"python{sysconfig.get_config_var('LDVERSION')}"
 EXTENSIONS = [
+    extension("_statistics"),
     extension("_medium"),
     extension("_dedup", VECTORS),
     extension("_cold", libraries=["zstd"]),
@@ -61,6 +64,7 @@ EXTENSIONS = [
     extension("_segments"),
     extension("_log"),
     extension("_disk"),
+    extension("_guest"),
     extension("_actions"),
     extension("_pool"),
     extension("_replay"),

@@ -45,12 +45,14 @@ _opened_in_pid = 0
 class Handle:
     """One client connection."""
 
-    def __init__(self, thing: Any, token: int, read_only: bool, keeps: bool, endless: bool) -> None:
+    def __init__(self, thing: Any, token: int, read_only: bool, request: Any) -> None:
+        """`request`: what was asked for beside a disk (blockdev.engine.clients)."""
         self.thing = thing
         self.token = token
         self.read_only = read_only
-        self.keeps = keeps and not read_only  # see blockdev.engine.clients
-        self.endless = endless
+        self.keeps = request.keeps and not read_only
+        self.endless = request.endless
+        self.transfers = request.transfers
         self.errors_logged = 0
 
 
@@ -159,7 +161,7 @@ def open(readonly: bool) -> Handle:
     except Exception as error:
         nbdkit.set_error(getattr(error, "errno", errno.EIO))
         raise
-    return Handle(thing, token, readonly or process.is_snapshot(thing), request.keeps, request.endless)
+    return Handle(thing, token, readonly or process.is_snapshot(thing), request)
 
 
 def close(handle: Handle) -> None:
@@ -248,34 +250,31 @@ def pread(handle: Handle, buffer: bytearray, offset: int, flags: int) -> None:
             whole = handle.thing.read(offset - before, before + len(buffer) + after)
             buffer[:] = whole[before : before + len(buffer)]
         else:
-            handle.thing.read_into(offset, buffer)
+            handle.thing.read_into(offset, buffer, handle.transfers)
 
 
 def pwrite(handle: Handle, buffer: bytes, offset: int, flags: int) -> None:
     with _Request(handle, "write", len(buffer), offset, writes=True) as request:
         request.require(not flags & ~nbdkit.FLAG_FUA and len(buffer) <= REQUEST_BYTES_MAX)
-        handle.thing.write(offset, buffer, fua=bool(flags & nbdkit.FLAG_FUA))
-        if handle.keeps:
-            handle.thing.keep()
+        handle.thing.write(offset, buffer, bool(flags & nbdkit.FLAG_FUA), handle.keeps, handle.transfers)
 
 
 def flush(handle: Handle, flags: int) -> None:
     with _Request(handle, "flush", 0, 0):
         if not handle.read_only:  # a snapshot is durable from its first moment
-            handle.thing.flush()
+            handle.thing.flush(handle.transfers)
 
 
 def zero(handle: Handle, count: int, offset: int, flags: int) -> None:
     """Trim and write-zeroes alike: holes, whether the client would like space set aside or not (see _nbdkit.pyx)."""
     with _Request(handle, "zero", count, offset, writes=True):
-        handle.thing.write_zeroes(offset, count)
-        if flags & nbdkit.FLAG_FUA:
-            handle.thing.flush()
-        if handle.keeps:
-            handle.thing.keep()
+        handle.thing.write_zeroes(offset, count, bool(flags & nbdkit.FLAG_FUA), handle.keeps, handle.transfers)
 
 
-trim = zero
+def trim(handle: Handle, count: int, offset: int, flags: int) -> None:
+    """As zero."""
+    with _Request(handle, "zero", count, offset, writes=True):
+        handle.thing.discard(offset, count, bool(flags & nbdkit.FLAG_FUA), handle.keeps, handle.transfers)
 
 
 def extents(handle: Handle, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:

@@ -9,8 +9,9 @@ from blockdev._nodes cimport (
     NODE_FANOUT, NODE_FANOUT_SHIFT, NODE_HEIGHT_MAX, MapNode, NodeStore, node_add, node_get, node_new, node_supersede,
     nodes_enter, nodes_leave,
 )
+from blockdev._statistics cimport CAUSE_LOCK, timed_lock
 from blockdev._sync cimport (
-    count_u64, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, store_u64,
+    count_u64, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_unlock, store_u64,
 )
 
 
@@ -148,7 +149,7 @@ cdef int map_place(NodeStore* store, Map* map, uint64_t block, uint64_t** place)
     cdef MapNode* node
     cdef int failure = 0
     place[0] = &map.root
-    pthread_mutex_lock(&map.lock)
+    timed_lock(&map.lock, CAUSE_LOCK)
     while level and not failure:
         level -= 1
         failure = make_writable(store, map, place[0], level, &node)
@@ -214,7 +215,7 @@ cdef int map_punch(NodeStore* store, Map* map, uint64_t first, uint64_t count) n
     if count == 0:
         return 0
     token = nodes_enter(store)
-    pthread_mutex_lock(&map.lock)
+    timed_lock(&map.lock, CAUSE_LOCK)
     failure = punch(store, map, &map.root, map.height - 1, 0, first, first + count - 1)
     pthread_mutex_unlock(&map.lock)
     nodes_leave(store, token)

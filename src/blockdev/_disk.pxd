@@ -12,6 +12,7 @@ from blockdev._dedup cimport DedupIndex, Fingerprint
 from blockdev._log cimport Log
 from blockdev._nodes cimport MapNode, NodeStore
 from blockdev._segments cimport SegmentStore
+from blockdev._statistics cimport Statistics
 from blockdev._sync cimport pthread_mutex_t, pthread_rwlock_t
 
 cdef enum:
@@ -63,6 +64,7 @@ cdef struct Disk:
     uint32_t policy                 # of a vdisk, the code of policies.py; atomic
     uint64_t size_bytes             # changes under lock held exclusively
     uint64_t lsn                    # of a snapshot
+    Statistics* statistics          # of the vdisk or, of a snapshot, of the one it was taken of; borrowed, alive as long
     uint64_t follows                # a hint: the block of the latest dedup hit; the next one may be behind it
     Map map
     pthread_rwlock_t lock           # shared by requests; exclusive for snapshot, resize, restore, holes, delete

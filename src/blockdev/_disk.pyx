@@ -17,9 +17,13 @@ from blockdev._segments cimport (
     segment_unpin, segments_get,
 )
 from blockdev._medium cimport BUG_FUA_IGNORED, BUG_REVIVED_LOST, planted
+from blockdev._statistics cimport (
+    BLOCKS_APPENDED, BLOCKS_DEDUPLICATED, BLOCKS_UNCHANGED, BLOCKS_ZERO, CAUSE_COMPACTION, CAUSE_LOCK, begin_wait, end_wait,
+    tally_blocks, timed_exclude, timed_lock, timed_share,
+)
 from blockdev._sync cimport (
-    count_u64, load_hint, load_pointer, load_u32, load_u64, or_u64, pthread_mutex_lock, pthread_mutex_t,
-    pthread_mutex_unlock, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, store_u32, store_u64,
+    count_u64, load_hint, load_pointer, load_u32, load_u64, or_u64, pthread_mutex_t, pthread_mutex_unlock,
+    pthread_rwlock_rdlock, pthread_rwlock_unlock, store_u32, store_u64,
 )
 
 cdef extern from "<errno.h>" nogil:
@@ -154,7 +158,7 @@ cdef int disk_read(Disk* disk, void* buffer, uint32_t count, uint64_t offset) no
     cdef char* out = <char*>buffer
     cdef uint32_t part, blocks
     cdef int failure = 0
-    pthread_rwlock_rdlock(&disk.lock)
+    timed_share(&disk.lock)
     if disk.deleted:
         failure = ESHUTDOWN
     elif offset + count > disk.size_bytes:
@@ -277,6 +281,7 @@ cdef int write_zero_block(Disk* disk, uint64_t block) noexcept nogil:
     if failure or address == 0:
         return failure
     count_u64(&disk.pool.counters.blocks_zero, 1)
+    tally_blocks(BLOCKS_ZERO, 1)
     failure = map_place(disk.pool.nodes, &disk.map, block, &place)
     if not failure:
         failure = log_append(disk.pool.log, ENTRY_HOLE, disk.id, block, 1, 0, NULL, 0, &address, &lsn)
@@ -304,6 +309,7 @@ cdef int write_known_block(
     if current == known:
         done[0] = True
         count_u64(&pool.counters.blocks_unchanged, 1)
+        tally_blocks(BLOCKS_UNCHANGED, 1)
         return 0
     if not take_reference(pool, known):
         return 0
@@ -314,6 +320,7 @@ cdef int write_known_block(
         failure = log_append(pool.log, ENTRY_REFERENCE, disk.id, block, known, 1, NULL, 0, &ignored, &lsn)
     if not failure:
         store_u64(place, known)
+        tally_blocks(BLOCKS_DEDUPLICATED, 1)
     return failure
 
 
@@ -342,6 +349,7 @@ cdef int write_block(Disk* disk, uint64_t block, const char* data) noexcept nogi
     if failure:
         return failure
     count_u64(&pool.counters.blocks_written, 1)
+    tally_blocks(BLOCKS_APPENDED, 1)
     store_u64(place, address)
     if dedup:
         dedup_insert(pool.dedup, fingerprint, address)
@@ -354,7 +362,7 @@ cdef int write_blocks(Disk* disk, uint64_t first, uint32_t count, const char* da
     cdef int failure = 0
     for i in range(count):
         lock = block_lock(disk, first + i)
-        pthread_mutex_lock(lock)
+        timed_lock(lock, CAUSE_LOCK)
         failure = write_block(disk, first + i, data + <uint64_t>i * BLOCK_BYTES)
         pthread_mutex_unlock(lock)
         if failure:
@@ -367,7 +375,7 @@ cdef int write_part(Disk* disk, uint64_t offset, uint32_t count, const char* dat
     cdef char block[BLOCK_BYTES]
     cdef pthread_mutex_t* lock = block_lock(disk, offset // BLOCK_BYTES)
     cdef int failure
-    pthread_mutex_lock(lock)
+    timed_lock(lock, CAUSE_LOCK)
     failure = read_blocks(disk, offset // BLOCK_BYTES, 1, block)
     if not failure:
         if data == NULL:
@@ -389,12 +397,15 @@ cdef int check_writable(Disk* disk, uint64_t count, uint64_t offset) noexcept no
 
 cdef bint wait_for_room(PoolState* pool, uint32_t* waits) noexcept nogil:
     """After ENOSPC: whether to try again, because compaction may have made room meanwhile."""
+    cdef uint64_t begun_ns
     if (not load_u32(&pool.reclaims) or waits[0] == ROOM_WAITS_MAX
             or load_u64(&pool.useless_lsn) == load_u64(&pool.log.next_lsn)):
         return False
     waits[0] += 1
     store_u32(&pool.starved, 1)
+    begun_ns = begin_wait()
     usleep(ROOM_WAIT_US)
+    end_wait(CAUSE_COMPACTION, begun_ns)
     return True
 
 
@@ -403,7 +414,7 @@ cdef int write_chunk(Disk* disk, const char* data, uint32_t count, uint64_t offs
     cdef uint32_t blocks = min(count // BLOCK_BYTES, <uint32_t>WRITE_CHUNK_BLOCKS)
     cdef int failure
     done[0] = part_length(offset, count)
-    pthread_rwlock_rdlock(&disk.pool.cut_lock)
+    timed_share(&disk.pool.cut_lock)
     if done[0]:
         failure = write_part(disk, offset, done[0], data)
     else:
@@ -417,7 +428,7 @@ cdef int disk_write(Disk* disk, const void* buffer, uint32_t count, uint64_t off
     cdef const char* data = <const char*>buffer
     cdef uint32_t done = 0, waits = 0
     cdef int failure
-    pthread_rwlock_rdlock(&disk.lock)
+    timed_share(&disk.lock)
     failure = check_writable(disk, count, offset)
     while count and not failure:
         failure = write_chunk(disk, data, count, offset, &done)
@@ -429,7 +440,7 @@ cdef int disk_write(Disk* disk, const void* buffer, uint32_t count, uint64_t off
             pthread_rwlock_unlock(&disk.lock)       # a snapshot must not wait with us
             if wait_for_room(disk.pool, &waits):
                 failure = 0
-            pthread_rwlock_rdlock(&disk.lock)
+            timed_share(&disk.lock)
             failure = failure or check_writable(disk, count, offset)
     pthread_rwlock_unlock(&disk.lock)
     if fua and not failure and not planted(BUG_FUA_IGNORED):
@@ -478,9 +489,9 @@ cdef int disk_zero(Disk* disk, uint64_t count, uint64_t offset, bint fua) noexce
     """Discard and write-zeroes alike: the range reads as zeros and holds no space."""
     cdef uint64_t part
     cdef int failure
-    pthread_rwlock_wrlock(&disk.lock)
+    timed_exclude(&disk.lock)
     failure = check_writable(disk, count, offset)
-    pthread_rwlock_rdlock(&disk.pool.cut_lock)
+    timed_share(&disk.pool.cut_lock)
     while count and not failure:
         # the last block of a disk may be a part of one: beyond the end there is nothing to keep
         if offset % BLOCK_BYTES == 0 and offset + count == disk.size_bytes:
@@ -505,10 +516,10 @@ cdef int disk_clear_tail(Disk* disk) noexcept nogil:
     """Zero what is between the end of a disk and the end of its last block: an earlier shrink may have left bytes there."""
     cdef uint64_t tail
     cdef int failure = 0
-    pthread_rwlock_wrlock(&disk.lock)
+    timed_exclude(&disk.lock)
     tail = disk.size_bytes % BLOCK_BYTES
     if tail:
-        pthread_rwlock_rdlock(&disk.pool.cut_lock)
+        timed_share(&disk.pool.cut_lock)
         failure = write_part(disk, disk.size_bytes, <uint32_t>(BLOCK_BYTES - tail), NULL)
         pthread_rwlock_unlock(&disk.pool.cut_lock)
     pthread_rwlock_unlock(&disk.lock)
@@ -556,7 +567,7 @@ cdef int disk_extents(
     join.callback = callback
     join.opaque = opaque
     join.end_bytes = offset + count
-    pthread_rwlock_rdlock(&disk.lock)
+    timed_share(&disk.lock)
     if disk.deleted:
         failure = ESHUTDOWN
     elif offset + count > disk.size_bytes:

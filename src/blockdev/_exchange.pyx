@@ -19,6 +19,7 @@ from blockdev._disk cimport (
 )
 from blockdev._pool cimport DiskObject, VDisk
 from blockdev._segments cimport Segment, segment_pin, segment_unpin
+from blockdev._statistics cimport REPLICATED_READ, REPLICATED_WRITTEN, count_service
 from blockdev._sync cimport (
     load_u64, pthread_rwlock_rdlock, pthread_rwlock_unlock,
 )
@@ -246,6 +247,7 @@ cdef int put_or_wait(Disk* disk, const Offer* offers, const char* data, uint32_t
     cdef int failure = put_piece(disk, offers, data, count, &done)
     while failure == ENOSPC and wait_for_room(disk.pool, &waits):
         failure = put_piece(disk, offers, data, count, &done)
+    count_service(disk.statistics, REPLICATED_WRITTEN, <uint64_t>done * BLOCK_BYTES)
     return failure
 
 
@@ -384,6 +386,8 @@ def fetch_blocks(DiskObject disk not None, bytes blocks not None, out):
             raise errors.InvalidArgument(f"{view.len} bytes of room for {count} blocks")
         with nogil:
             failure = exchange_fetch(disk.disk, numbers, count, <char*>view.buf, NULL)
+            if not failure:
+                count_service(disk.disk.statistics, REPLICATED_READ, <uint64_t>count * BLOCK_BYTES)
     finally:
         PyBuffer_Release(&view)
     check(disk, failure, "reading blocks of")

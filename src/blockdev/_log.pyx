@@ -16,10 +16,11 @@ from blockdev._segments cimport (
     segment_seal, segment_unpin, segments_bytes, segments_evict,
 )
 from blockdev._spare cimport spare_keep, spare_lend
+from blockdev._statistics cimport CAUSE_LOG, begin_wait, end_wait, timed_lock
 from blockdev._sync cimport (
     add_u32, add_u64, count_u64, load_u32, load_u64, pthread_cond_broadcast, pthread_cond_destroy,
-    pthread_cond_init, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
-    pthread_mutex_unlock, sched_yield, store_u32, store_u64,
+    pthread_cond_init, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_unlock, sched_yield,
+    store_u32, store_u64,
 )
 
 
@@ -71,7 +72,7 @@ cdef void poison(Log* log, int failure) noexcept nogil:
 
 cdef void log_poison(Log* log, int failure) noexcept nogil:
     """Refuse further writes because memory and log no longer agree."""
-    pthread_mutex_lock(&log.lock)
+    timed_lock(&log.lock, CAUSE_LOG)
     poison(log, failure)
     pthread_mutex_unlock(&log.lock)
 
@@ -123,7 +124,7 @@ cdef int open_batch(Log* log, EntryKind kind, uint32_t payload_slots) noexcept n
     while log.open_number - log.written_number >= BATCH_RING and not log.poisoned:
         pthread_mutex_unlock(&log.lock)     # help to make room rather than wait for whoever should
         log_drain(log)
-        pthread_mutex_lock(&log.lock)
+        timed_lock(&log.lock, CAUSE_LOG)
     if log.poisoned:
         return EIO
     if log.open:                    # someone else began it while we waited
@@ -221,7 +222,7 @@ cdef int log_append(
     cdef char* place
     cdef bint closed = False
     cdef int failure
-    pthread_mutex_lock(&log.lock)
+    timed_lock(&log.lock, CAUSE_LOG)
     if kind == ENTRY_REFERENCE and extend_reference(log, object, block, a, end_lsn):
         pthread_mutex_unlock(&log.lock)
         return 0
@@ -262,7 +263,7 @@ cdef int log_append(
 cdef int log_keep_spare(Log* log) noexcept nogil:
     """Make the spare file again once there is room; ENOSPC while there is none."""
     cdef int failure
-    pthread_mutex_lock(&log.lock)
+    timed_lock(&log.lock, CAUSE_LOG)
     failure = spare_keep(&log.segments.spare, log.segments.path)
     pthread_mutex_unlock(&log.lock)
     return failure
@@ -270,7 +271,7 @@ cdef int log_keep_spare(Log* log) noexcept nogil:
 
 cdef void log_lend_spare(Log* log, bint lent) noexcept nogil:
     """Let compaction have the room that is kept for when there is no other; guests' data is refused meanwhile."""
-    pthread_mutex_lock(&log.lock)
+    timed_lock(&log.lock, CAUSE_LOG)
     spare_lend(&log.segments.spare, log.segments.path, lent)
     pthread_mutex_unlock(&log.lock)
 
@@ -282,7 +283,7 @@ cdef bint log_read_unwritten(Log* log, uint64_t address, void* block) noexcept n
     cdef uint32_t id = <uint32_t>(address >> 32)
     cdef uint32_t index = <uint32_t>address
     cdef bint found = False
-    pthread_mutex_lock(&log.lock)
+    timed_lock(&log.lock, CAUSE_LOG)
     number = log.written_number
     while number < log.open_number + log.open and not found:
         batch = &log.ring[number % BATCH_RING]
@@ -330,12 +331,26 @@ cdef int write_onto_kept(Batch* batch, const char* header, uint32_t end) noexcep
     return failure or write_slots(batch, header, 0, 1)
 
 
+cdef void wait_until_filled(Batch* batch) noexcept nogil:
+    cdef uint64_t begun_ns = begin_wait()
+    while load_u32(&batch.filling):
+        sched_yield()
+    end_wait(CAUSE_LOG, begun_ns)
+
+
+cdef void wait_for_change(Log* log) noexcept nogil:
+    """For what another thread syncs.  Caller holds log.lock, which is let go meanwhile."""
+    cdef uint64_t begun_ns = begin_wait()
+    pthread_cond_wait(&log.changed, &log.lock)
+    end_wait(CAUSE_LOG, begun_ns)
+
+
 cdef int write_batch(Log* log, Batch* batch) noexcept nogil:
     """Sign a closed batch and write it.  Caller holds write_lock."""
     cdef uint32_t end = batch.index + 2 + batch.payload_count
     cdef int failure
-    while load_u32(&batch.filling):
-        sched_yield()
+    if load_u32(&batch.filling):
+        wait_until_filled(batch)
     sign_header(log, batch, batch.slots)
     memcpy(batch.slots + (1 + <uint64_t>batch.payload_count) * SLOT_BYTES, batch.slots, SLOT_BYTES)
     if batch.kept:
@@ -354,7 +369,7 @@ cdef int write_batch(Log* log, Batch* batch) noexcept nogil:
 cdef int log_drain(Log* log) noexcept nogil:
     """Write all closed batches, in order.  0, or EIO when the log is poisoned."""
     cdef int failure
-    pthread_mutex_lock(&log.write_lock)
+    timed_lock(&log.write_lock, CAUSE_LOG)
     failure = write_closed(log)
     pthread_mutex_unlock(&log.write_lock)
     return failure
@@ -365,7 +380,7 @@ cdef int write_closed(Log* log) noexcept nogil:
     cdef Batch* batch
     cdef int failure = 0
     while True:
-        pthread_mutex_lock(&log.lock)
+        timed_lock(&log.lock, CAUSE_LOG)
         if log.poisoned or log.written_number == log.open_number:
             failure = EIO if log.poisoned else 0
             pthread_mutex_unlock(&log.lock)
@@ -373,7 +388,7 @@ cdef int write_closed(Log* log) noexcept nogil:
         batch = &log.ring[log.written_number % BATCH_RING]
         pthread_mutex_unlock(&log.lock)
         failure = write_batch(log, batch)
-        pthread_mutex_lock(&log.lock)
+        timed_lock(&log.lock, CAUSE_LOG)
         if failure:
             poison(log, failure)
         else:
@@ -389,7 +404,7 @@ cdef bint take_open(Log* log, char* header, uint32_t* payload_count, uint64_t* e
     """
     cdef Batch* batch
     cdef bint taken = False
-    pthread_mutex_lock(&log.lock)
+    timed_lock(&log.lock, CAUSE_LOG)
     batch = &log.ring[log.open_number % BATCH_RING]
     if log.open and log.written_number == log.open_number and not log.poisoned and not load_u32(&batch.filling):
         memcpy(header, batch.slots, sizeof(BatchHeader) + batch.entry_count * sizeof(BatchEntry))
@@ -430,7 +445,7 @@ cdef int log_keep(Log* log) noexcept nogil:
     cdef int failure = 0
     if load_u64(&log.kept_lsn) >= target:
         return 0
-    pthread_mutex_lock(&log.write_lock)
+    timed_lock(&log.write_lock, CAUSE_LOG)
     while not failure and load_u64(&log.kept_lsn) < target:
         failure = write_closed(log)
         if not failure and load_u64(&log.kept_lsn) < target:
@@ -490,7 +505,7 @@ cdef int sync_now(Log* log) noexcept nogil:
     failure = log_drain(log)
     if not failure and not planted(BUG_FLUSH_WITHOUT_SYNC):
         failure = sync_segments(log, unsynced, count, directory)
-    pthread_mutex_lock(&log.lock)
+    timed_lock(&log.lock, CAUSE_LOG)
     if not failure:
         # the last one may have grown since; the others are complete and sealed
         for i in range(1, count):
@@ -507,13 +522,13 @@ cdef int sync_now(Log* log) noexcept nogil:
 cdef int log_flush(Log* log, uint64_t target_lsn) noexcept nogil:
     """Return when every entry below `target_lsn` is durable; EIO when that will never be."""
     cdef int failure = 0
-    pthread_mutex_lock(&log.lock)
+    timed_lock(&log.lock, CAUSE_LOG)
     if log.poisoned:
         pthread_mutex_unlock(&log.lock)
         return EIO
     while (log.durable_lsn < target_lsn or log.rolling) and not log.poisoned:
         if log.syncing:
-            pthread_cond_wait(&log.changed, &log.lock)
+            wait_for_change(log)
             continue
         log.syncing = True
         failure = sync_now(log)
@@ -529,9 +544,9 @@ cdef int log_flush(Log* log, uint64_t target_lsn) noexcept nogil:
 cdef int log_roll(Log* log) noexcept nogil:
     """Go on in a new segment and seal the one before, durably: then compaction can have it.  ENOSPC: no room for one."""
     cdef int failure = 0
-    pthread_mutex_lock(&log.lock)
+    timed_lock(&log.lock, CAUSE_LOG)
     while log.syncing:
-        pthread_cond_wait(&log.changed, &log.lock)
+        wait_for_change(log)
     if log.poisoned or log.segment == NULL or (log.segment.slot_count == 1 and not log.open):
         failure = EIO if log.poisoned else 0
         pthread_mutex_unlock(&log.lock)
@@ -553,7 +568,7 @@ cdef int log_roll(Log* log) noexcept nogil:
 cdef void log_position(Log* log, uint32_t* segment_id, uint32_t* index, uint64_t* lsn) noexcept nogil:
     """Where replay must begin to see every entry from `lsn` (the next one) on: the open batch, or the end of the log."""
     cdef Batch* batch
-    pthread_mutex_lock(&log.lock)
+    timed_lock(&log.lock, CAUSE_LOG)
     batch = &log.ring[log.open_number % BATCH_RING]
     lsn[0] = log.next_lsn
     if log.open:

@@ -11,6 +11,8 @@ door costs.
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from blockdev._statistics cimport CAUSE_MEDIUM, begin_wait, end_wait
+
 cdef extern from *:
     """
     #ifdef BLOCKDEV_TORTURE
@@ -96,14 +98,23 @@ cdef int medium_sync_data(int fd) noexcept nogil
 
 cdef inline int medium_read(int fd, void* buffer, uint64_t count, uint64_t offset) noexcept nogil:
     """EIO on a short file."""
-    return bare_read(fd, buffer, count, offset) if BARE_BUILD else medium_read_all(fd, buffer, count, offset)
+    cdef uint64_t begun_ns = begin_wait()
+    cdef int failure = bare_read(fd, buffer, count, offset) if BARE_BUILD else medium_read_all(fd, buffer, count, offset)
+    end_wait(CAUSE_MEDIUM, begun_ns)
+    return failure
 
 cdef inline int medium_write(int fd, const void* buffer, uint64_t count, uint64_t offset) noexcept nogil:
-    return bare_write(fd, buffer, count, offset) if BARE_BUILD else medium_write_all(fd, buffer, count, offset)
+    cdef uint64_t begun_ns = begin_wait()
+    cdef int failure = bare_write(fd, buffer, count, offset) if BARE_BUILD else medium_write_all(fd, buffer, count, offset)
+    end_wait(CAUSE_MEDIUM, begun_ns)
+    return failure
 
 cdef inline int medium_sync(int fd) noexcept nogil:
     """fdatasync."""
-    return bare_sync(fd) if BARE_BUILD else medium_sync_data(fd)
+    cdef uint64_t begun_ns = begin_wait()
+    cdef int failure = bare_sync(fd) if BARE_BUILD else medium_sync_data(fd)
+    end_wait(CAUSE_MEDIUM, begun_ns)
+    return failure
 
 cdef bint medium_planted(PlantedBug bug) noexcept nogil
 

@@ -13,6 +13,8 @@ from posix.stat cimport fstat, mkdir, struct_stat
 
 from blockdev import errors
 
+from blockdev._statistics cimport CAUSE_MEDIUM, begin_wait, end_wait
+
 cdef enum:
     PREFETCH_BYTES = 128 << 10
 
@@ -198,6 +200,7 @@ cdef int medium_sync_data(int fd) noexcept nogil:
 
 
 cdef int medium_sync_directory(const char* path) noexcept nogil:
+    cdef uint64_t begun_ns
     cdef int failure = 0
     cdef int fd
     if settled(b"sync_directory", -1, path, NULL, 0, &failure):
@@ -205,8 +208,10 @@ cdef int medium_sync_directory(const char* path) noexcept nogil:
     fd = posix_open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
     if fd < 0:
         return errno
+    begun_ns = begin_wait()
     if fsync(fd) < 0:
         failure = errno
+    end_wait(CAUSE_MEDIUM, begun_ns)
     close(fd)
     return failure
 

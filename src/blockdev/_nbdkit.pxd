@@ -22,6 +22,7 @@ cdef struct Handle:
     char* name               # owned: the export name as the client gave it, for the log
     int64_t token            # of the attachment
     bint keeps               # writes are replied to when a file has them (engine/clients.py)
+    bint transfers           # for no guest: an import, an export (engine/clients.py)
     bint endless             # no end is told to nbdkit, which would hold clients to it when a disk grows
     bint read_only           # a snapshot, or nbdkit runs with -r
     uint64_t errors_logged   # atomic

@@ -23,14 +23,10 @@ from libc.string cimport strcmp, strdup, strlen, strncat, strrchr, strstr
 from blockdev._disk cimport (
     disk_cache,
     disk_extents,
-    disk_flush,
     disk_is_snapshot,
-    disk_keep,
-    disk_read,
     disk_size_bytes,
-    disk_write,
-    disk_zero,
 )
+from blockdev._guest cimport guest_flush, guest_read, guest_write, guest_zero
 from blockdev._nbdkit_guard cimport guard_connections
 from blockdev._pool cimport DiskObject
 from blockdev._sync cimport count_u64
@@ -69,6 +65,7 @@ cdef extern from *:
     static int blockdev_pwrite(void *, const void *, uint32_t, uint64_t, uint32_t);
     static int blockdev_flush(void *, uint32_t);
     static int blockdev_zero(void *, uint32_t, uint64_t, uint32_t);
+    static int blockdev_trim(void *, uint32_t, uint64_t, uint32_t);
     static int blockdev_extents(void *, uint32_t, uint64_t, uint32_t, struct nbdkit_extents *);
     static int blockdev_cache(void *, uint32_t, uint64_t, uint32_t);
 
@@ -111,7 +108,7 @@ cdef extern from *:
         .pread = blockdev_pread,
         .pwrite = blockdev_pwrite,
         .flush = blockdev_flush,
-        .trim = blockdev_zero,
+        .trim = blockdev_trim,
         .zero = blockdev_zero,
         .extents = blockdev_extents,
         .cache = blockdev_cache,
@@ -216,7 +213,7 @@ cdef int read_data "blockdev_pread" (
     cdef int error
     if flags != 0 or count > REQUEST_BYTES_MAX or unreadable(handle, count, offset):
         return refuse(handle, b"read", count, offset, EINVAL)
-    error = disk_read(handle.disk, buffer, count, offset)
+    error = guest_read(handle.disk, buffer, count, offset, handle.transfers)
     return refuse(handle, b"read", count, offset, error) if error else 0
 
 
@@ -229,31 +226,36 @@ cdef int write_data "blockdev_pwrite" (
         return refuse(handle, b"write", count, offset, EPERM)
     if flags & ~<uint32_t> NBDKIT_FLAG_FUA or count > REQUEST_BYTES_MAX or misplaced(handle, count, offset):
         return refuse(handle, b"write", count, offset, EINVAL)
-    error = disk_write(handle.disk, buffer, count, offset, (flags & NBDKIT_FLAG_FUA) != 0)
-    if handle.keeps and not error:
-        error = disk_keep(handle.disk)
+    error = guest_write(
+        handle.disk, buffer, count, offset, (flags & NBDKIT_FLAG_FUA) != 0, handle.keeps, handle.transfers)
     return refuse(handle, b"write", count, offset, error) if error else 0
 
 
 cdef int flush_data "blockdev_flush" (void* opaque, uint32_t flags) noexcept nogil:
     cdef Handle* handle = <Handle*> opaque
-    cdef int error = disk_flush(handle.disk)
+    cdef int error = guest_flush(handle.disk, handle.transfers)
     return refuse(handle, b"flush", 0, 0, error) if error else 0
 
 
-cdef int zero_data "blockdev_zero" (void* opaque, uint32_t count, uint64_t offset, uint32_t flags) noexcept nogil:
+cdef inline int make_hole(Handle* handle, uint32_t count, uint64_t offset, uint32_t flags, bint trim) noexcept nogil:
     """Trim and write-zeroes alike.  A request without MAY_TRIM makes a hole too: zeros are never stored, and space that
     is not in use is not set aside for anyone.  Never slower than writing, so a fast zero is always granted."""
-    cdef Handle* handle = <Handle*> opaque
     cdef int error
     if handle.read_only:
         return refuse(handle, b"zero", count, offset, EPERM)
     if misplaced(handle, count, offset):
         return refuse(handle, b"zero", count, offset, EINVAL)
-    error = disk_zero(handle.disk, count, offset, (flags & NBDKIT_FLAG_FUA) != 0)
-    if handle.keeps and not error:
-        error = disk_keep(handle.disk)
+    error = guest_zero(
+        handle.disk, count, offset, trim, (flags & NBDKIT_FLAG_FUA) != 0, handle.keeps, handle.transfers)
     return refuse(handle, b"zero", count, offset, error) if error else 0
+
+
+cdef int zero_data "blockdev_zero" (void* opaque, uint32_t count, uint64_t offset, uint32_t flags) noexcept nogil:
+    return make_hole(<Handle*> opaque, count, offset, flags, False)
+
+
+cdef int trim_data "blockdev_trim" (void* opaque, uint32_t count, uint64_t offset, uint32_t flags) noexcept nogil:
+    return make_hole(<Handle*> opaque, count, offset, flags, True)
 
 
 cdef int add_extent(void* opaque, uint64_t offset, uint64_t length, bint hole) noexcept nogil:
@@ -369,6 +371,7 @@ cdef Handle* new_handle(DiskObject thing, bytes name, int64_t token, object requ
     handle.disk = thing.disk
     handle.token = token
     handle.keeps = request.keeps and not disk_is_snapshot(thing.disk)
+    handle.transfers = request.transfers
     handle.endless = request.endless
     handle.read_only = read_only or disk_is_snapshot(thing.disk)
     return handle

@@ -10,6 +10,7 @@ from blockdev._medium cimport (
     BUG_NODES_NOT_SYNCED, BUG_SLOTS_REUSED_EARLY, medium_read, medium_report, medium_sync,
     medium_truncate, medium_write, planted,
 )
+from blockdev._statistics cimport CAUSE_LOCK, timed_lock
 from blockdev._sync cimport (
     add_u64, aligned_zeroed, count_u64, load_hint, load_pointer, load_u64, pthread_mutex_destroy, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, store_hint, store_pointer, store_u64, thread_stripe,
@@ -328,7 +329,7 @@ cdef int node_fault(NodeStore* store, uint64_t id, uint32_t level, MapNode** out
     cdef MapNode** place
     cdef pthread_mutex_t* lock = &store.fault_locks[id % FAULT_LOCKS]
     cdef int failure
-    pthread_mutex_lock(lock)
+    timed_lock(lock, CAUSE_LOCK)
     place = nodes_place(store, id)
     node = NULL if place == NULL else <MapNode*>load_pointer(<void**>place)
     if node != NULL:

@@ -3,11 +3,13 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from blockdev._disk cimport Disk, PoolState
+from blockdev._statistics cimport DiskStatistics
 
 cdef class Core:                    # owns the C state of one open pool
     cdef PoolState* state
     cdef readonly bint closed
     cdef public object pool         # weak reference to the Pool, for operations called on a disk
+    cdef readonly object statistics     # vdisk id -> DiskStatistics, of those that live or have snapshots; weak
     cdef readonly object segment_work   # a lock: one segment is inspected, or one is replaced, which waits for its users
     cdef check_slot(self, uint64_t id)
     cdef raise_for(self, int failure, str what)
@@ -26,16 +28,17 @@ cdef struct DiffCollect:            # what a comparison has found
 
 cdef class DiskObject:
     cdef Disk* disk
+    cdef DiskStatistics statistics  # what disk.statistics is borrowed from
     cdef readonly Core core         # keeps the pool's memory alive
     cdef readonly object name       # str or None
     cdef readonly bytes tag
     cdef readonly uint32_t origin_id
     cdef fail(self, int failure, str verb, uint64_t offset, uint64_t length)
-    cdef _read(self, char* out, uint64_t offset, uint64_t length)
+    cdef _read(self, char* out, uint64_t offset, uint64_t length, bint transfers)
     cdef int compare(self, DiskObject older, uint64_t first_block, DiffCollect* collect) except -1
 
 cdef class VDisk(DiskObject):
-    cdef _zero(self, offset, length, str verb)
+    cdef _zero(self, offset, length, str verb, bint trim, bint fua, bint keep, bint transfers)
 
 cdef class VDiskSnapshot(DiskObject):
     pass

@@ -4,6 +4,7 @@ Threads: Core's methods are called one at a time (pool.py holds its lock); a dis
 """
 
 import threading
+import weakref
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -22,9 +23,9 @@ from blockdev._dedup cimport (
     DEDUP_BUCKET_ENTRIES, DedupBucket, DedupEntry, Fingerprint, dedup_create, dedup_destroy, dedup_export, dedup_insert,
 )
 from blockdev._disk cimport (
-    BLOCK_BYTES, BLOCK_LOCKS, LABEL_BYTES, Disk, PoolState, disk_clear_tail, disk_diff, disk_extents, disk_flush, disk_keep,
-    disk_read, disk_write, disk_zero,
+    BLOCK_BYTES, BLOCK_LOCKS, LABEL_BYTES, Disk, PoolState, disk_clear_tail, disk_diff, disk_extents, disk_keep,
 )
+from blockdev._guest cimport guest_flush, guest_read, guest_write, guest_zero
 from blockdev._log cimport log_close, log_create, log_destroy, log_flush, log_keep_spare, log_position
 from blockdev._medium cimport (
     BUG_LOG_BEHIND_CHECKPOINT, BUG_NODES_FORGOTTEN, MEDIUM_CREATE, MEDIUM_READ, MEDIUM_WRITE, medium_close, medium_open,
@@ -37,6 +38,7 @@ from blockdev._nodes cimport (
 from blockdev._segments cimport (
     BATCH_ENTRIES_MAX, SLOT_BYTES, segments_add, segments_bytes, segments_create, segments_destroy,
 )
+from blockdev._statistics cimport DiskStatistics
 from blockdev._sync cimport (
     load_u32, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     pthread_rwlock_destroy, pthread_rwlock_unlock, pthread_rwlock_wrlock, rwlock_init_writer_first,
@@ -121,6 +123,7 @@ cdef class Core:
         cdef const uint8_t* uuid_bytes = <const uint8_t*>PyBytes_AS_STRING(uuid)
         cdef int i
         self.segment_work = threading.Lock()
+        self.statistics = weakref.WeakValueDictionary()
         self.state = <PoolState*>calloc(1, sizeof(PoolState))
         if self.state == NULL:
             raise MemoryError()
@@ -493,27 +496,27 @@ cdef class DiskObject:
         """`length` bytes from `offset` on.  Corrupt when a block does not verify."""
         self._check_range(offset, length)
         content = PyBytes_FromStringAndSize(NULL, length)
-        self._read(PyBytes_AS_STRING(content), offset, length)
+        self._read(PyBytes_AS_STRING(content), offset, length, False)
         return content
 
-    def read_into(self, offset, buffer):
-        """Fill a writable buffer from `offset` on."""
+    def read_into(self, offset, buffer, transfers=False):
+        """Fill a writable buffer from `offset` on.  transfers: for no guest (_guest.pxd)."""
         cdef Py_buffer view
         PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
         try:
             self._check_range(offset, view.len)
-            self._read(<char*>view.buf, offset, view.len)
+            self._read(<char*>view.buf, offset, view.len, transfers)
         finally:
             PyBuffer_Release(&view)
 
-    cdef _read(self, char* out, uint64_t offset, uint64_t length):
+    cdef _read(self, char* out, uint64_t offset, uint64_t length, bint transfers):
         cdef uint64_t done = 0
         cdef uint32_t part
         cdef int failure = 0
         with nogil:
             while done < length and not failure:
                 part = <uint32_t>(length - done if length - done < 0x40000000 else 0x40000000)
-                failure = disk_read(self.disk, out + done, part, offset + done)
+                failure = guest_read(self.disk, out + done, part, offset + done, transfers)
                 done += part
         self.fail(failure, "reading", offset, length)
 
@@ -532,11 +535,12 @@ cdef class DiskObject:
         self.fail(failure, "extents of", offset, length)
         return found
 
-    def flush(self):
+    def flush(self, transfers=False):
         """Make durable every write that returned before."""
+        cdef bint for_no_guest = transfers
         cdef int failure
         with nogil:
-            failure = disk_flush(self.disk)
+            failure = guest_flush(self.disk, for_no_guest)
         self.fail(failure, "flushing", 0, 0)
 
     def changed_since(self, DiskObject older, offset=0, extents_max=None):
@@ -641,12 +645,12 @@ cdef class VDisk(DiskObject):
         """Levels of the map: how many nodes a first write after a snapshot copies at the most."""
         return self.disk.map.height
 
-    def write(self, offset, buffer, fua=False):
-        """Write a buffer at `offset`; durable after flush(), or on return with `fua`."""
+    def write(self, offset, buffer, fua=False, keep=False, transfers=False):
+        """Write a buffer at `offset`; durable after flush(), or on return with `fua`; `keep`: as keep()."""
         cdef Py_buffer view
         cdef uint64_t start, done = 0
         cdef uint32_t part
-        cdef bint durable = fua
+        cdef bint durable = fua, kept = keep, for_no_guest = transfers
         cdef int failure = 0
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
         try:
@@ -655,7 +659,8 @@ cdef class VDisk(DiskObject):
             with nogil:
                 while done < <uint64_t>view.len and not failure:
                     part = <uint32_t>(view.len - done if view.len - done < 0x40000000 else 0x40000000)
-                    failure = disk_write(self.disk, <char*>view.buf + done, part, start + done, durable)
+                    failure = guest_write(
+                        self.disk, <char*>view.buf + done, part, start + done, durable, kept, for_no_guest)
                     done += part
             self.fail(failure, "writing", offset, view.len)
         finally:
@@ -668,13 +673,17 @@ cdef class VDisk(DiskObject):
             failure = disk_keep(self.disk)
         self.fail(failure, "writing", 0, 0)
 
-    def discard(self, offset, length):
+    def discard(self, offset, length, fua=False, keep=False, transfers=False):
         """Let go of a range: it reads as zeros."""
-        self._zero(offset, length, "discarding")
+        self._zero(offset, length, "discarding", True, fua, keep, transfers)
 
-    def write_zeroes(self, offset, length):
+    def write_zeroes(self, offset, length, fua=False, keep=False, transfers=False):
         """Make a range read as zeros; like discard, it then holds no space."""
-        self._zero(offset, length, "zeroing")
+        self._zero(offset, length, "zeroing", False, fua, keep, transfers)
+
+    def clear(self, offset, length):
+        """As discard, for no guest: what came from elsewhere has a hole there."""
+        self._zero(offset, length, "clearing", True, False, False, True)
 
     def resize(self, size_bytes):
         """Change the size; see Pool.resize."""
@@ -687,14 +696,14 @@ cdef class VDisk(DiskObject):
             failure = disk_clear_tail(self.disk)
         self.fail(failure, "resizing", self.size_bytes, 0)
 
-    cdef _zero(self, offset, length, str verb):
+    cdef _zero(self, offset, length, str verb, bint trim, bint fua, bint keep, bint transfers):
         cdef uint64_t start, count
         cdef int failure
         self._check_range(offset, length)
         start = offset
         count = length
         with nogil:
-            failure = disk_zero(self.disk, count, start, False)
+            failure = guest_zero(self.disk, count, start, trim, fua, keep, transfers)
         self.fail(failure, verb, offset, length)
 
 
@@ -708,6 +717,14 @@ cdef class VDiskSnapshot(DiskObject):
     @property
     def lsn(self):
         return self.disk.lsn
+
+
+cdef DiskStatistics statistics_of(Core core, uint32_t vdisk_id):
+    found = core.statistics.get(vdisk_id)
+    if found is None:
+        found = DiskStatistics(vdisk_id)
+        core.statistics[vdisk_id] = found
+    return found
 
 
 def make_disk(Core core, bint snapshot, uint32_t id, uint64_t size_bytes, uint64_t root, uint32_t height,
@@ -726,6 +743,8 @@ def make_disk(Core core, bint snapshot, uint32_t id, uint64_t size_bytes, uint64
     made.disk.size_bytes = size_bytes
     made.disk.lsn = lsn
     made.disk.policy = policy
+    made.statistics = statistics_of(core, origin_id if snapshot else id)
+    made.disk.statistics = made.statistics.counters
     map_init(&made.disk.map, root, height or map_height_for(size_bytes), 0 if snapshot else (<uint64_t>id << 32) | epoch)
     rwlock_init_writer_first(&made.disk.lock)
     made.set_label(name, tag)

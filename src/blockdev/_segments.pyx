@@ -14,6 +14,9 @@ from blockdev._medium cimport (
     planted,
 )
 from blockdev._spare cimport spare_close, spare_init, spare_take
+from blockdev._statistics cimport (
+    BLOCKS_COLD, CAUSE_COMPACTION, CAUSE_LOCK, begin_wait, end_wait, tally_blocks, timed_lock,
+)
 from blockdev._sync cimport (
     add_u64, load_pointer, load_u32, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock, store_pointer, store_u32,
@@ -493,21 +496,29 @@ cdef void segments_evict(SegmentStore* store) noexcept nogil:
     pthread_mutex_unlock(&store.evict_lock)
 
 
+cdef void wait_until_replaced(Segment* segment) noexcept nogil:
+    """Caller holds segment.lock, which is let go meanwhile."""
+    cdef uint64_t begun_ns = begin_wait()
+    while segment.replacing:
+        pthread_mutex_unlock(&segment.lock)
+        usleep(PIN_WAIT_US)
+        pthread_mutex_lock(&segment.lock)
+    end_wait(CAUSE_COMPACTION, begun_ns)
+
+
 cdef int segment_pin(SegmentStore* store, uint64_t id, Segment** out) noexcept nogil:
     """The segment, with file and fingerprints in memory until segment_unpin."""
     cdef Segment* segment = segments_get(store, id)
     cdef int failure = 0
     if segment == NULL:
         return EIO
-    pthread_mutex_lock(&segment.lock)
+    timed_lock(&segment.lock, CAUSE_LOCK)
     if segment.file < 0 and load_u64(&store.open_count) >= store.open_max:
         pthread_mutex_unlock(&segment.lock)
         segments_evict(store)
         pthread_mutex_lock(&segment.lock)
-    while segment.replacing:
-        pthread_mutex_unlock(&segment.lock)
-        usleep(PIN_WAIT_US)
-        pthread_mutex_lock(&segment.lock)
+    if segment.replacing:
+        wait_until_replaced(segment)
     if segment.gone:
         failure = EIO
     elif segment.file < 0:
@@ -531,6 +542,7 @@ cdef int segment_read(Segment* segment, uint32_t index, uint32_t count, void* bu
     if <uint64_t>index + count > load_u32(&segment.slot_count):
         return EIO
     if segment.cold != NULL:
+        tally_blocks(BLOCKS_COLD, count)
         return cold_read(segment.file, segment.cold, index, count, <char*>buffer)
     return medium_read(segment.file, buffer, <uint64_t>count * SLOT_BYTES, <uint64_t>index * SLOT_BYTES)
 

@@ -19,6 +19,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
     int pthread_mutex_destroy(pthread_mutex_t* mutex)
     int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_trylock(pthread_mutex_t* mutex)
     int pthread_mutex_unlock(pthread_mutex_t* mutex)
     int pthread_cond_init(pthread_cond_t* condition, void* attributes)
     int pthread_cond_destroy(pthread_cond_t* condition)
@@ -26,7 +27,9 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_broadcast(pthread_cond_t* condition)
     int pthread_rwlock_destroy(pthread_rwlock_t* lock)
     int pthread_rwlock_rdlock(pthread_rwlock_t* lock)
+    int pthread_rwlock_tryrdlock(pthread_rwlock_t* lock)
     int pthread_rwlock_wrlock(pthread_rwlock_t* lock)
+    int pthread_rwlock_trywrlock(pthread_rwlock_t* lock)
     int pthread_rwlock_unlock(pthread_rwlock_t* lock)
 
 cdef extern from "<sched.h>" nogil:
@@ -49,6 +52,10 @@ cdef extern from *:
     static inline void store_hint(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
     static inline void *load_pointer(void *const *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
     static inline void store_pointer(void **p, void *v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+    static inline int claim_pointer(void **p, void *v) {
+        void *none = NULL;
+        return __atomic_compare_exchange_n(p, &none, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    }
     static inline void fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
     /* An exclusive waiter must not starve behind a stream of shared holders: a snapshot would never come. */
     static inline int rwlock_init_writer_first(pthread_rwlock_t *lock) {
@@ -85,6 +92,7 @@ cdef extern from *:
     void store_hint(uint32_t* place, uint32_t value) noexcept nogil
     void* load_pointer(void** place) noexcept nogil
     void store_pointer(void** place, void* value) noexcept nogil
+    bint claim_pointer(void** place, void* value) noexcept nogil         # store it where there is none; False: there is one
     void fence() noexcept nogil
     int rwlock_init_writer_first(pthread_rwlock_t* lock) noexcept nogil
     uint32_t thread_stripe() noexcept nogil

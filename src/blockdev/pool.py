@@ -18,7 +18,7 @@ import re
 import threading
 import uuid as uuid_module
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import xxhash
@@ -28,6 +28,7 @@ from blockdev._actions import RecordType
 from blockdev._compact import lend_spare
 from blockdev._medium import PlantedBug, is_planted
 from blockdev._pool import VDisk, VDiskSnapshot
+from blockdev._statistics import DiskStatistics
 from blockdev.accounting import Accounting, Group, Usage
 from blockdev.compaction import COMPACT, CompactionReport, Compactor
 from blockdev.constants import (
@@ -612,6 +613,16 @@ class Pool:
             log_bytes_since_checkpoint=stats["segment_bytes_added"] - self._log_bytes_at_checkpoint,
         )
         return stats
+
+    def statistics(self, ids: Iterable[int] | None = None, first: int = 0) -> list[DiskStatistics]:
+        """What was counted for vdisks (None: all), by id, from `first` on; what is not there is left out.
+
+        A vdisk that was deleted is there as long as it has snapshots, or a client.
+        """
+        with self._lock:  # while others are made
+            known = dict(self._core.statistics)
+        chosen = known if ids is None else set(ids) & set(known)
+        return [known[id] for id in sorted(chosen) if id >= first]
 
     def tend_memory(self) -> None:
         """Free map nodes beyond the budget."""

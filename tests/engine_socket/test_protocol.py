@@ -38,6 +38,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "objects": {},
     "get": {"id": 1},
     "find": {"name": "web/root"},
+    "statistics": {"ids": [1], "first": 0},
     "create": {"disks": [[512, "web/root", b"tag"], [1024, None, b""]]},
     "snapshot": {"ids": [1], "names": ["web/root@a"], "tags": [b""]},
     "clone": {"clones": [[2, "b/root", b""]]},

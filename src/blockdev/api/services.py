@@ -14,6 +14,7 @@ from blockdev.api.listening import Tcp
 from blockdev.api.tokens import Tokens
 from blockdev.api.unfinished import Unfinished
 from blockdev.engine.client import EngineClient
+from blockdev.engine.clients import TRANSFER
 from blockdev.home import Home
 from blockdev.hypervisor.hypervisors import Hypervisors
 from blockdev.hypervisor.registration import Registrations
@@ -52,8 +53,8 @@ class Services:
     nbd: Address | None  # where the engine serves NBD over TCP
 
     def uri(self, export: str) -> str:
-        """Where qemu-img finds an export."""
-        return attach.describe("uri", attach.Address(socket=self.home.nbd_socket), export)
+        """Where qemu-img finds an export, for a transfer: none of it counts as a guest's."""
+        return attach.describe("uri", attach.Address(socket=self.home.nbd_socket), TRANSFER + export)
 
 
 async def _services(request: Request) -> Services:

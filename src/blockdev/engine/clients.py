@@ -5,6 +5,7 @@ is its process.  What it asks for stands before the export's name (docs/nbd.md, 
 
     kept:VM/DISK      writes, trims and zeroes are replied to when the segment file has them: they survive the engine's death
     device:VM/DISK    that, and no end is told: for a block device of this machine's kernel, which is told its size otherwise
+    transfer:VM/DISK  no guest's requests, so they do not count as such: an import, an export (docs/statistics.md)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 KEPT = "kept:"
 DEVICE = "device:"
+TRANSFER = "transfer:"
 CLIENT_CHARACTERS_MAX = 60
 ENDLESS_BYTES = 1 << 62  # what an export says that tells no end
 _MARK = b"\0blockdev-client:"
@@ -26,6 +28,7 @@ class Request(NamedTuple):
     name: str
     keeps: bool = False
     endless: bool = False
+    transfers: bool = False
 
 
 def parse_request(name: str) -> Request:
@@ -33,6 +36,8 @@ def parse_request(name: str) -> Request:
         return Request(name.removeprefix(DEVICE), keeps=True, endless=True)
     if name.startswith(KEPT):
         return Request(name.removeprefix(KEPT), keeps=True)
+    if name.startswith(TRANSFER):
+        return Request(name.removeprefix(TRANSFER), transfers=True)
     return Request(name)
 
 

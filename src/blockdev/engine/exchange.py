@@ -81,7 +81,7 @@ class ExchangeOperations:
             if end * BLOCK_BYTES >= disk.size_bytes + BLOCK_BYTES:
                 raise InvalidArgument(f"clearing blocks of {disk.name or disk.id}: there is a block beyond its end")
             if first < min(end, whole):
-                disk.discard(first * BLOCK_BYTES, (min(end, whole) - first) * BLOCK_BYTES)
+                disk.clear(first * BLOCK_BYTES, (min(end, whole) - first) * BLOCK_BYTES)
             if whole < end:  # as a whole block: what is behind the disk's end goes, too
                 _exchange.put_blocks(disk, RUN.pack(whole, 0)[:8] + ZEROS_FINGERPRINT, ZEROS)
         return {}

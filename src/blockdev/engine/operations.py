@@ -16,13 +16,20 @@ from importlib import metadata
 from typing import Any
 
 from blockdev import Pool, VDisk, VDiskSnapshot
+from blockdev._statistics import ROW_BYTES, now_ns, pack_statistics
 from blockdev.accounting import Group, GroupUsage
 from blockdev.compaction import COMPACT
 from blockdev.constants import CHUNK_EXTENTS_MAX
 from blockdev.engine import protocol
 from blockdev.engine.attachments import Attachments
 from blockdev.engine.exchange import ExchangeOperations
-from blockdev.engine.protocol import OBJECTS_PAGE_MAX, USAGE_PAGE_MAX, ProtocolError, Request
+from blockdev.engine.protocol import (
+    OBJECTS_PAGE_MAX,
+    STATISTICS_BYTES_MAX,
+    USAGE_PAGE_MAX,
+    ProtocolError,
+    Request,
+)
 from blockdev.engine.room import map_room
 from blockdev.errors import Busy, InvalidArgument, NotFound
 from blockdev.findings import Finding, InspectionKind
@@ -129,6 +136,7 @@ class Operations:
             "find": self._find,
             "changes": self._changes,
             "count_changes": self._count_changes,
+            "statistics": self._statistics,
             "flush": self._flush,
             "checkpoint": self._checkpoint,
             "inspect": self._inspect,
@@ -253,6 +261,19 @@ class Operations:
         usage = self._pool.account(asked)
         page = session.page("rows", _usage_rows(usage.groups), USAGE_PAGE_MAX)
         return {"pool": usage.pool._asdict(), **page}
+
+    def _statistics(self, ids: list[int] | None, first: int) -> Answer:
+        """What was counted for vdisks (nil: all), from the one with the id `first` on."""
+        disks = self._pool.statistics(ids, first)
+        rows, cells, count = pack_statistics(disks, STATISTICS_BYTES_MAX)
+        return {
+            "instance": self._instance,
+            "monotonic_ns": now_ns(),
+            "row_bytes": ROW_BYTES,
+            "rows": rows,
+            "cells": cells,
+            "rest": disks[count].id if count < len(disks) else None,
+        }
 
     def _flush(self) -> Answer:
         self._pool.flush()

@@ -37,6 +37,7 @@ BODY_BYTES_MAX = 16 << 20
 ITEMS_MAX = 65536  # ids, names or specs in one request
 ACCOUNTED_MAX = 1 << 20  # ids, groups and snapshots in one `account`: a peer may have sent many VMs, which share blocks
 USAGE_PAGE_MAX = 65536  # VMs and snapshots in one answer
+STATISTICS_BYTES_MAX = 8 << 20  # of one answer, about; what does not fit is in the next one
 OBJECTS_PAGE_MAX = 8192  # objects in one answer: at their longest names and tags they still fit a frame
 MESSAGE_CHARACTERS_MAX = 8192
 SESSION_BYTES = 16
@@ -337,6 +338,7 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "count_changes": {"older": _is_id_or_none, "newer": is_id},
     "extents": {"id": is_id, "offset": _is_offset, "length": _is_offset},
     "more": {"cursor": is_id},
+    "statistics": {"ids": _or_none(_IDS), "first": _is_count},
     "flush": {},
     "checkpoint": {},
     "inspect": {"kind": _is_inspection_kind, "rate_bytes": _is_rate_or_none},

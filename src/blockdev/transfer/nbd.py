@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import nbd
 from blockdev.clock import monotonic_seconds
-from blockdev.engine.clients import client_address, parse_request
+from blockdev.engine.clients import TRANSFER, client_address, parse_request
 from blockdev.errors import (
     BlockdevError,
     Gone,
@@ -98,13 +98,13 @@ def _flags(handle: nbd.NBD) -> int:
 
 
 class Export:
-    """One connection to one export on a Unix socket; close it, or use it as a context."""
+    """One connection to one export on a Unix socket, for no guest; close it, or use it as a context."""
 
     def __init__(self, socket: str | os.PathLike[str], name: str) -> None:
         """NotFound: no such export; Unavailable: nobody listens there."""
         self._name = name
         self._handle = nbd.NBD()
-        self._handle.set_export_name(name)
+        self._handle.set_export_name(TRANSFER + name)
         try:
             self._handle.connect_unix(os.fspath(socket))
         except nbd.Error as error:
