@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from blockdev.errors import InvalidArgument
 from blockdev.policies import COMPRESSIONS, DEDUPS
 from blockdev.web.ask import Ask, Pages
+from blockdev.web.vm_page import POINTS, number_asked
 
 pages = Pages()
 BAR_WIDTH = 1000  # of a bar that stands for all of something
@@ -48,6 +49,13 @@ async def show_space(ask: Ask) -> Response:
     parts = [(name.removesuffix("_bytes"), word, pool[name]) for name, word in zip(SPACE_PARTS, words, strict=True)]
     bar = _bar([*parts, ("free", "free", max(pool["capacity_bytes"] - pool["used_bytes"], 0))])
     return ask.part("pool_space.html", pool=pool, vms=vms[:VMS_MAX], more=len(vms[VMS_MAX:]), bar=bar, width=BAR_WIDTH)
+
+
+@pages.get("/pool/series")
+async def show_series(ask: Ask) -> Response:
+    """What graphs show of all VMs together, for the script."""
+    since, until = number_asked(ask, "since", -3600), number_asked(ask, "until", 0)
+    return JSONResponse(await ask.rest.get("/pool/statistics", since=since, until=until, points=POINTS))
 
 
 @pages.post("/pool", again=show_pool)

@@ -83,7 +83,7 @@ async def show_activity(ask: Ask) -> Response:
 @pages.get("/vms/{vm}/series")
 async def show_series(ask: Ask) -> Response:
     """What graphs show, for the script: columns of numbers."""
-    since, until = _number(ask, "since", -3600), _number(ask, "until", 0)
+    since, until = number_asked(ask, "since", -3600), number_asked(ask, "until", 0)
     found = await ask.rest.get("/vms/{}/statistics", ask.path("vm"), since=since, until=until, points=POINTS)
     return JSONResponse(found)
 
@@ -94,7 +94,7 @@ async def show_now(ask: Ask) -> Response:
     return JSONResponse(await ask.rest.get("/vms/{}/statistics/now", ask.path("vm"), watch=True))
 
 
-def _number(ask: Ask, name: str, default: int) -> int:
+def number_asked(ask: Ask, name: str, default: int) -> int:
     text = ask.query(name, str(default))
     if not text.removeprefix("-").isdigit() or len(text) > 12:
         raise InvalidArgument(f"{name} is no number of seconds: {text[:40]!r}")
