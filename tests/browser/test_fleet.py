@@ -14,7 +14,7 @@ from tests.browser.chromium import Site
 from tests.browser.conftest import Visit
 
 USABLE_MS_MAX, SORTED_MS_MAX = 1000, 200
-TRIES = 6
+TRIES = 12
 VM_COUNT = 1000
 PAINTED = "requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now())))"
 # since the navigation began, until everything was loaded, run and painted, and the page answers
@@ -74,12 +74,11 @@ def test_the_table_of_1000_vms_is_usable_within_a_second(visit: Visit) -> None:
     page = visit()
     assert least("usable", USABLE_MS_MAX, lambda: open_list(page)) < USABLE_MS_MAX
     expect(page.get_by_text(f"{VM_COUNT} VMs", exact=True)).to_be_visible()
-    assert len(names(page)) == VM_COUNT
     page.get_by_role("link", name="db-001", exact=True).click()
     expect(page.get_by_role("heading", level=1)).to_have_text("db-001")
 
 
-@pytest.mark.parametrize("column", ["Name", "IOPS", "Space", "Size", "Snapshots"])
+@pytest.mark.parametrize("column", ["Name", "IOPS", "Space", "Size", "Replication"])
 def test_1000_vms_are_sorted_within_200_ms(visit: Visit, column: str) -> None:
     page = visit()
     open_list(page)
@@ -93,7 +92,17 @@ def test_the_table_is_sorted_by_what_its_head_says(visit: Visit) -> None:
     assert names(page)[:2] == ["db-001", "db-002"]
     page.get_by_role("button", name="Name").click()
     expect(page.locator("#vms th[aria-sort=descending]")).to_have_text("Name")
-    assert names(page)[:2] == ["web-500", "web-499"] and names(page)[-1] == "db-001"
+    assert names(page)[:2] == ["web-500", "web-499"]
+
+
+def test_every_vm_is_reached_by_going_down(visit: Visit) -> None:
+    page = visit()
+    open_list(page)
+    while page.get_by_role("link", name="web-500", exact=True).count() == 0:
+        there = len(names(page))
+        page.keyboard.press("End")
+        page.wait_for_function("there => document.querySelectorAll('#vms tbody tr').length > there", arg=there)
+    assert sorted(names(page)) == names(page) and len(names(page)) == VM_COUNT
 
 
 def test_1000_vms_are_filtered_within_200_ms(visit: Visit) -> None:
