@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 
 import pytest
 
@@ -44,6 +45,28 @@ def test_what_was_replied_to_is_there_after_the_engine_was_killed(server: Server
     assert after.pread(16 * BLOCK, 0) == bytes(8 * BLOCK + 512) + b"o" * (8 * BLOCK - 512)
     assert after.pread(len(written), MEBIBYTE) == written
     assert after.pread(BLOCK, 2 * MEBIBYTE) == found_there
+
+
+def test_qemu_with_a_reconnect_delay_finds_its_unflushed_write_behind_the_engine_s_death(server: Server) -> None:
+    where = f"driver=nbd,server.type=unix,server.path={server.home.nbd_socket},export={clients.KEPT}{DISK},reconnect-delay=60"
+    command = ["qemu-io", "--cache", "writeback", "--image-opts", where]
+    qemu = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert qemu.stdin is not None and qemu.stdout is not None
+        qemu.stdin.write("write -P 7 0 64k\n")
+        qemu.stdin.flush()
+        said = ""
+        while "ops" not in said:  # the second line of what it says of a write
+            line = qemu.stdout.readline()
+            assert line, said
+            said += line
+        assert "wrote 65536/65536" in said
+        kill_and_start_again(server)
+        said, _ = qemu.communicate("read -P 7 0 64k\n", timeout=60)
+    finally:
+        qemu.kill()
+        qemu.wait()
+    assert "read 65536/65536" in said and "verification failed" not in said, said
 
 
 def refusal(handle: nbd.NBD, offset: int) -> int:
