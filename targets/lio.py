@@ -36,7 +36,7 @@ from rtslib_fb import (
     Target,
 )
 from rtslib_fb.tcm import bs_cache
-from rtslib_fb.utils import RTSLibError, fread, fwrite
+from rtslib_fb.utils import RTSLibError, fwrite
 
 warnings.filterwarnings("ignore", message="Cannot set dbroot", module="rtslib")  # another one's is as good
 
@@ -64,6 +64,7 @@ GROUP_ATTRIBUTES = (
     *("demo_mode_discovery", "default_cmdsn_depth"),
 )
 FAILURES = (RTSLibError, OSError, ValueError, TypeError)  # rtslib's own slips among them
+NO_SESSION = "No active"
 INITIATOR_NAME = re.compile(r"[^\0\s]+")
 
 
@@ -166,8 +167,7 @@ class Lio:
         """By IQN of our targets, or of those that are named, the names of the initiators that are logged in."""
         if iqns is None:
             iqns = [path.name for path in ISCSI.glob(f"{self._iqn_prefix}*")]
-        fabric = FabricModule("iscsi")
-        return {iqn: sorted(_initiators(Target(fabric, iqn, "lookup"))) for iqn in iqns if (ISCSI / iqn).is_dir()}
+        return {iqn: sorted(_initiators(f"{ISCSI}/{iqn}/tpgt_{TPG_TAG}")) for iqn in iqns if (ISCSI / iqn).is_dir()}
 
     def disconnect(self, iqn: str) -> None:
         """End the sessions of a target; nobody can log in until `bring` opens it again."""
@@ -448,15 +448,10 @@ def _object_name(lun: LUN) -> str | None:
         return None
 
 
-def _initiators(target: Target) -> set[str]:
-    found: set[str] = set()
-    for group in target.tpgs:
-        found |= {acl.node_wwn for acl in group.node_acls if acl.session}
-        try:
-            found |= set(INITIATOR_NAME.findall(fread(f"{group.path}/dynamic_sessions")))
-        except OSError:
-            continue
-    return found
+def _initiators(group: str) -> set[str]:
+    """Who is logged in, by name and in demo mode."""
+    named = {acl for acl in _names(f"{group}/acls") if not (_text(f"{group}/acls/{acl}/info") or NO_SESSION).startswith(NO_SESSION)}
+    return named | set(INITIATOR_NAME.findall(_text(f"{group}/dynamic_sessions") or ""))
 
 
 def _try(changes: list[str], troubles: list[str], what: str, action: Callable[[], object]) -> bool:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 10.0
+LOOK_PAUSE = 30.0  # times as long as the look before took, so that looks cost 3 % of a processor at the most
 STOP_SECONDS_MAX = 5.0
 LEAVE_SECONDS_MAX = 10.0  # for the engine to notice that a device has left
 LEAVE_LOOK_SECONDS = 0.01
@@ -126,9 +127,8 @@ class Targets(Offers):
         look_at = 0.0
         while not self._stopping.is_set():
             self._due.clear()
-            looks = monotonic_seconds() >= look_at
-            if looks:
-                look_at = monotonic_seconds() + LOOK_SECONDS
+            began = monotonic_seconds()
+            looks = began >= look_at
             try:
                 with self._lock:
                     self._bring(looks)
@@ -137,7 +137,10 @@ class Targets(Offers):
             except Exception:  # a bug must not end the looking
                 if not self._stopping.is_set():
                     logger.exception("targets could not be looked after; it is tried again")
-            self._due.wait(max(0.0, look_at - monotonic_seconds()))
+            ended = monotonic_seconds()
+            if looks:
+                look_at = ended + max(LOOK_SECONDS, LOOK_PAUSE * (ended - began))
+            self._due.wait(max(0.0, look_at - ended))
 
     # what people ask for
 
