@@ -1,10 +1,10 @@
-# make run | test | lint | build | torture | fuzz | bench | clean
+# make run | test | lint | build | torture | fuzz | bench | screenshots | clean
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 EXTENSION_SOURCES := setup.py $(wildcard src/blockdev/*.pyx src/blockdev/*.pxd src/blockdev/fingerprint/*.c)
 
-.PHONY: run test torture fuzz lint build setup bench clean
+.PHONY: run test torture fuzz lint build setup bench screenshots clean
 .SECONDARY:
 
 build: $(VENV)/.built
@@ -43,6 +43,9 @@ fuzz: build build/fuzz/.built
 
 bench: build build/unchecked/.built
 	$(PYTHON) -m bench $(if $(QUICK),--quick)
+
+screenshots: build
+	$(PYTHON) -m tests.browser.screenshots
 
 clean:
 	rm -rf build src/*.egg-info src/blockdev/*.c src/blockdev/*.so $(VENV)/.built

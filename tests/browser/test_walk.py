@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.browser.chromium import Site, console_site, signed_in
 from tests.browser.conftest import Visit
-from tests.browser.load import fio, holds, write
+from tests.browser.load import fio, must_hold, write
 from tests.cli.test_supervision import free_address
 
 VM, PATH = "web", "site-b"
@@ -37,9 +37,10 @@ def test_a_vm_is_made_seen_at_work_snapshotted_cloned_restored_protected_replica
         see_the_graph_move(page)
         snapshot(page)
     write(site.home, f"{VM}/root", AFTER)
+    must_hold(site.home, f"{VM}/root", AFTER)
     clone_20(page)
     restore(page)
-    assert holds(site.home, f"{VM}/root", BEFORE) and not holds(site.home, f"{VM}/root", AFTER)
+    must_hold(site.home, f"{VM}/root", BEFORE)
     set_schedules(page)
     with signed_in(browser, there) as other:
         add_path(page, invite(other))
@@ -48,7 +49,8 @@ def test_a_vm_is_made_seen_at_work_snapshotted_cloned_restored_protected_replica
         expect(row(other, VM)).to_contain_text("from site-a")
         other.goto(f"/vms/{VM}")
         expect(other.get_by_role("heading", level=1)).to_have_text(VM)
-        expect(other.get_by_role("link", name="before", exact=True)).to_be_visible()
+        newest = site.home.json("snapshot", "list", VM)["snapshots"][-1]["name"]
+        expect(other.get_by_role("link", name=newest, exact=True)).to_be_visible()
     delete(page)
     assert VM not in [one["name"] for one in site.home.json("vm", "list")["vms"]]
 
@@ -146,7 +148,7 @@ def invite(other: Page) -> tuple[str, str]:
     other.get_by_role("link", name="Invite a peer").click()
     other.get_by_label("What it is called here").fill("site-a")
     other.get_by_role("button", name="Invite").click()
-    return listening, other.get_by_label("Code").inner_text()
+    return listening, other.get_by_label("Code", exact=True).inner_text()
 
 
 def add_path(page: Page, invitation: tuple[str, str]) -> None:
