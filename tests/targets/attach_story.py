@@ -245,8 +245,8 @@ def a_path_may_go_while_multipath_has_another(world: World) -> None:
     run("dmsetup", "--noudevsync", "create", "both", typed=table)
     run("dmsetup", "mknodes")
     load = fio.verified([Path("/dev/mapper/both")], 5, "--rw=randwrite", "--bs=4k", "--iodepth=8", "--size=16m", "--do_verify=1")
-    begun = [written_bytes([path]) for path in paths]
-    until(lambda: all(written_bytes([path]) > before + MEBIBYTE for path, before in zip(paths, begun, strict=True)), "writes on both paths")
+    begun = [fio.written_bytes([path]) for path in paths]
+    until(lambda: all(fio.written_bytes([path]) > before + MEBIBYTE for path, before in zip(paths, begun, strict=True)), "writes on both paths")
     second.logout()
     load.finish()
     run("dmsetup", "--noudevsync", "remove", "--retry", "both")
@@ -260,8 +260,8 @@ def no_death_of_the_engine_reaches_the_initiator_and_nothing_is_lost(world: Worl
     with no_kernel_error():
         load = fio.verified(disks, 11, *options)
         for _ in range(DEATHS):
-            before = written_bytes(disks)
-            until(lambda start=before: written_bytes(disks) > start + MEBIBYTE, "more writes")  # type: ignore[misc]
+            before = fio.written_bytes(disks)
+            until(lambda start=before: fio.written_bytes(disks) > start + MEBIBYTE, "more writes")  # type: ignore[misc]
             world.kill_engine()
         assert load.is_running(), "the load ended before the last death"
         jobs = load.finish()
@@ -282,11 +282,6 @@ def no_restart_of_the_control_plane_is_noticed(world: World) -> None:
     assert all(job["write"]["io_bytes"] > 0 and job["read"]["io_bytes"] > 0 for job in jobs)
     assert sessions() == before
     assert world.target("web")["sessions"] == [OURS]
-
-
-def written_bytes(disks: list[Path]) -> int:
-    """By the kernel's count of what it sent, since the devices are there."""
-    return 512 * sum(int(Path(f"/sys/block/{disk.name}/stat").read_text().split()[6]) for disk in disks)
 
 
 def sessions() -> list[str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from tests.targets.initiator import until
 
 BASE = ("fio", "--ioengine=libaio", "--direct=1", "--thread", "--output-format=json", "--randrepeat=0")
 WITHOUT_END = ("--time_based", "--runtime=600", "--verify_backlog=64")  # verifies as it goes, until it is stopped
@@ -14,17 +17,26 @@ STOPPED = 128  # fio's status after a signal
 VERIFY = ("--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0")
 
 
+def written_bytes(disks: list[Path]) -> int:
+    """By the kernel's count of what it sent, since the devices are there."""
+    numbers = [os.stat(disk).st_rdev for disk in disks]
+    files = [Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat") for number in numbers]
+    return 512 * sum(int(file.read_text().split()[6]) for file in files)
+
+
 class Load:
-    """A run of fio that goes on beside others."""
+    """A run of fio that goes on beside others; it has begun to write when this is made."""
 
     def __init__(self, disks: list[Path], seed: int, *options: str) -> None:
         words = [*BASE, f"--randseed={seed}", *options]
         for number, disk in enumerate(disks):
             words += [f"--name=disk{number}", f"--filename={disk}"]
         self.words = words
+        before = written_bytes(disks)
         self._process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        until(lambda: written_bytes(disks) > before or not self.is_running(), "fio's first writes")
 
     def is_running(self) -> bool:
         return self._process.poll() is None

@@ -37,6 +37,7 @@ class World:
 
     def begin(self, capacity: str) -> None:
         """Make the home if it is not there, serve it, and start open-iscsi."""
+        assert "LAB_SHARE" in os.environ, "this is for the lab guest: scripts/guest-run --uml"
         if not self.home.path.exists():
             self.home.init(capacity)
         self._serve()
