@@ -18,6 +18,11 @@ window.blockdev = (function () {
       if (number === null || number === undefined) return "–";
       return Math.abs(number) >= 10 || Number.isInteger(number) ? Math.round(number).toLocaleString("en") : number.toFixed(1);
     },
+    // for axes
+    short(number) {
+      if (number === null || number === undefined) return "";
+      return number >= 1e6 ? `${three(number / 1e6)}M` : number >= 1e4 ? `${three(number / 1e3)}k` : show.count(number);
+    },
     iops(number) { return number === null || number === undefined ? "–" : `${show.count(number)} IOPS`; },
     latency(number) {
       if (number === null || number === undefined) return "–";

@@ -14,6 +14,7 @@
   const figures = Array.from(document.querySelectorAll("figure.graph"));
   const buttons = Array.from(panel.querySelectorAll("[data-seconds]"));
   const reset = panel.querySelector("[data-reset]");
+  const BINARY = ["size", "rate"], POWERS = Array.from({ length: 60 }, (_, at) => 2 ** at); // steps of axes
   const HEIGHT = 170, REFRESH_SECONDS = 10, ZOOM_SECONDS_MIN = 60;
   let seconds = Number((buttons.find((one) => one.getAttribute("aria-pressed") === "true") || buttons[0]).dataset.seconds);
   let zoom = null; // [since, until]
@@ -22,10 +23,29 @@
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
+  // of the axis of time: hours, and the day where it begins; or days alone
+  const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium", hourCycle: "h23" });
+  const two = (number) => String(number).padStart(2, "0");
+  const ofDay = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
+  const ofMonth = new Intl.DateTimeFormat(undefined, { month: "short", year: "numeric" });
+  function clock(moments, step) {
+    let before = null;
+    return moments.map((moment) => {
+      const time = new Date(moment * 1000), day = ofDay.format(time);
+      if (step >= 20 * 86400) return ofMonth.format(time);
+      if (step >= 86400) return day;
+      const isNew = before !== null && before !== day;
+      before = day;
+      const text = `${two(time.getHours())}:${two(time.getMinutes())}${step < 60 ? `:${two(time.getSeconds())}` : ""}`;
+      return isNew ? `${text}\n${day}` : text;
+    });
+  }
+
   class Graph {
     constructor(figure) {
       this.figure = figure;
       this.words = show[figure.dataset.unit] || show.count;
+      this.short = figure.dataset.unit === "iops" || figure.dataset.unit === "count" ? show.short : this.words;
       this.isStacked = "stacked" in figure.dataset;
       this.lines = figure.dataset.lines.split(" ").map((text) => {
         const [column, words, hue, dash] = text.split(":");
@@ -65,11 +85,11 @@
         cursor: { sync: { key: "time" }, drag: { x: true, y: false, setScale: false }, points: { size: 6 } },
         scales: { x: { time: true, range: () => range() }, y: { range: (_plot, _low, high) => [0, high > 0 ? high * 1.08 : 1] } },
         axes: [
-          { ...axis },
-          { ...axis, size: 76, values: (_plot, values) => values.map((value) => this.words(value)) },
+          { ...axis, values: (_plot, moments, _axis, _space, step) => clock(moments, step) },
+          { ...axis, size: 72, incrs: BINARY.includes(this.figure.dataset.unit) ? POWERS : undefined, values: (_plot, values) => values.map((value) => this.short(value)) },
         ],
         series: [
-          { value: (_plot, value) => (value === null ? "–" : new Date(value * 1000).toLocaleString()) },
+          { value: (_plot, value) => (value === null ? "–" : moment.format(value * 1000)) },
           ...this.lines.map((line, at) => ({
             label: line.words,
             stroke: colour(line.hue),
