@@ -189,3 +189,22 @@ def test_a_form_that_fails_is_shown_again_with_what_was_typed(signed_in: As) -> 
 def test_the_unix_socket_has_the_api_alone(home: Home) -> None:
     with home.rest() as client:
         assert client.get("http://blockdev/").status_code == 404
+
+
+def test_a_form_of_a_stranger_that_is_large_is_refused(browser: New) -> None:
+    answer = browser().client.post("/sign-in", data={"token": "x" * 20_000})
+    assert answer.status_code == 400 and "larger" in answer.text
+
+
+def test_registering_at_a_hypervisor_needs_the_owners_word_over_tcp(signed_in: As, rest: httpx.Client, tokens: dict[str, str], browser: New) -> None:
+    one = browser()
+    answer = one.client.post(
+        "/api/v1/hypervisors/none/registrations", json={"vms": ["signed"]}, headers={"Authorization": f"Bearer {tokens['admin']}"}
+    )
+    assert answer.status_code == 403 and "--api-hypervisors" in answer.text
+    assert rest.post("/hypervisors/none/registrations", json={"vms": ["signed"]}).status_code == 404
+
+
+def test_the_api_takes_no_cookie(signed_in: As) -> None:
+    one = signed_in("admin")
+    assert one.get("/api/v1/vms").status_code == 401 and one.get("/metrics").status_code == 401

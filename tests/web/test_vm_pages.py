@@ -139,6 +139,17 @@ def test_events_and_jobs_come_as_they_happen(signed_in: As, vm: str, rest: httpx
         assert "snapshot.create" in found
 
 
+def test_a_stream_ends_with_its_session(signed_in: As) -> None:
+    one = signed_in("viewer")
+    csrf = re.findall(r'name="csrf" value="([^"]+)"', one.page("/"))[0]
+    with one.client.stream("GET", "/live") as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        one.client.post("/sign-out", data={"csrf": csrf})
+        for _line in lines:
+            pass  # to its end, which comes
+
+
 def test_stopping_does_not_wait_for_pages_that_are_open(fresh_console: tuple[Home, Browser]) -> None:
     home, one = fresh_console
     with one.client.stream("GET", "/live") as answer:

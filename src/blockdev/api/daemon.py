@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -101,6 +102,7 @@ def _parse(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--api", metavar="ADDR:PORT", help="serve REST over TCP, too")
     parser.add_argument("--api-tls", metavar="DIR", type=Path, help="with the certificate there, not the home's own")
     parser.add_argument("--api-plain", action="store_true", help="without TLS, on a loopback address")
+    parser.add_argument("--api-hypervisors", action="store_true", help="let admins with a token register VMs at hypervisors")
     parser.add_argument("--nbd", metavar="ADDR:PORT", help="where the engine serves NBD over TCP")
     parser.add_argument("--replicate", metavar="ADDR:PORT", help="where peers reach this home")
     parser.add_argument("--ready-fd", type=int, help="write one line there when serving, or when starting failed")
@@ -120,7 +122,9 @@ def _address(text: str | None) -> Address | None:
 
 
 def _tcp(home: Home, given: argparse.Namespace) -> Tcp | None:
-    return prepare_tcp(home, Address.parse(given.api), given.api_tls, given.api_plain) if given.api else None
+    if not given.api:
+        return None
+    return replace(prepare_tcp(home, Address.parse(given.api), given.api_tls, given.api_plain), registers=given.api_hypervisors)
 
 
 def serve(home: Home, listening: Listening, ready_fd: int | None = None, front: Front | None = None) -> None:

@@ -77,3 +77,13 @@ def files_allowed(request: Request) -> None:
     """A dependency of the routes that use what the client names on this machine: a token is no login to it."""
     if over_tcp(request.scope):
         raise NotAllowed("files, sockets and hypervisors are named by clients of the Unix socket only: use blockdevctl on this machine")
+
+
+def registering_allowed(request: Request) -> None:
+    """A dependency of the route that makes domains of configurations, which can name programs of the hypervisor."""
+    tcp = request.app.state.services.tcp
+    if over_tcp(request.scope) and not tcp.registers:
+        raise NotAllowed(
+            "domains are made at hypervisors by clients of the Unix socket only, unless blockdevctl serve was started with "
+            "--api-hypervisors: use blockdevctl vm register on this machine"
+        )

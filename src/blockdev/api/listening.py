@@ -26,6 +26,7 @@ class Tcp:
     tls: Path | None  # the directory of its certificate; None: plain HTTP
     fingerprint: str | None = None  # SHA-256 of the certificate
     warning: str | None = None  # something that its clients may stumble over
+    registers: bool = False  # whether admins with a token may have domains made at hypervisors
 
     @property
     def url(self) -> str:
@@ -40,7 +41,8 @@ class Tcp:
 
     def arguments(self) -> list[str]:
         """Those of a blockdevd that serves it."""
-        return ["--api", str(self.address), *(["--api-plain"] if self.tls is None else ["--api-tls", str(self.tls)])]
+        how = ["--api-plain"] if self.tls is None else ["--api-tls", str(self.tls)]
+        return ["--api", str(self.address), *how, *(["--api-hypervisors"] if self.registers else [])]
 
     def context(self) -> ssl.SSLContext | None:
         from blockdev.api import certificate  # as below

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -41,6 +42,11 @@ class PeersAddressValue(click.ParamType):
 @click.option("--api-tls", type=values.PATH, metavar="DIR", help="cert.pem and key.pem for it (default: made once, in the home).")
 @click.option("--api-plain", is_flag=True, help="Serve it without TLS; on a loopback address only.")
 @click.option(
+    "--api-hypervisors",
+    is_flag=True,
+    help="Let admins with a token have domains made of VMs, too, as the console's clone dialog does: a configuration can name programs there.",
+)
+@click.option(
     "--replicate",
     type=PeersAddressValue(),
     metavar="ADDR[:PORT]",
@@ -57,6 +63,7 @@ def serve(
     api: Address | None,
     api_tls: str | None,
     api_plain: bool,
+    api_hypervisors: bool,
     replicate: Address | None,
     plugin: nbdkit.Plugin,
     tls_psk: str | None,
@@ -69,7 +76,7 @@ def serve(
     home.require_initialised()
     if nbd is None and (tls_psk or tls_certificates or insecure_nbd):
         raise InvalidArgument("those options are for NBD over TCP: say --nbd ADDR:PORT, too")
-    if api is None and (api_tls or api_plain):
+    if api is None and (api_tls or api_plain or api_hypervisors):
         raise InvalidArgument("those options are for the API over TCP: say --api ADDR:PORT, too")
     options = nbdkit.Options(
         home=home.path,
@@ -84,7 +91,7 @@ def serve(
     for address in filter(None, (api, replicate)):
         address.listen().close()  # a port that is taken should be told before the pool is opened
     if api is not None:
-        tcp = prepare_tcp(home, api, Path(api_tls) if api_tls else None, api_plain)
+        tcp = replace(prepare_tcp(home, api, Path(api_tls) if api_tls else None, api_plain), registers=api_hypervisors)
         if tcp.warning:
             click.echo(f"warning: {tcp.warning}", err=True)
     home.make_directories()
@@ -133,6 +140,7 @@ def _announce(session: Session, nbd: Address | None, tcp: Tcp | None, replicate:
         f"serving the API on {home.api_socket}" + (f" and {_tell_tcp(tcp)}" if tcp else ""),
         *([f"peers reach this home at {replicate}"] if replicate else []),
         f"to see what there is: {command} vm list; to use a disk: {command} attach VM/DISK",
+        *([f"the web console is at {tcp.browser_url}: {command} console prints an address that signs in"] if tcp else []),
     ]
     session.say(document, "\n".join(lines))
 

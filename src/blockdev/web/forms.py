@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from urllib.parse import parse_qs
 
@@ -12,6 +13,7 @@ from blockdev.written import parse_duration, parse_size
 
 BYTES_MAX = 1 << 20
 FIELDS_MAX = 5000
+SECONDS_MAX = 20  # for all of it to come: a connection is not kept by whoever sends slowly
 TYPE = "application/x-www-form-urlencoded"
 
 
@@ -75,15 +77,19 @@ class Form:
 EMPTY = Form({})
 
 
-async def read_form(request: Request) -> Form:
-    """InvalidArgument: it is no form, or too large."""
+async def read_form(request: Request, bytes_max: int = BYTES_MAX) -> Form:
+    """InvalidArgument: it is no form, too large, or does not come."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != TYPE:
         raise InvalidArgument(f"send a form, as {TYPE}")
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > BYTES_MAX:
-            raise InvalidArgument(f"the form is larger than {BYTES_MAX} bytes")
+    try:
+        async with asyncio.timeout(SECONDS_MAX):
+            async for part in request.stream():
+                body += part
+                if len(body) > bytes_max:
+                    raise InvalidArgument(f"the form is larger than {bytes_max} bytes")
+    except TimeoutError:
+        raise InvalidArgument(f"the form did not come within {SECONDS_MAX} s") from None
     try:
         return Form(parse_qs(body.decode(), keep_blank_values=True, max_num_fields=FIELDS_MAX))
     except ValueError:

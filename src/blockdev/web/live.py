@@ -18,7 +18,7 @@ from starlette.responses import Response, StreamingResponse
 
 from blockdev.clock import monotonic_seconds
 from blockdev.errors import BlockdevError
-from blockdev.web.ask import Ask, Pages
+from blockdev.web.ask import Ask, Pages, cookie_of, sessions_of
 from blockdev.web.rest import SignedOut
 
 pages = Pages()
@@ -67,7 +67,7 @@ async def _messages(ask: Ask, ending: Ending, after: int) -> AsyncIterator[str]:
     ending.open_count += 1
     try:
         yield f"retry: {RETRY_MS}\n\n"
-        while not ended.is_set():
+        while not ended.is_set() and sessions_of(ask.request).is_there(cookie_of(ask.request)):
             try:
                 events = (await ask.rest.get("/events", after=after))["events"]
                 now = await _jobs(ask)

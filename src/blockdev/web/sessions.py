@@ -67,6 +67,11 @@ class Sessions:
         found.used = now
         return found
 
+    def is_there(self, value: str) -> bool:
+        """As find, but it is not used by that."""
+        found = self._by_digest.get(_digest(value))
+        return found is not None and not _is_over(found, monotonic_seconds())
+
     def end(self, value: str) -> Session | None:
         """The session that was ended, if there was one."""
         return self._by_digest.pop(_digest(value), None)

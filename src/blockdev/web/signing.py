@@ -30,6 +30,7 @@ from blockdev.web.sessions import SECONDS_MAX, Session
 pages = Pages()
 ATTEMPTS_MAX, ATTEMPTS_SECONDS = 10, 60  # that fail, of one address
 ADDRESSES_MAX = 10_000
+FORM_BYTES_MAX = 8192  # of somebody whom nobody knows yet
 
 
 class TooMany(BlockdevError):
@@ -80,9 +81,9 @@ async def sign_in(request: Request) -> Response:
     try:
         if not is_same_origin(request):
             raise NotAllowed("this was sent by a page of another site")
-        form = await read_form(request)
-        to = ask.safe_target(form.get("to") or "/")
         attempts.check(address)
+        form = await read_form(request, FORM_BYTES_MAX)
+        to = ask.safe_target(form.get("to") or "/")
         session = await _let_in(request, form.need("token", "the token"))
     except TooMany as error:
         return _form(429, error.message, to, {"Retry-After": str(ATTEMPTS_SECONDS)})
@@ -140,7 +141,6 @@ async def sign_out(asked: Ask) -> Response:
         await _give_up(request, ended)
     answer = RedirectResponse("/sign-in", 303)
     answer.delete_cookie(ask.cookie_name(request), path="/", secure=request.url.scheme == "https", httponly=True, samesite="strict")
-    answer.headers["Clear-Site-Data"] = '"cache", "storage"'
     return answer
 
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse, Response
 
-from blockdev.errors import BlockdevError, InvalidArgument
+from blockdev.errors import BlockdevError, InvalidArgument, NotFound
 from blockdev.targets import attach, attach_iscsi
 from blockdev.web.ask import Ask, Pages
 from blockdev.web.timeline import timeline
@@ -156,7 +156,7 @@ async def change_disk_form(ask: Ask) -> Response:
     vm = await ask.rest.get("/vms/{}", ask.path("vm"))
     disk = next((one for one in vm["disks"] if one["name"] == ask.path("disk")), None)
     if disk is None:
-        raise InvalidArgument(f"{vm['name']} has no disk {ask.path('disk')}")
+        raise NotFound(f"{vm['name']} has no disk {ask.path('disk')}")
     return ask.show("change_disk.html", vm=vm, disk=disk)
 
 

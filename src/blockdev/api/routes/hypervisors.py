@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends
 
-from blockdev.api.guard import files_allowed
+from blockdev.api.guard import files_allowed, registering_allowed
 from blockdev.api.jobs import Job
 from blockdev.api.routes.jobs import view
 from blockdev.api.schemas import JobView
@@ -67,7 +67,7 @@ def discover_all(services: Wired) -> Discovery:
     return discover(services.hypervisors)
 
 
-@router.post("/hypervisors/{name}/registrations", status_code=202, dependencies=[Depends(files_allowed)])
+@router.post("/hypervisors/{name}/registrations", status_code=202, dependencies=[Depends(registering_allowed)])
 def register_vms(name: str, body: NewRegistrations, services: Wired) -> JobView:
     """Define a domain for each VM, of its configuration, with an identity of its own; the job's result is a RegistrationResults.
 
