@@ -55,7 +55,7 @@ def over_tcp(home: Home, api_address: str) -> Iterator[Callable[[str | None], ht
 @pytest.fixture(scope="session")
 def callers(home: Home, over_tcp: Callable[[str | None], httpx.Client]) -> dict[str, httpx.Client]:
     """A client of each role."""
-    roles = ("viewer", "operator", "admin")
+    roles = ("scraper", "viewer", "operator", "admin")
     return {role: over_tcp(home("token", "add", f"a-{role}", "--role", role).strip()) for role in roles}
 
 
