@@ -20,7 +20,7 @@ $(VENV)/.built: $(VENV)/.installed $(EXTENSION_SOURCES)
 	flock $(VENV)/.lock scripts/build $(VENV)
 	touch $@
 
-# the engine with a hook in its medium, for tests/torture; with sanitizers, for tests/fuzz and tests/engine; without checksums, for bench
+# the engine with a hook in its medium, for tests/torture; with sanitizers, for tests/fuzz and tests/engine; without checksums or without statistics, for bench
 build/%/.built: $(VENV)/.built
 	flock $(VENV)/.lock scripts/build-variant $(VENV) $*
 	touch $@
@@ -31,7 +31,7 @@ run: build
 lint: build
 	scripts/lint
 
-test: build build/torture/.built build/fuzz/.built build/threads/.built build/unchecked/.built lint
+test: build build/torture/.built build/fuzz/.built build/threads/.built build/unchecked/.built build/uncounted/.built lint
 	$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 torture: build build/torture/.built
@@ -41,7 +41,7 @@ torture: build build/torture/.built
 fuzz: build build/fuzz/.built
 	$(PYTHON) -m tests.fuzz $(TARGET) --seconds $(or $(SECONDS),300)
 
-bench: build build/unchecked/.built
+bench: build build/unchecked/.built build/uncounted/.built
 	$(PYTHON) -m bench $(if $(QUICK),--quick)
 
 screenshots: build

@@ -33,6 +33,7 @@ from bench.workloads import (
     REFLINK,
     STORAGE_DAEMON,
     UNCHECKED,
+    UNCOUNTED,
 )
 from blockdev import Pool
 from blockdev.engine.client import EngineClient
@@ -258,48 +259,66 @@ class BlockdevPython(Blockdev):
     plugin = "python"
 
 
-class BlockdevUnchecked(BlockdevNative):
-    """The native plugin of a build without checksums and without the medium's door (see setup.py): what those cost.
+class BlockdevVariant(BlockdevNative):
+    """The native plugin of another build (see setup.py), to compare with."""
 
-    For comparison only: it serves whatever the file system gives it.
-    """
+    variant: str
 
-    name = UNCHECKED
-
-    _unchecked: Server
+    _server: Server
 
     @classmethod
     def missing(cls) -> str | None:
-        return None if _unchecked_plugin().is_file() else "not built: make build/unchecked/.built"
+        return None if cls._plugin().is_file() else f"not built: make build/{cls.variant}/.built"
 
     @property
     def process_id(self) -> int:
-        return self._unchecked.process.pid
+        return self._server.process.pid
+
+    @classmethod
+    def _path(cls) -> Path:
+        return Path(__file__).parents[1] / "build" / cls.variant
+
+    @classmethod
+    def _plugin(cls) -> Path:
+        return cls._path() / "blockdev" / f"_nbdkit{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+    @classmethod
+    def _environment(cls) -> dict[str, str]:
+        return {"PYTHONPATH": str(cls._path())}
 
     def _create(self) -> None:
         self._home.make_directories()
         create = "import sys; from blockdev import Pool; path, capacity, size, name = sys.argv[1:]; "
         create += "pool = Pool.create(path, int(capacity)); pool.create_vdisk(int(size), name=name); pool.close()"
         arguments = [str(self._home.pool), str(POOL_CAPACITY_BYTES), str(self.size_bytes), VDISK]
-        _run(sys.executable, "-c", create, *arguments, environment=_UNCHECKED_ENVIRONMENT)
+        _run(sys.executable, "-c", create, *arguments, environment=self._environment())
 
     def _start(self) -> None:
         socket_path, log = self._home.nbd_socket, self._home.run / "engine.log"
         command = ["nbdkit", "-f", "-U", str(socket_path), f"--threads={nbdkit.THREADS['native']}"]
-        command += [str(_unchecked_plugin()), f"home={self._home.path}", f"python={sys.executable}"]
-        self._unchecked = Server(command, socket_path, log, _UNCHECKED_ENVIRONMENT)
+        command += [str(self._plugin()), f"home={self._home.path}", f"python={sys.executable}"]
+        self._server = Server(command, socket_path, log, self._environment())
 
     def _stop(self) -> None:
-        self._unchecked.process.kill()
-        self._unchecked.process.wait()
+        self._server.process.kill()
+        self._server.process.wait()
 
 
-_UNCHECKED_PATH = Path(__file__).parents[1] / "build" / "unchecked"
-_UNCHECKED_ENVIRONMENT = {"PYTHONPATH": str(_UNCHECKED_PATH)}
+class BlockdevUnchecked(BlockdevVariant):
+    """Without checksums and without the medium's door: what those cost.
+
+    For comparison only: it serves whatever the file system gives it.
+    """
+
+    name = UNCHECKED
+    variant = "unchecked"
 
 
-def _unchecked_plugin() -> Path:
-    return _UNCHECKED_PATH / "blockdev" / f"_nbdkit{sysconfig.get_config_var('EXT_SUFFIX')}"
+class BlockdevUncounted(BlockdevVariant):
+    """Without statistics: what those cost."""
+
+    name = UNCOUNTED
+    variant = "uncounted"
 
 
 def _run(*command: str, environment: Mapping[str, str] | None = None) -> None:
@@ -519,5 +538,6 @@ PEERS: dict[str, type[Peer]] = {
         BlockdevNative,
         BlockdevPython,
         BlockdevUnchecked,
+        BlockdevUncounted,
     )
 }

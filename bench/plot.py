@@ -25,6 +25,7 @@ from bench.workloads import (
     REFLINK,
     STORAGE_DAEMON,
     UNCHECKED,
+    UNCOUNTED,
 )
 
 DOTS_PER_INCH = 90
@@ -33,6 +34,7 @@ COLOURS = {
     NATIVE: "#1b6ca8",
     PYTHON: "#7fb3d5",
     UNCHECKED: "#b8d4e6",
+    UNCOUNTED: "#d6e6f0",
     MEMORY: "#555555",
     FILE: "#d98324",
     REFLINK: "#eec08c",

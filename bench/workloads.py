@@ -25,6 +25,7 @@ Meanwhile = Literal["checkpoints", "compactions"]
 NATIVE = "blockdev-native"
 PYTHON = "blockdev-python"
 UNCHECKED = "blockdev-unchecked"
+UNCOUNTED = "blockdev-uncounted"
 MEMORY = "nbdkit-memory"
 FILE = "nbdkit-file"
 REFLINK = "nbdkit-file-reflink"
@@ -117,7 +118,7 @@ RANDOM_READ = Workload(
     "read",
     "filled",
     "randread",
-    (MEMORY, FILE, REFLINK, QCOW2, QCOW2_SNAPSHOTS, STORAGE_DAEMON, NATIVE, PYTHON, UNCHECKED),
+    (MEMORY, FILE, REFLINK, QCOW2, QCOW2_SNAPSHOTS, STORAGE_DAEMON, NATIVE, PYTHON, UNCHECKED, UNCOUNTED),
 )
 READ_1_MIB = Workload(
     "sequential-read",
@@ -150,7 +151,7 @@ RANDOM_WRITE = Workload(
     "write",
     "fresh",
     "randwrite",
-    (MEMORY, FILE, QCOW2, STORAGE_DAEMON, NATIVE, PYTHON, UNCHECKED),
+    (MEMORY, FILE, QCOW2, STORAGE_DAEMON, NATIVE, PYTHON, UNCHECKED, UNCOUNTED),
     options=DISTINCT_DATA,
 )
 COMPRESSIBLE_WRITE = replace(
@@ -313,6 +314,7 @@ RATIOS = (
     Ratio("random-read", NATIVE, "random-read", FILE),
     Ratio("random-read", NATIVE, "random-read", QCOW2),
     Ratio("random-read", NATIVE, "random-read", UNCHECKED, bar=0.97),
+    Ratio("random-read", NATIVE, "random-read", UNCOUNTED, bar=0.98),
     Ratio("random-read", PYTHON, "random-read", NATIVE),
     Ratio("random-read-connections4", NATIVE, "random-read-connections4", MEMORY),
     Ratio("random-read-depth1", NATIVE, "random-read-depth1", MEMORY),
@@ -326,6 +328,7 @@ RATIOS = (
     Ratio("random-write", NATIVE, "random-write", QCOW2),
     Ratio("random-write", NATIVE, "random-write", MEMORY),
     Ratio("random-write", NATIVE, "random-write", UNCHECKED, bar=0.97),
+    Ratio("random-write", NATIVE, "random-write", UNCOUNTED),
     Ratio("random-write", PYTHON, "random-write", NATIVE),
     Ratio("random-write-duplicates", NATIVE, "random-write", NATIVE, bar=1.0),
     Ratio("random-write-compressible", NATIVE, "random-write", NATIVE),

@@ -41,6 +41,7 @@ CALLS: list[Callable[[EngineClient], Any]] = [
     lambda client: client.delete([1]),
     lambda client: client.policy(),
     lambda client: client.account([Group([1], [[(5, None)]])]),
+    lambda client: client.statistics().latency(),
 ]
 HELLO = {"instance": bytes(16), "uuid": "2b1d5a0c-7c44-4c3e-9d5e-0f6a3b1c2d4e", "pid": 1}
 ROW = [5, 1, "web/root@s", b"s", 4 << 20, 77, None, None]
@@ -60,6 +61,7 @@ ANSWERS: list[dict[str, Any]] = [
     {},
     {"policy": PoolPolicy()._asdict()},
     {"pool": dict.fromkeys(PoolUsage._fields, 4096), "rows": [[4096, 0, 4096, 0], [8192, 0]], "cursor": None},
+    frames.STATISTICS,
 ]
 ERROR = 0x40  # in the first byte: answers are error frames
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from contextlib import suppress
 from typing import Any
 
@@ -57,6 +58,7 @@ REQUESTS: list[dict[str, Any]] = [
     {"op": "put", "id": 1, "offers": bytes(24)},
     {"op": "clear", "id": 1, "runs": bytes(16)},
     {"op": "account", "groups": [[[1, 2], [[[5, None]], [[7, 5]]]], [[3], []]]},
+    {"op": "statistics", "ids": [1, 2, 99], "first": 2},
 ]
 
 FINDING = [1, "web/root", 4096, 8192, "segment 00000001 slots 3 to 4 do not verify"]
@@ -71,6 +73,14 @@ INSPECTION: dict[str, Any] = {
     "dropped": 0,
     "healed": ["map node 3: one of two copies did not verify: written anew"],
     "error": {"code": "corrupt", "message": "no"},
+}
+STATISTICS: dict[str, Any] = {
+    "instance": bytes(16),
+    "monotonic_ns": 1,
+    "row_bytes": 1104,
+    "rows": bytes(1104),
+    "cells": struct.pack("<IHHQ", 0, 4, 209, 7),
+    "rest": None,
 }
 
 

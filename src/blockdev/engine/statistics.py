@@ -97,12 +97,11 @@ def check_statistics(pages: Sequence[Mapping[str, Any]]) -> EngineStatistics:
         rows.append(of_page)
         cells.append(_check_cells(check_field(page, "cells", bytes), len(of_page), count))
         count += len(of_page)
-    last = pages[-1]
-    if any(check_field(page, "instance", bytes) != last["instance"] for page in pages):
+    instances = {check_field(page, "instance", bytes) for page in pages}
+    if len(instances) != 1:
         raise ProtocolError("the engine was restarted between two parts of its statistics")
-    return EngineStatistics(
-        last["instance"], check_field(last, "monotonic_ns", int), np.concatenate(rows), np.concatenate(cells)
-    )
+    monotonic_ns = check_field(pages[-1], "monotonic_ns", int)
+    return EngineStatistics(instances.pop(), monotonic_ns, np.concatenate(rows), np.concatenate(cells))
 
 
 def _check_rows(data: bytes, row_bytes: int) -> NDArray[Any]:
