@@ -21,6 +21,7 @@ from tests.lab.uml import UserModeMachine
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTCOMES = "outcomes.json"
+ASKED_BY = "BLOCKDEV_TARGETS_"  # variables that begin so make longer forms of the tests
 Fact = Callable[[Any], None]
 
 
@@ -59,8 +60,9 @@ def play(module: Any, world: Any, names: Sequence[str] = ()) -> None:
 class Outcomes:
     """On the machine: how the facts of one guest ended, and what the guest left in its share."""
 
-    def __init__(self, module: Any, machine: UserModeMachine, *arguments: str, environment: str = "") -> None:
-        command = [sys.executable, "-m", module.__name__, *arguments]
+    def __init__(self, module: Any, machine: UserModeMachine, *arguments: str) -> None:
+        asked = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(ASKED_BY)]
+        command = ["env", *asked, sys.executable, "-m", module.__name__, *arguments]
         with Guest(command, machine) as guest:
             self.result = guest.wait()
             outcomes = guest.share / OUTCOMES
