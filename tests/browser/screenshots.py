@@ -19,7 +19,7 @@ from tests.cli.test_supervision import free_address
 
 FOLDER = Path(__file__).parents[2] / "docs" / "console"
 VM = "web"
-COLOURS = 96  # of a palette: a page has few, and a picture is a third as large
+COLOURS = 200  # of a palette: a page has few, and a picture is a third as large
 LOAD_SECONDS = 60  # so that graphs have something to show
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 
