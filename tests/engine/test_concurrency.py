@@ -11,7 +11,7 @@ import pytest
 from blockdev import Pool, errors
 from tests.engine.content import read_stamps, stamped
 from tests.engine.load import Crew, Reader, Writer, assert_last_writes_won
-from tests.engine.model import SECTOR
+from tests.engine.model import BLOCK, SECTOR
 
 MEBIBYTE = 1 << 20
 
@@ -152,6 +152,40 @@ def test_resize_clone_and_delete_under_load(pool: Any, seed: int) -> None:
     vdisk.resize(MEBIBYTE)
     assert_last_writes_won(vdisk, writers)
     assert pool.check() == []
+
+
+def test_keeps_among_plain_writes_and_flushes_leave_full_batches_and_every_write(pool_path: str, seed: int) -> None:
+    """Each thread writes its own blocks; what it wrote is read back from memory and, after a new start, from the log."""
+    threads, writes = 6, 150
+    pool = Pool.create(pool_path, 1 << 30, segment_bytes=4 << 20)
+    vdisk = pool.create_vdisk(threads * writes * BLOCK, "d")
+
+    def data(number: int, index: int) -> bytes:
+        return random.Random(f"{seed}/{number}/{index}").randbytes(BLOCK)
+
+    def work(number: int) -> None:
+        for index in range(writes):
+            offset = (number * writes + index) * BLOCK
+            vdisk.write(offset, data(number, index))
+            if number % 3 != 1:
+                vdisk.keep()
+            if number % 3 == 2 and index % 50 == 49:
+                vdisk.flush()
+            assert vdisk.read(offset, BLOCK) == data(number, index)
+
+    crew = Crew()
+    for number in range(threads):
+        crew.start(lambda number=number: work(number), repeat=False)
+    crew.join()
+    stats = pool.stats()
+    assert stats["blocks_written"] == threads * writes
+    assert stats["batches"] < threads * writes // 8, "a keep ended its batch"
+    pool.close()
+    again = Pool.open(pool_path)
+    for number in range(threads):
+        for index in range(writes):
+            assert again.find("d").read((number * writes + index) * BLOCK, BLOCK) == data(number, index)
+    again.close()
 
 
 def test_flush_from_many_threads_shares_syncs(pool_path: str, seed: int) -> None:
