@@ -1,7 +1,7 @@
 """The kernel's generic netlink family `nbd`: block devices /dev/nbdN whose requests go to sockets that we hand over.
 
-Every call names a device by its number and is refused unless the device's backend identifier is the one that is given: devices
-of others cannot be touched, not even when one takes a number between a look and a call.  Attribute numbers: include/uapi/linux/
+Every call names a device by its number.  One that changes a device also names its backend identifier, and the kernel refuses it
+for another's, who may have taken the number between a look and a call; only a disconnect goes by the number alone.  Attribute numbers: include/uapi/linux/
 nbd-netlink.h and genetlink.h of Linux 6.1.  A Family is for one thread at a time; a Listener for another.
 """
 
