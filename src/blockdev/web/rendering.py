@@ -116,7 +116,7 @@ def latency(microseconds: float | None) -> str:
     if microseconds is None:
         return "–"
     if microseconds < 1000:
-        return f"{microseconds:.0f} µs"
+        return f"{microseconds:.3g} µs" if microseconds < 10 else f"{microseconds:.0f} µs"
     return f"{microseconds / 1000:.3g} ms" if microseconds < 1_000_000 else f"{microseconds / 1_000_000:.3g} s"
 
 

@@ -21,12 +21,12 @@ window.blockdev = (function () {
     // for axes
     short(number) {
       if (number === null || number === undefined) return "";
-      return number >= 1e6 ? `${three(number / 1e6)}M` : number >= 1e4 ? `${three(number / 1e3)}k` : show.count(number);
+      return number >= 1e6 ? `${three(number / 1e6)}M` : number >= 1e4 ? `${three(number / 1e3)}k` : number < 10 ? three(number) : show.count(number);
     },
     iops(number) { return number === null || number === undefined ? "–" : `${show.count(number)} IOPS`; },
     latency(number) {
       if (number === null || number === undefined) return "–";
-      if (number < 1000) return `${Math.round(number)} µs`;
+      if (number < 1000) return `${number < 10 ? three(number) : Math.round(number)} µs`;
       return number < 1e6 ? `${three(number / 1000)} ms` : `${three(number / 1e6)} s`;
     },
     duration(number) {
