@@ -38,6 +38,8 @@ LONGEST_FIRST = (  # below tests/, by what they took
     "bench/test_bench.py",
     "engine/test_kill.py",
     "guest/test_virtio_guest.py",
+    "browser/test_fleet.py",
+    "browser/test_walk.py",
 )
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
