@@ -15,16 +15,24 @@ from tests.cli.served import Home, run_tool, served_home
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def home() -> Iterator[Home]:
+    """Tests make VMs of their own in it and expect nothing of others'."""
     with served_home() as made:
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rest(home: Home) -> Iterator[httpx.Client]:
     with home.rest() as client:
         yield client
+
+
+@pytest.fixture
+def own() -> Iterator[Home]:
+    """A served home of this test alone."""
+    with served_home() as made:
+        yield made
 
 
 def scrape(home: Home) -> Samples:
