@@ -31,7 +31,7 @@ async def list_vms(ask: Ask) -> Response:
         ask.rest.get("/status"),
         ask.rest.get("/schedule-coverage"),
         ask.rest.get_all("replications", "/replication/status"),
-        figures(ask),
+        figures(ask, watch=False),  # a look at the engine would hold the page up; its script asks for one
     )
     rows = [_row(vm, now) for vm in vms]
     _add_coverage(rows, coverage)
@@ -124,10 +124,10 @@ def _add_replication(rows: list[dict[str, Any]], replications: list[dict[str, An
             by_name[one["vm"]]["replications"].append(one)
 
 
-async def figures(ask: Ask) -> dict[str, Any]:
+async def figures(ask: Ask, watch: bool = True) -> dict[str, Any]:
     """What all VMs do now; `places`: uuid -> place in the columns.  Empty while nothing is counted."""
     try:
-        now: dict[str, Any] = await ask.rest.get("/statistics", watch=True)
+        now: dict[str, Any] = await ask.rest.get("/statistics", watch=watch)
     except (NotFound, Unavailable):
         now = {"vms": {"uuid": []}, "pool": {}}
     now["places"] = {uuid: place for place, uuid in enumerate(now["vms"]["uuid"])}
