@@ -37,7 +37,7 @@ test: build build/torture/.built build/fuzz/.built build/threads/.built build/un
 torture: build build/torture/.built
 	$(PYTHON) -m tests.torture --seeds $(or $(SEEDS),1000)
 	$(PYTHON) -m tests.replicate.simulate --seeds $(or $(SEEDS),1000)
-	BLOCKDEV_TARGETS_LONG=1 BLOCKDEV_TARGETS_SNAPSHOTS=200 $(PYTHON) -m pytest -q tests/targets/test_conformance.py tests/targets/test_lockstep.py
+	BLOCKDEV_TARGETS_LONG=1 BLOCKDEV_TARGETS_SNAPSHOTS=200 BLOCKDEV_TARGETS_VMS=50 $(PYTHON) -m pytest -q tests/targets/test_conformance.py tests/targets/test_lockstep.py tests/targets/test_many.py
 
 fuzz: build build/fuzz/.built
 	$(PYTHON) -m tests.fuzz $(TARGET) --seconds $(or $(SECONDS),300)
