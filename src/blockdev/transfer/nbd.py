@@ -71,8 +71,8 @@ def shake_hands(socket: Path, name: str, client: str) -> Link:
     handle = nbd.NBD()
     handle.set_export_name(name)
     handle.set_request_structured_replies(False)  # a kernel takes simple ones only
-    handle.aio_connect_socket(connection.detach())
     try:
+        handle.aio_connect_socket(connection.detach())  # which may find the whole answer there
         deadline = monotonic_seconds() + HANDSHAKE_SECONDS_MAX
         while handle.aio_is_connecting():
             if handle.poll(max(0, int(1000 * (deadline - monotonic_seconds())))) == 0:
