@@ -65,6 +65,7 @@ class Statistics:
         self._is_latency_known = False
         self._disks: dict[int, DiskLook] = {}
         self._last_look: float | None = None  # of a clock that never jumps
+        self._last_answer: float | None = None  # the last look that the engine answered
         self._latest = Latest(0.0, 0.0, False, [POOL], {}, unknown(1), np.zeros(1, np.int64), np.zeros(1))
         self._wake = threading.Event()
         self._looked = threading.Condition()
@@ -211,9 +212,9 @@ class Statistics:
         seconds = self._seconds_since_the_last(now, monotonic, answer)
         self._last_look = monotonic
         if answer is None:
-            self._is_latency_known = False
             self._publish(now, 0.0, None, [])
             return
+        self._last_answer = monotonic
         rows, keys = self._rows(answer)
         latency = answer.latency()[rows, :LATENCY_KINDS].astype(np.int64)
         ids = [int(id) for id in answer.rows["id"][rows]]
@@ -231,12 +232,11 @@ class Statistics:
         self._publish(now, seconds, seen, ids)
 
     def _seconds_since_the_last(self, now: float, monotonic: float, answer: EngineStatistics | None) -> float:
-        """How long it took for what has happened since the last look; an engine that was away counted nothing before it."""
-        if self._last_look is not None:
-            return monotonic - self._last_look
+        """How long it took for what has been counted since the last answer; by another engine: since the last look, which met none."""
         assert self._totals is not None
-        same = answer is not None and answer.instance.hex() == self._totals.instance
-        return now - self._totals.looked if same else 0.0
+        if answer is not None and answer.instance.hex() == self._totals.instance:  # it was away for us alone, and went on counting
+            return now - self._totals.looked if self._last_answer is None else monotonic - self._last_answer
+        return 0.0 if self._last_look is None else monotonic - self._last_look
 
     def _rows(self, answer: EngineStatistics) -> tuple[list[int], dict[int, DiskKey]]:
         """The engine's rows of disks that VMs have, or had while their snapshots are read; whose they are."""
