@@ -118,13 +118,13 @@ def test_threads_lose_no_count(pool: Pool, seed: int) -> None:
                 disk.discard(offset, 4096)
 
     seen: list[int] = []
+    torn: list[int] = []
     ended = threading.Event()
 
     def look() -> None:
         while not ended.is_set():
             found = counted(pool)
-            assert (found.latency().sum(axis=2) == found.rows["kinds"]["operations"]).all()
-            assert found.rows["in_flight"][0] <= threads_count
+            torn.append(int((found.latency().sum(axis=2) != found.rows["kinds"]["operations"]).sum()))
             seen.append(int(found.rows["kinds"]["operations"].sum()))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(threads_count)]
@@ -140,7 +140,7 @@ def test_threads_lose_no_count(pool: Pool, seed: int) -> None:
     assert row["kinds"]["operations"].tolist() == [total, total, 0, threads_count * 3, 0]
     assert row["kinds"][WRITE]["bytes"] == total * 4096
     assert row["in_flight"] == row["failed"] == 0
-    assert seen == sorted(seen) and seen
+    assert seen == sorted(seen) and seen and not any(torn)
 
 
 def test_latency_sums_agree_with_what_the_caller_measures(pool: Pool) -> None:

@@ -111,7 +111,7 @@ def test_clients_at_once_lose_no_count(server: Server) -> None:
     before = 0
     while any(thread.is_alive() for thread in threads):
         row = told(server)
-        assert before <= row["kinds"]["operations"].sum() and row["in_flight"] <= clients
+        assert before <= row["kinds"]["operations"].sum()
         before = row["kinds"]["operations"].sum()
     row = told(server)
     assert row["kinds"]["operations"].tolist() == [clients * rounds] * 2 + [0, 0, 0]
