@@ -10,6 +10,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,9 @@ LONGEST_FIRST = (  # below tests/, by what they took
     "browser/test_fleet.py",
     "browser/test_walk.py",
 )
+# A shell's `&` has SIGINT ignored, which children inherit: those that a test interrupts would go on for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
 for _name, _examples, _steps in (("quick", 300, 40), ("long", 3000, 80)):

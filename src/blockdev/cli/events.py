@@ -13,7 +13,7 @@ from blockdev.cli.output import print_columns
 from blockdev.cli.session import Session, Verb, pass_session
 
 LEVELS = ("info", "warning", "error")
-KINDS = ("agreement", "engine", "hypervisor", "job", "pool", "quiesce", "replication", "schedule", "snapshot", "vm")
+KINDS = ("agreement", "engine", "hypervisor", "job", "pool", "quiesce", "replication", "schedule", "snapshot", "target", "vm")
 WAIT_SECONDS = 20
 
 
