@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from blockdev.targets.service import Targets
 
 from blockdev.api.app import create_app
 from blockdev.api.history import History
 from blockdev.api.jobs import FINISHED, Jobs
 from blockdev.api.services import Services
+from blockdev.api.statistics_sources import sources
 from blockdev.api.tokens import Tokens
 from blockdev.api.unfinished import Unfinished
 from blockdev.engine.client import EngineClient
@@ -35,6 +37,7 @@ from blockdev.hypervisor.registration import Registrations
 from blockdev.replicate.service import Replication
 from blockdev.schedule.runner import Scheduler
 from blockdev.schedule.service import Schedules
+from blockdev.statistics.service import Statistics
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.events import Events
 from blockdev.vmmap.recorder import Recorder
@@ -212,6 +215,7 @@ class Rest(Harness):
         if self._services is not None and self._catalog is not None:
             self._services.jobs.close()
             self._services.replication.stop()
+            self._services.statistics.stop()
             self._services.engine.close()
             self._catalog.close()
         self._served.restart()
@@ -227,6 +231,7 @@ class Rest(Harness):
         scheduler = Scheduler(vms, self._catalog, schedules, Clock())  # never started: nothing is due but what is asked for
         schedules.ship()
         hypervisors = Hypervisors(vms, self._catalog, Clock(), Place(home.nbd_socket))
+        replication = Replication(home, vms, self._catalog, engine, Clock(), events, recorder)
         self._services = Services(
             home=home,
             vms=vms,
@@ -242,7 +247,11 @@ class Rest(Harness):
             history=history,
             hypervisors=hypervisors,
             registrations=Registrations(hypervisors),
-            replication=Replication(home, vms, self._catalog, engine, Clock(), events, recorder),
+            replication=replication,
+            targets=Targets(home, vms, self._catalog, engine, Clock()),  # this kernel has no LIO: it is what refuses
+            tcp=None,
+            statistics=Statistics(home.path, engine, sources(self._catalog, vms, replication), Clock()),
+            nbd=None,
         )
         self._services.replication.start()
 
