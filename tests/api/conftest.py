@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -41,7 +40,7 @@ def rest(home: Home) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="session")
 def over_tcp(home: Home, api_address: str) -> Iterator[Callable[[str | None], httpx.Client]]:
     """over_tcp(token): somebody's client, who trusts the home's certificate and no other."""
-    trust = ssl.create_default_context(cafile=str(home.path / "keys/api/cert.pem"))
+    trust = home.trust()
     with ExitStack() as clients:
 
         def client(token: str | None) -> httpx.Client:

@@ -246,7 +246,7 @@ def test_a_client_that_trusts_the_certificate_is_served_by_name_and_address(fres
     fresh.serve("--api", address)
     port = address.split(":")[1]
     token = fresh("token", "add", "t", "--role", "viewer").strip()
-    trust = ssl.create_default_context(cafile=str(fresh.path / "keys/api/cert.pem"))
+    trust = fresh.trust()
     headers = {"Authorization": f"Bearer {token}"}
     for host in ("127.0.0.1", "localhost"):
         assert httpx.get(f"https://{host}:{port}/api/v1/vms", verify=trust, headers=headers).status_code == 200
@@ -297,7 +297,7 @@ def test_those_without_a_token_keep_nobody_out_for_long(fresh: Home, options: tu
         assert idle[0].recv(1) == b""
         refused = connect()
         if not options:
-            context = ssl.create_default_context(cafile=str(fresh.path / "keys/api/cert.pem"))
+            context = fresh.trust()
             refused = held.enter_context(context.wrap_socket(refused, server_hostname="localhost"))
         refused.sendall(b"GET /api/v1/vms HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = b""
@@ -309,7 +309,7 @@ def test_those_without_a_token_keep_nobody_out_for_long(fresh: Home, options: tu
 def test_what_strangers_send_is_not_in_the_log(fresh: Home) -> None:
     address = free_address()
     fresh.serve("--api", address)
-    context = ssl.create_default_context(cafile=str(fresh.path / "keys/api/cert.pem"))
+    context = fresh.trust()
 
     def send(data: bytes) -> bytes:
         plain = socket.create_connection(("127.0.0.1", int(address.split(":")[1])), timeout=SECONDS_MAX)
@@ -329,7 +329,7 @@ def test_what_strangers_send_is_not_in_the_log(fresh: Home) -> None:
 def test_idle_tls_connections_do_not_hold_up_the_end(fresh: Home) -> None:
     address = free_address()
     fresh.serve("--api", address)
-    context = ssl.create_default_context(cafile=str(fresh.path / "keys/api/cert.pem"))
+    context = fresh.trust()
     token = fresh("token", "add", "t", "--role", "viewer").strip()
     stream = context.wrap_socket(socket.create_connection(("127.0.0.1", int(address.split(":")[1]))), server_hostname="localhost")
     with stream:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ SECONDS_MAX = 60
 T = TypeVar("T")
 
 
-def until(found: Callable[[], T], what: str, seconds: float = SECONDS_MAX) -> T:
+def until(found: Callable[[], T], what: str, seconds: float = SECONDS_MAX, pause: float = 0.02) -> T:
     """What `found` returns once it is true."""
     deadline = time.monotonic() + seconds
     while True:
@@ -32,7 +33,7 @@ def until(found: Callable[[], T], what: str, seconds: float = SECONDS_MAX) -> T:
         if value:
             return value
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 @dataclass
@@ -134,6 +135,10 @@ class Home:
     def rest(self) -> httpx.Client:
         transport = httpx.HTTPTransport(uds=str(self.path / "run/api.sock"))
         return httpx.Client(base_url="http://blockdev/api/v1", transport=transport, timeout=SECONDS_MAX)
+
+    def trust(self) -> ssl.SSLContext:
+        """Who trusts the home's certificate, and no other."""
+        return ssl.create_default_context(cafile=str(self.path / "keys/api/cert.pem"))
 
     def uri(self, export: str) -> str:
         return f"nbd+unix:///{export}?socket={self.path}/run/nbd.sock"

@@ -46,10 +46,7 @@ def _keep(world: World, name: str, iqn: str, portals: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    world = World(DIRECTORY)
-    world.begin("1G")
-    facts.play(sys.modules[__name__], world, sys.argv[1:])
-    world.end()
+    World(DIRECTORY).play(sys.modules[__name__], "1G")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from tests.cli import served
 
 OURS = "iqn.2026-11.org.example:initiator"
 DEVICES_AFTER_LOGIN_S = 60
@@ -34,13 +35,8 @@ def run(*command: str | Path, typed: str | None = None) -> str:
 
 
 def until(found: Callable[[], T], what: str, seconds: float = 60) -> T:
-    deadline = time.monotonic() + seconds
-    while True:
-        value = found()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.2)  # each look takes from the guest's one processor
+    """Each look takes from the guest's one processor, so there are few."""
+    return served.until(found, what, seconds, pause=0.2)
 
 
 @dataclass(frozen=True)

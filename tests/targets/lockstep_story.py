@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbd
-from tests.targets import facts, fio, initiator
+from tests.targets import fio, initiator
 from tests.targets.facts import fact
 from tests.targets.world import DIRECTORY, World, no_kernel_error
 
@@ -142,10 +142,7 @@ def the_state_at_a_snapshot_is_there_after_a_restore_of_both_at_once(world: Worl
 
 
 def main() -> None:
-    world = World(DIRECTORY)
-    world.begin("1G")
-    facts.play(sys.modules[__name__], world, sys.argv[1:])
-    world.end()
+    World(DIRECTORY).play(sys.modules[__name__], "1G")
 
 
 if __name__ == "__main__":

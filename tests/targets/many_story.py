@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.targets import facts, fio, initiator
+from tests.targets import fio, initiator
 from tests.targets.facts import fact
 from tests.targets.initiator import OURS
 from tests.targets.world import BUSY_S, DIRECTORY, MEBIBYTE, World, no_kernel_error
@@ -88,10 +88,7 @@ def all_are_up(world: World) -> bool:
 
 
 def main() -> None:
-    world = World(DIRECTORY)
-    world.begin("2G")
-    facts.play(sys.modules[__name__], world, sys.argv[1:])
-    world.end()
+    World(DIRECTORY).play(sys.modules[__name__], "2G")
 
 
 if __name__ == "__main__":

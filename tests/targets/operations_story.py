@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 from blockdev.targets.chap import ChapFiles
 
-from tests.targets import facts
 from tests.targets.facts import fact
 from tests.targets.initiator import OURS, Chap, Refused, Session, login, run, sizes, until
 from tests.targets.world import DIRECTORY, MEBIBYTE, World
@@ -213,11 +212,8 @@ def a_vm_that_is_deleted_by_force_leaves_nothing_in_the_kernel(world: World) -> 
 
 
 def main() -> None:
-    world = World(DIRECTORY)
     DIRECTORY.mkdir(exist_ok=True)
-    world.begin("1G")
-    facts.play(sys.modules[__name__], world, sys.argv[1:])
-    world.end()
+    World(DIRECTORY).play(sys.modules[__name__], "1G")
 
 
 if __name__ == "__main__":

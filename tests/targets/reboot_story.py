@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 
-from tests.targets import facts, initiator
+from tests.targets import initiator
 from tests.targets.attach_story import CHAP, MUTUAL, assert_refused
 from tests.targets.facts import fact
 from tests.targets.initiator import run, until
@@ -45,11 +45,8 @@ def a_target_that_was_removed_is_not_back_and_the_pool_is_whole(world: World) ->
 
 
 def main() -> None:
-    world = World(DIRECTORY)
     mount_first_disk(DIRECTORY)
-    world.begin("1G")
-    facts.play(sys.modules[__name__], world, sys.argv[1:])
-    world.end()
+    World(DIRECTORY).play(sys.modules[__name__], "1G")
     run("umount", DIRECTORY)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from tests.cli.served import Home
-from tests.targets import initiator
+from tests.targets import facts, initiator
 from tests.targets.initiator import OURS, run, until
 
 DIRECTORY = Path("/srv")
@@ -49,6 +49,12 @@ class World:
             self.home.serve()
         except AssertionError:  # one processor for all, on a busy machine: the second time the files are in memory
             self.home.serve()
+
+    def play(self, story: Any, capacity: str) -> None:
+        """Begin, try the facts of a story (those that the command line names, or all), and end."""
+        self.begin(capacity)
+        facts.play(story, self, sys.argv[1:])
+        self.end()
 
     def end(self) -> None:
         # a session would wait for its disks, and the guest's last sync for the session

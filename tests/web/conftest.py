@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -41,7 +40,7 @@ def tokens(home: Home) -> dict[str, str]:
 @pytest.fixture
 def browser(home: Home, console_address: str) -> Iterator[Callable[[], Browser]]:
     """browser(): one that nobody has signed in with."""
-    trust = ssl.create_default_context(cafile=str(home.path / "keys/api/cert.pem"))
+    trust = home.trust()
     with ExitStack() as opened:
         yield lambda: opened.enter_context(Browser(f"https://{console_address}", trust))
 
@@ -64,7 +63,7 @@ def fresh_console() -> Iterator[tuple[Home, Browser]]:
     address = free_address()
     with fresh_home() as made:
         made.serve("--api", address)
-        trust = ssl.create_default_context(cafile=str(made.path / "keys/api/cert.pem"))
+        trust = made.trust()
         with Browser(f"https://{address}", trust) as one:
             one.sign_in(made("token", "add", "fresh", "--role", "viewer").strip())
             yield made, one

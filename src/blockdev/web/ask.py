@@ -101,23 +101,18 @@ class Pages:
         self.routes: list[Route] = []
 
     def get(self, path: str) -> Callable[[Page], Page]:
-        def add(page: Page) -> Page:
-            async def endpoint(request: Request) -> Response:
-                return await _answer(request, page, None)
-
-            self.routes.append(Route(path, endpoint, methods=["GET"], name=page.__name__))
-            return page
-
-        return add
+        return self._route("GET", path, None)
 
     def post(self, path: str, again: Page | None = None) -> Callable[[Page], Page]:
         """again: the page that shows the form; without it an error page is shown."""
+        return self._route("POST", path, again)
 
+    def _route(self, method: str, path: str, again: Page | None) -> Callable[[Page], Page]:
         def add(page: Page) -> Page:
             async def endpoint(request: Request) -> Response:
                 return await _answer(request, page, again)
 
-            self.routes.append(Route(path, endpoint, methods=["POST"], name=page.__name__))
+            self.routes.append(Route(path, endpoint, methods=[method], name=page.__name__))
             return page
 
         return add
