@@ -220,7 +220,7 @@ def test_a_transfer_that_made_progress_is_tried_again_at_once(world: World, monk
     world.snapshot(vm, "s1")
     world.protect(vm, path)
     errand, flow, _halt, outcome = world.carried.begun.get(timeout=30)
-    moving = Moving("s1", errand.snapshot.uuid, None, "", 0.0, lambda: Count(4096, 5000), lambda: None)
+    moving = Moving("s1", errand.snapshot.uuid, 0.0, lambda: Count(4096, 5000), lambda: None)
     flow.begin(moving)
     flow.end(moving)
     outcome.put(Unavailable("reset by peer"))

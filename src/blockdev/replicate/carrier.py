@@ -130,7 +130,7 @@ class Carrier:
             assert sender is not None
             progress = sender.progress
             began = to_text(self._clock())
-            moving = _moving(snapshot, progress, began)
+            moving = _moving(snapshot, progress)
             flow.begin(moving)
             error: BlockdevError | None = None
             try:
@@ -165,14 +165,14 @@ class Carrier:
         self._events.note("warning", "replication", flow.vm, message)
 
 
-def _moving(snapshot: Pending, progress: Progress, began: str) -> Moving:
+def _moving(snapshot: Pending, progress: Progress) -> Moving:
     def moved() -> Count:
         return Count(max(progress.logical_bytes - progress.skipped_bytes, 0), progress.network_bytes)
 
     def remaining() -> int | None:
         return None if progress.total_bytes is None else max(progress.total_bytes - progress.logical_bytes, 0)
 
-    return Moving(snapshot.name, snapshot.uuid, snapshot.created, began, monotonic_seconds(), moved, remaining)
+    return Moving(snapshot.name, snapshot.uuid, monotonic_seconds(), moved, remaining)
 
 
 def _watch(flow: Flow, watcher: Watcher, halt: Halt, over: threading.Event) -> None:

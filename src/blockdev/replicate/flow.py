@@ -47,8 +47,6 @@ class Moving(NamedTuple):
 
     snapshot: str
     snapshot_uuid: str
-    created: float | None  # when the snapshot was taken, seconds since 1970
-    began: str  # ISO 8601 UTC
     since: float
     read: Callable[[], Count]  # what it moved so far
     remaining: Callable[[], int | None]  # bytes of changed blocks; None: not known

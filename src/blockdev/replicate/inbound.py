@@ -20,7 +20,7 @@ from blockdev.replicate.space import PeerSpace
 from blockdev.replicate.store import PeerStore
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_replication import PeerRow
-from blockdev.vmmap.clock import Clock, seconds_of, to_text
+from blockdev.vmmap.clock import Clock, to_text
 from blockdev.vmmap.events import Events
 from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs
@@ -144,8 +144,7 @@ class Reception:
         name = copy.vm_name if is_copy or known is None else known.name
         self._began = to_text(self._inbound.clock())
         self._flow = self._inbound.flow_of(self._peer, begin, begin.vm_name or name)
-        created = seconds_of(copy.created)
-        self._moving = Moving(copy.name, copy.uuid, created, self._began, monotonic_seconds(), self._moved, lambda: None)
+        self._moving = Moving(copy.name, copy.uuid, monotonic_seconds(), self._moved, lambda: None)
         self._flow.begin(self._moving)
 
     def _end(self) -> None:

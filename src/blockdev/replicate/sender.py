@@ -70,19 +70,16 @@ class Source(Protocol):
 class Progress:
     """How far a transfer is, to be read from any thread."""
 
-    state: str = "starting"  # starting, running, ending, done
     base_uuid: str | None = None
     was_present: bool = False  # the receiver had the snapshot already
     total_bytes: int | None = None  # that differ from the base
     logical_bytes: int = 0  # of these, at the receiver; what is there of an earlier connection is estimated
     skipped_bytes: int = 0  # of logical_bytes: of an earlier connection
-    hole_bytes: int = 0
     known_bytes: int = 0  # that the receiver's pool had
     data_bytes: int = 0  # of what was sent of blocks, as it was sent
     sent_bytes: int = 0  # of blocks, plain
     network_bytes: int = 0  # of all frames
     saved_bytes: int = 0  # of data, durable at the receiver, of all connections
-    rate_bytes: int = 0  # of data in a second, lately
 
 
 class _Work(NamedTuple):
@@ -126,7 +123,6 @@ class Sender:
         self.progress = Progress()
         self.refusal: BlockdevError | None = None  # what the receiver said
         self.is_done = False  # the receiver has the snapshot
-        self.software = ""  # of the receiver
         self._begin = begin
         self._source = source
         self._level = level
@@ -217,7 +213,6 @@ class Sender:
         if kind is Kind.HELLO:
             hello = control.decode_hello(body)
             common_version(hello)
-            self.software = hello.software
             self._control.append(control.encode_begin(self._begin))
             self._expects = Kind.STATE
         else:
@@ -226,7 +221,7 @@ class Sender:
 
     def _started(self, state: State) -> None:
         if state.is_present:
-            self.progress.state, self.progress.was_present = "done", True
+            self.progress.was_present = True
             self.is_done = True
             return
         disks = self._begin.snapshot.disks
@@ -249,7 +244,6 @@ class Sender:
         skipped = sum(one.next_block for one in self._states) / max(sum(blocks), 1)
         self.progress.total_bytes = total
         self.progress.logical_bytes = self.progress.skipped_bytes = int(total * skipped)
-        self.progress.state = "running"
 
     def _batch(self, number: int) -> _Batch:
         if number not in self._batches:
@@ -293,17 +287,14 @@ class Sender:
         if batch.is_complete:
             del self._batches[batch.number]
             self.progress.logical_bytes += (len(batch.blocks) + batch.hole_count) * BLOCK_BYTES
-            self.progress.hole_bytes += batch.hole_count * BLOCK_BYTES
 
     def _acknowledged(self, data_bytes: int) -> None:
         if not self._window.acknowledged(data_bytes):
             raise ProtocolError("the receiver acknowledges what was not sent")
-        self.progress.rate_bytes = int(self._window.rate_bytes)
 
     def _committed(self, snapshot_uuid: str) -> None:
         if snapshot_uuid != self._begin.snapshot.uuid:
             raise ProtocolError("the receiver has another snapshot than it was sent")
-        self.progress.state = "done"
         self.is_done = True
 
     # frames
@@ -392,7 +383,6 @@ class Sender:
 
     def _next_end(self) -> bytes:
         disks = self._begin.snapshot.disks
-        self.progress.state = "ending"
         digests = [self._source.digest(number) for number in range(len(disks))]
         self._is_ended = True
         return control.encode_end(End(digests, [disk.size_bytes for disk in disks]))

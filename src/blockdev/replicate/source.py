@@ -6,7 +6,7 @@ the sender begins again with an older one.  Threads: one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TypeVar
 
 from blockdev.engine.client import EngineClient
@@ -37,11 +37,9 @@ class SnapshotSource:
         keep_seconds: int | None,
         rpo_seconds: int | None,
         vm_name: str | None = None,
-        without: Collection[str] = (),
     ) -> Begin:
-        """What the receiver is told first.  vm_name: of a copy; without: uuids of snapshots that are not to be built on."""
-        ancestors = [one for one in self._sent.ancestors if one not in without]
-        return Begin(purpose, self._sent.copy, ancestors, keep_seconds, rpo_seconds, vm_name)
+        """What the receiver is told first.  vm_name: of a copy."""
+        return Begin(purpose, self._sent.copy, list(self._sent.ancestors), keep_seconds, rpo_seconds, vm_name)
 
     def set_base(self, base_uuid: str | None, is_based: list[bool]) -> int:
         names = [disk.name for disk in self._sent.copy.disks]

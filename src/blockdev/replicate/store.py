@@ -23,7 +23,6 @@ from blockdev.replicate.saving import RunApart, Saving, in_a_thread
 from blockdev.replicate.space import PeerSpace
 from blockdev.vmmap.catalog_replication import PeerRow
 from blockdev.vmmap.copies import SnapshotCopy
-from blockdev.vmmap.model import Snapshot
 from blockdev.vmmap.receipts import Receipt
 from blockdev.vmmap.service import VMs
 
@@ -45,7 +44,6 @@ class PeerStore:
     ) -> None:
         """space, holds: the home's; answer: to a request that is no transfer, of what and arguments; run_apart: saves."""
         self.answer = answer
-        self.made: Snapshot | None = None  # what became of it
         self._vms = vms
         self._engine = engine
         self._peer_id = peer_id
@@ -166,7 +164,7 @@ class PeerStore:
         self._space.take(self._peer, 0)
         keep_seconds, rpo_seconds = self._begin.keep_seconds, self._begin.rpo_seconds
         with self._held:
-            self.made = self._vms.finish_receipt(self.receipt, digests, keep_seconds, rpo_seconds)
+            self._vms.finish_receipt(self.receipt, digests, keep_seconds, rpo_seconds)
 
     def drop(self) -> None:
         with self._held:

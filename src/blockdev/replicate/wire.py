@@ -109,13 +109,11 @@ class Dialer:
     """What asyncssh.connect takes as a tunnel: it makes the connection that SSH runs over."""
 
     def __init__(self, traffic: Traffic) -> None:
-        self.wire: Wire | None = None  # once it is connected
         self._traffic = traffic
 
     async def create_connection(self, factory: Callable[[], asyncio.Protocol], host: str, port: int) -> tuple[Any, Any]:
         loop = asyncio.get_running_loop()
         transport, wire = await loop.create_connection(lambda: Wire(factory(), self._traffic), host, port)
-        self.wire = wire
         return transport, wire.above
 
 

@@ -24,7 +24,6 @@ from blockdev.statistics.slots import OpenSlots, Seen
 SPAN_SECONDS_MAX = RINGS[-1].span_seconds
 POINTS_MAX = 2000
 HOURS = 24
-HOUR_SECONDS = 3600
 
 
 class Graph(NamedTuple):
