@@ -268,6 +268,7 @@ def test_peer_that_never_reads_costs_no_more_than_the_buffers(tmp_path: Path) ->
         deaf = opened(sender, receiver, line.port)
         for _ in range(500):  # for 500 MiB of answers, of which it reads none
             deaf.send(frame(STUFF))
+        assert receiver.doors.opened.wait(SECONDS_MAX)
         machine = receiver.doors.machines[0]
         assert isinstance(machine, Chatterbox)
         until(lambda: _has_settled(machine), "the answers to stop")
