@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from blockdev.errors import BlockdevError, Busy, InvalidArgument, NotAllowed, NotFound
+from blockdev.replicate.control import SECONDS_MAX
 from blockdev.vmmap.catalog import Catalog, SnapshotRow, VMRow
 from blockdev.vmmap.catalog_replication import PathRow, PeerRow, ReceivedRow
 from blockdev.vmmap.clock import Clock, to_text
@@ -20,7 +21,6 @@ from blockdev.vmmap.names import check_name, is_name
 from blockdev.vmmap.service import VMs
 
 HAVE_MAX = 1000  # uuids of snapshots in a request
-SECONDS_MAX = 100 * 366 * 86400
 ERROR_CHARACTERS_MAX = 500
 
 Answer = dict[str, Any]
@@ -85,7 +85,7 @@ class Answers:
         if not matches(name, json.loads(peer.vms)):
             raise NotAllowed(f"the other end does not let this home make a VM {name}: its names there are {', '.join(json.loads(peer.vms)) or 'none'}")
         vm, _received = self._received(peer, arguments)
-        snapshot = self._wanted(vm, arguments.get("snapshot_uuid"))
+        snapshot = self._wanted(vm, None if arguments.get("snapshot_uuid") is None else _text(arguments, "snapshot_uuid"))
         self._vms.refuse_too_many_vms(peer.id)
         made = self._vms.clone(vm.name, snapshot.name, name)
         with self._catalog.transaction():
@@ -147,12 +147,15 @@ class Answers:
             raise NotFound("the other end has no such VM that came from here")
         return vm, received
 
-    def _wanted(self, vm: VMRow, uuid: Any) -> SnapshotRow:
+    def _wanted(self, vm: VMRow, uuid: str | None) -> SnapshotRow:
         """The snapshot of this uuid, or the newest one."""
-        found = [one for one in self._catalog.snapshots(vm.id) if uuid in (None, one.uuid)]
-        if not found:
+        if uuid is None:
+            found = next(reversed(self._catalog.snapshots(vm.id)), None)
+        else:
+            found = self._catalog.snapshot_of_uuid(vm.id, uuid)
+        if found is None:
             raise NotFound(f"the other end does not have that snapshot of VM {vm.name}: it is not there yet, or was deleted there")
-        return found[-1]
+        return found
 
     def _newest_common(self, vm: VMRow, uuids: Sequence[str]) -> SnapshotRow | None:
         have = set(uuids)

@@ -123,8 +123,8 @@ class DisasterOperations(Parts):
     def _way_back(self, vm: VMRow) -> tuple[PathRow, str]:
         """The path whose other end has promoted the VM, and has a path to here; what the VM is called there."""
         ways = [self._catalog.path_by_id(one.path_id) for one in self._catalog.protections(vm.id)]
-        received = self._catalog.received_vm(vm.id)
-        if received is not None and received.promoted is None:  # a reverse was interrupted
+        received = self._catalog.receiving_vm(vm.id)
+        if received is not None:  # a reverse was interrupted
             peer = self._catalog.peer_by_id(received.peer_id)
             ways = [one for one in self._catalog.paths() if peer is not None and one.key == peer.key]
         refusal: BlockdevError = NotFound(f"VM {vm.name} is not protected over any path: there is nothing to reverse; if it was, protect it over that path again first")

@@ -219,10 +219,9 @@ class Dispatcher:
             if vm is None or not found or row.path_id not in paths:
                 return
             row = found[0]
-            received = self._catalog.received_vm(vm.id)
+            is_held = is_unfinished(vm.description) or self._catalog.receiving_vm(vm.id) is not None
             pending = [as_pending(one) for one in queued_snapshots(self._catalog, row, vm, rules)]
         is_labelling = self._is_labelling(vm.id)  # after the look at what its snapshots say
-        is_held = is_unfinished(vm.description) or (received is not None and received.promoted is None)
         path = paths[row.path_id]
         with self._changed:
             lane = self._lanes.get((row.vm_id, row.path_id))

@@ -106,8 +106,8 @@ class ProtectionOperations(Parts):
         return view_protection(vm, way, row)
 
     def _refuse_received(self, vm: VMRow) -> None:
-        received = self._catalog.received_vm(vm.id)
-        if received is not None and received.promoted is None:
+        received = self._catalog.receiving_vm(vm.id)
+        if received is not None:
             peer = self._catalog.peer_by_id(received.peer_id)
             raise Busy(
                 f"VM {vm.name} is received from {'a peer' if peer is None else peer.name}: "

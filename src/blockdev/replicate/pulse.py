@@ -113,7 +113,7 @@ class Pulse:
         """Whoever sends may be gone: then nobody else tells."""
         now = self._clock()
         with self._catalog.transaction():
-            rows = [row for row in self._catalog.received_vms() if row.rpo_seconds is not None and row.promoted is None]
+            rows = [row for row in self._catalog.receiving_vms() if row.rpo_seconds is not None]
             newest = self._catalog.newest_received([row.vm_id for row in rows])
             late = {row.vm_id: row.rpo_seconds for row in rows if _is_late(row, newest.get(row.vm_id), now)}
             names = {row.vm_id: self._catalog.vm_name(row.vm_id) for row in rows}
@@ -168,10 +168,10 @@ class Pulse:
 
     def _disks(self, vm_id: int, uuid: str | None) -> dict[str, int] | None:
         """Name -> object id of a snapshot's disks; None: there is no such snapshot."""
-        rows = [row for row in self._catalog.snapshots_of_uuid(uuid or "") if row.vm_id == vm_id]
-        if not rows:
+        row = None if uuid is None else self._catalog.snapshot_of_uuid(vm_id, uuid)
+        if row is None:
             return None
-        return {one.name: one.object_id for one in self._catalog.snapshot_disks(rows[0].id) if one.object_id is not None}
+        return {one.name: one.object_id for one in self._catalog.snapshot_disks(row.id) if one.object_id is not None}
 
 
 def _is_late(row: ReceivedRow, newest: NewestRow | None, now: float) -> bool:

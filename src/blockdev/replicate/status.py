@@ -100,7 +100,7 @@ class StatusOperations(Parts):
         ]
         flows = {(flow.vm_uuid, flow.way): flow for flow in self._inbound.flows()}
         with self._catalog.transaction():
-            received = [row for row in self._catalog.received_vms() if row.promoted is None]
+            received = self._catalog.receiving_vms()
             newest = self._catalog.newest_received([row.vm_id for row in received]) if received else {}
             peers = {row.id: row.name for row in self._catalog.peers()}
             uuids = {row.vm_id: vm.uuid for row in received if (vm := self._catalog.vm_by_id(row.vm_id)) is not None}

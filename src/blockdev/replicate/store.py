@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
 from blockdev.engine.client import EngineClient
 from blockdev.errors import BlockdevError, NotAllowed
+from blockdev.replicate.answers import matches
 from blockdev.replicate.control import Begin, DiskState, State
 from blockdev.replicate.holding import Hold, Holds
 from blockdev.replicate.messages import Runs, Saved
@@ -108,7 +108,7 @@ class PeerStore:
             names.update(self._vms.names_of_nobody(begin.snapshot.vm_uuid))
         globs: list[str] = json.loads(peer.vms)
         for name in sorted(names):
-            if not any(fnmatchcase(name, glob) for glob in globs):
+            if not matches(name, globs):
                 raise NotAllowed(
                     f"this peer may not send VM {name}: blockdevctl replicate peer change {peer.name} --allow {name} there lets it"
                 )

@@ -387,6 +387,9 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Targe
             *(name, description, created, lsn, *terms, uuid, None if config is None else self._config_id(config), vm_id),
         )
 
+    def snapshot_of_uuid(self, vm_id: int, uuid: str) -> SnapshotRow | None:
+        return self._row(SnapshotRow, "SELECT * FROM snapshot WHERE vm_id = ? AND uuid = ?", vm_id, uuid)
+
     def snapshots_of_uuid(self, uuid: str) -> list[SnapshotRow]:
         """The copies of one snapshot: each VM has one at the most."""
         return self._rows(SnapshotRow, "SELECT * FROM snapshot WHERE uuid = ? ORDER BY id", uuid)

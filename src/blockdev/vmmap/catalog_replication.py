@@ -288,13 +288,22 @@ class ReplicationRecords(Database):
     # received VMs
 
     def received_vms(self, peer_id: int | None = None) -> list[ReceivedRow]:
-        """Of one peer, or all."""
+        """Of one peer, or all; also those that were promoted."""
         if peer_id is None:
             return self._rows(ReceivedRow, "SELECT * FROM received_vm ORDER BY vm_id")
         return self._rows(ReceivedRow, "SELECT * FROM received_vm WHERE peer_id = ? ORDER BY vm_id", peer_id)
 
     def received_vm(self, vm_id: int) -> ReceivedRow | None:
+        """Also when it was promoted."""
         return self._row(ReceivedRow, "SELECT * FROM received_vm WHERE vm_id = ?", vm_id)
+
+    def receiving_vm(self, vm_id: int) -> ReceivedRow | None:
+        """None: it is this home's, as it never was received, or was promoted."""
+        return self._row(ReceivedRow, "SELECT * FROM received_vm WHERE vm_id = ? AND promoted IS NULL", vm_id)
+
+    def receiving_vms(self, peer_id: int | None = None) -> list[ReceivedRow]:
+        """Those that were not promoted, of one peer, or all."""
+        return [row for row in self.received_vms(peer_id) if row.promoted is None]
 
     def origins_of(self, vm_ids: Iterable[int]) -> list[OriginRow]:
         """Of some VMs, those that are received."""

@@ -156,9 +156,9 @@ class CopyOperations(Operations):
             if self._catalog.vm(copy.vm_name) is not None:
                 raise AlreadyExists(f"there is a VM {copy.vm_name} already: give the new one another name (an import with --vm, a copy with --as), or rename that one")
             return
-        same = [one for one in self._catalog.snapshots_of_uuid(copy.uuid) if one.vm_id == row.id]
-        if same:
-            raise AlreadyExists(f"VM {row.name} has this snapshot already: it is {row.name}@{same[0].name}")
+        same = self._catalog.snapshot_of_uuid(row.id, copy.uuid)
+        if same is not None:
+            raise AlreadyExists(f"VM {row.name} has this snapshot already: it is {row.name}@{same.name}")
         if self._catalog.snapshot(row.id, copy.name) is not None:
             raise AlreadyExists(f"VM {row.name} has another snapshot {copy.name}: give this one another name with --name")
 

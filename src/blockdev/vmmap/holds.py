@@ -60,12 +60,9 @@ def held_ids(catalog: Catalog, vm: VMRow, rules: Rules) -> set[int]:
         rows = catalog.snapshots_from(vm.id, newest_lsn)
         held.update(row.id for row in rows if received.promoted is None or row.lsn == newest_lsn)
         bases = [base_uuid_of(receipt) for receipt in catalog.receipts_into(vm.id)]
-        held.update(id for base in bases if base is not None for id in _ids_of(catalog, vm, base))
+        found = (catalog.snapshot_of_uuid(vm.id, base) for base in bases if base is not None)
+        held.update(one.id for one in found if one is not None)
     return held
-
-
-def _ids_of(catalog: Catalog, vm: VMRow, snapshot_uuid: str) -> list[int]:
-    return [row.id for row in catalog.snapshots_of_uuid(snapshot_uuid) if row.vm_id == vm.id]
 
 
 def _held_for(catalog: Catalog, protection: ProtectionRow, vm: VMRow, rules: Rules) -> set[int]:
@@ -75,7 +72,8 @@ def _held_for(catalog: Catalog, protection: ProtectionRow, vm: VMRow, rules: Rul
     held = {*queued[:1], *queued[-(scheduled_cap(catalog) // 2) :]}
     if protection.newest_lsn is None or protection.newest_uuid is None:
         return held
-    newest = _ids_of(catalog, vm, protection.newest_uuid)
-    if not newest:  # it was deleted by hand
-        newest = [row.id for row in catalog.snapshots_until(vm.id, protection.newest_lsn) if rules.is_sent(vm, row)][-1:]
-    return held.union(newest)
+    newest = catalog.snapshot_of_uuid(vm.id, protection.newest_uuid)
+    if newest is not None:
+        return held | {newest.id}
+    older = [row.id for row in catalog.snapshots_until(vm.id, protection.newest_lsn) if rules.is_sent(vm, row)]
+    return held.union(older[-1:])  # it was deleted by hand

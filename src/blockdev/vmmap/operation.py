@@ -141,8 +141,8 @@ class Operations:
 
     def _refuse_received(self, vm: VMRow) -> None:
         """Nobody but its peer changes it."""
-        received = self._catalog.received_vm(vm.id)
-        if received is not None and received.promoted is None:
+        received = self._catalog.receiving_vm(vm.id)
+        if received is not None:
             raise ReadOnly(
                 f"VM {vm.name} is received from {self._peer_name(received.peer_id)}: it cannot be changed before "
                 f"blockdevctl replicate promote {vm.name}"

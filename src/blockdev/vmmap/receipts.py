@@ -71,7 +71,7 @@ class ReceiptOperations(CopyOperations, DigestOperations):
         check_name("VM", copy.vm_name)
         check_name("snapshot", copy.name)
         row = self._receiving_vm(peer_id, purpose, copy)
-        if row is not None and self._snapshot_of_uuid(row, copy.uuid) is not None:
+        if row is not None and self._catalog.snapshot_of_uuid(row.id, copy.uuid) is not None:
             return None
         known = self._catalog.receipts_of(*_key(peer_id, purpose, copy))
         same = [one for one in known if one.snapshot_uuid == copy.uuid]
@@ -235,10 +235,6 @@ class ReceiptOperations(CopyOperations, DigestOperations):
                 "blockdevctl replicate reverse lets it be sent back from there"
             )
         return row
-
-    def _snapshot_of_uuid(self, row: VMRow, snapshot_uuid: str) -> SnapshotRow | None:
-        found = [one for one in self._catalog.snapshots_of_uuid(snapshot_uuid) if one.vm_id == row.id]
-        return found[0] if found else None
 
     def _newest_base(
         self, peer_id: int, purpose: Purpose, row: VMRow | None, ancestors: Sequence[str]

@@ -58,8 +58,8 @@ class ReceivedOperations(CloneOperations, ReceiptOperations):
         row = self._lookup.vm(vm)
         if self._catalog.peer_by_id(peer_id) is None:
             raise NotFound("there is no such peer")
-        received = self._catalog.received_vm(row.id)
-        if received is not None and received.promoted is None:
+        received = self._catalog.receiving_vm(row.id)
+        if received is not None:
             if received.peer_id != peer_id:
                 raise AlreadyExists(f"VM {vm} is received from {self._peer_name(received.peer_id)}: promote it first")
             return Demoted(view_vm(self._catalog, row, {}), None)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 from blockdev.accounting import Group
 from blockdev.engine.protocol import ITEMS_MAX
 from blockdev.errors import NotFound
-from blockdev.vmmap.catalog import SnapshotRow
 from blockdev.vmmap.catalog_replication import PeerRow
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
 from blockdev.vmmap.lookup import looks_received, object_ids, present
@@ -36,7 +35,7 @@ class SendingOperations(Operations):
         with self._catalog.transaction():
             vm = self._catalog.vm_by_id(vm_id)
             rows = self._catalog.snapshots(vm_id)
-            row = next((one for one in rows if one.uuid == snapshot_uuid), None)
+            row = self._catalog.snapshot_of_uuid(vm_id, snapshot_uuid)
             if vm is None or row is None:
                 raise NotFound("the snapshot that was to be sent was deleted")
             disks = self._catalog.snapshot_disks(row.id)
@@ -62,15 +61,11 @@ class SendingOperations(Operations):
     def snapshot_objects(self, vm_id: int, snapshot_uuid: str) -> dict[str, int]:
         """The pool's ids of the disks of one of a VM's snapshots, by their names.  NotFound."""
         with self._catalog.transaction():
-            row = self._snapshot_of(vm_id, snapshot_uuid)
+            row = self._catalog.snapshot_of_uuid(vm_id, snapshot_uuid)
+            if row is None:
+                raise NotFound("a snapshot of the VM was deleted")
             disks = self._catalog.snapshot_disks(row.id)
         return {disk.name: present(disk, f"disk {disk.name} of snapshot {row.name}") for disk in disks}
-
-    def _snapshot_of(self, vm_id: int, snapshot_uuid: str) -> SnapshotRow:
-        for row in self._catalog.snapshots_of_uuid(snapshot_uuid):
-            if row.vm_id == vm_id:
-                return row
-        raise NotFound("a snapshot of the VM was deleted")
 
     def peer_now(self, peer_id: int) -> PeerRow:
         """What a peer may do by now.  NotFound: it was removed."""
@@ -94,7 +89,7 @@ class SendingOperations(Operations):
         """
         with self._catalog.transaction():
             made = {row.vm_id for row in self._catalog.made_vms(peer_id)}
-            received = {row.vm_id for row in self._catalog.received_vms(peer_id) if row.promoted is None}
+            received = {row.vm_id for row in self._catalog.receiving_vms(peer_id)}
             ids = [id for vm_id in sorted(made | received) for id in object_ids(self._catalog.snapshot_disks_of_vm(vm_id))]
             ids += [id for vm_id in sorted(made) for id in object_ids(self._catalog.disks(vm_id))]
             for one in self._catalog.receipts(peer_id):

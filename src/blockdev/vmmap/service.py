@@ -216,8 +216,8 @@ class VMs(
             )
 
     def _refuse_sent(self, vm: VMRow) -> None:
-        received = self._catalog.received_vm(vm.id)
-        if received is not None and received.promoted is None:
+        received = self._catalog.receiving_vm(vm.id)
+        if received is not None:
             peer = self._peer_name(received.peer_id)
             raise Busy(f"VM {vm.name} is received from {peer}, which sends it again: end that there first, or force it (--force)")
 

@@ -195,8 +195,8 @@ class SnapshotOperations(Operations):
 
     def _needed_by(self, vm: VMRow, snapshot: Snapshot) -> str:
         """Who has it as the newest that both ends have."""
-        received = self._catalog.received_vm(vm.id)
-        if received is not None and received.promoted is None:
+        received = self._catalog.receiving_vm(vm.id)
+        if received is not None:
             is_newest = snapshot.lsn == self._catalog.newest_received_lsn(vm.id)
             return self._peer_name(received.peer_id) if is_newest else ""
         return ", ".join(f"path {path}" for path in snapshot.newest_on)

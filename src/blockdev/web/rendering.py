@@ -47,6 +47,7 @@ def _environment() -> Environment:
         "percent": percent,
         "pairs": pairs,
     }
+    made.tests["received"] = is_received
     made.globals["asset"] = asset
     return made
 
@@ -76,6 +77,11 @@ def count(number: float | None) -> str:
     if number is None:
         return "–"
     return f"{number:,.0f}" if abs(number) >= 10 or number == int(number) else f"{number:.1f}"
+
+
+def is_received(vm: Mapping[str, Any]) -> bool:
+    """Whether a VM, as the API shows it, is a peer's: it came from one, and was not promoted."""
+    return vm["received"] is not None and vm["received"]["promoted"] is None
 
 
 def pairs(names: Iterable[str]) -> list[tuple[str, str]]:

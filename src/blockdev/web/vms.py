@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from blockdev.errors import BlockdevError, InvalidArgument, NotFound, Unavailable
 from blockdev.web.ask import Ask, Pages
-from blockdev.web.rendering import seconds_of
+from blockdev.web.rendering import is_received, seconds_of
 from blockdev.written import parse_disk_size
 
 pages = Pages()
@@ -61,7 +61,7 @@ def _tags(row: dict[str, Any]) -> str:
         found.append("replicated")
     if row["missing"] or any(one["level"] != "ok" for one in row["replications"]):
         found.append("alerts")
-    if vm["received"] is not None and vm["received"]["promoted"] is None:
+    if is_received(vm):
         found.append("received")
     return " ".join(found)
 
