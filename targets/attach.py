@@ -9,6 +9,7 @@ from typing import Literal
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
+from blockdev.addresses import bracketed
 from blockdev.errors import InvalidArgument
 from blockdev.home import Home
 
@@ -49,7 +50,7 @@ def _uri(address: Address, export: str, read_only: bool) -> str:
     path = quote(export, safe="/@")
     if address.socket is not None:
         return f"nbd+unix:///{path}?socket={quote(str(address.socket), safe='/')}"
-    host = f"[{address.host}]" if ":" in (address.host or "") else address.host
+    host = bracketed(str(address.host))
     port = "" if address.port == NBD_PORT else f":{address.port}"
     if address.tls == "psk":
         return f"nbds://<user>@{host}{port}/{path}?tls-psk-file=<keys.psk>"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import quoteattr
 
+from blockdev.addresses import bracketed, show_address, split_address
 from blockdev.errors import InvalidArgument, NotFound
 
 NAA_PREFIX = "6001405"  # LIO's company id; what follows are the first 25 digits of the serial
@@ -69,12 +70,12 @@ def offer_of(target: dict[str, object], disk: str | None, snapshot: str | None, 
 
 
 def _reached(portal: str, host: str | None) -> str:
-    address, _, port = portal.rpartition(":")
+    address, port = split_address(portal)
     if host is not None:
         if not host or any(one in host for one in " /'\""):
             raise InvalidArgument(f"{host!r} is not a host: give a name or an address")
-        return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
-    return f"{ANYWHERE}:{port}" if ipaddress.ip_address(address.strip("[]")).is_unspecified else portal
+        return show_address(host, port)
+    return f"{ANYWHERE}:{port}" if ipaddress.ip_address(address).is_unspecified else portal
 
 
 def describe(offer: Offer) -> str:
@@ -183,7 +184,7 @@ def _qemu(offer: Offer) -> str:
 
 
 def _libvirt(offer: Offer) -> str:
-    host, _, port = offer.portals[0].rpartition(":")
+    host, port = split_address(offer.portals[0])
     lines = ["# libvirt: for virsh attach-device, or a domain's <devices>"]
     if offer.chap_user is not None:
         lines += [
@@ -195,7 +196,7 @@ def _libvirt(offer: Offer) -> str:
             "<disk type='network' device='disk'>",
             "  <driver name='qemu' type='raw' discard='unmap'/>",
             f"  <source protocol='iscsi' name={quoteattr(f'{offer.iqn}/{lun.number}')}>",
-            f"    <host name={quoteattr(host.strip('[]'))} port='{port}'/>",
+            f"    <host name={quoteattr(host)} port='{port}'/>",
             *(
                 [f"    <auth username={quoteattr(offer.chap_user)}><secret type='iscsi' usage={quoteattr(offer.iqn)}/></auth>"]
                 if offer.chap_user
@@ -228,7 +229,7 @@ def _esxi(offer: Offer) -> str:
 
 
 def _proxmox(offer: Offer) -> str:
-    host = offer.portals[0].rpartition(":")[0]
+    host = bracketed(split_address(offer.portals[0])[0])
     lines = [
         "# Proxmox VE: each node's name (/etc/iscsi/initiatorname.iscsi) is an initiator of the target, CHAP is set in its iscsid.conf; then",
         f"pvesm add iscsi blockdev --portal {host} --target {offer.iqn} --content images",

@@ -38,6 +38,8 @@ from rtslib_fb import (
 from rtslib_fb.tcm import bs_cache
 from rtslib_fb.utils import RTSLibError, fwrite
 
+from blockdev.addresses import bracketed
+
 warnings.filterwarnings("ignore", message="Cannot set dbroot", module="rtslib")  # another one's is as good
 
 CONFIGFS = Path("/sys/kernel/config")
@@ -341,7 +343,7 @@ class _OneTarget:
             MappedLUN(acl, number, number, write_protect=read_only[number])
 
     def _bring_portals(self, group: TPG) -> None:
-        wanted = {(f"[{host}]" if ":" in host else host, port) for host, port in self._spec.portals}
+        wanted = {(bracketed(host), port) for host, port in self._spec.portals}
         there = set()
         for portal in list(group.network_portals):
             place = (portal.ip_address, portal.port)

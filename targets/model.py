@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from blockdev.addresses import is_loopback, show_address
 from blockdev.errors import InvalidArgument
 
 AUTHORITY = "iqn.2026-11.io.blockdev"
@@ -32,7 +33,7 @@ class Portal(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return show_address(self.host, self.port)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def check_depth(depth: int) -> None:
 
 def refuse_exposed(portals: Sequence[Portal], initiators: Sequence[str], demo: bool, has_chap: bool) -> None:
     """InvalidArgument: reached from other machines, and not both by initiators that are named and with a secret."""
-    outside = [portal for portal in portals if not ipaddress.ip_address(portal.host).is_loopback]
+    outside = [portal for portal in portals if not is_loopback(portal.host)]
     if outside and (demo or not initiators or not has_chap):
         raise InvalidArgument(
             f"portal {outside[0]} is reached from other machines: name the initiators and give a CHAP user and secret, "

@@ -12,7 +12,6 @@ supervisor that is killed leaves no engine behind.  Its log is run/engine.log.
 from __future__ import annotations
 
 import fcntl
-import ipaddress
 import os
 import select
 import shutil
@@ -28,7 +27,8 @@ from pathlib import Path
 from typing import Literal
 
 import blockdev
-from blockdev.errors import BY_CODE, Busy, InvalidArgument, NotFound, ToolFailed
+from blockdev.addresses import is_loopback, listen
+from blockdev.errors import BY_CODE, InvalidArgument, NotFound, ToolFailed
 from blockdev.home import Home
 
 LISTEN_FIRST_FD = 3  # SD_LISTEN_FDS_START
@@ -81,19 +81,12 @@ class Options:
         if (
             self.tcp is not None
             and not self.insecure_tcp
-            and not (self._is_loopback() or self._authenticates())
+            and not (is_loopback(self.tcp[0]) or self._authenticates())
         ):
             raise InvalidArgument(
                 f"{self.tcp[0]} can be reached by other hosts and nothing would keep them from writing to the disks: "
                 "use a loopback address, TLS keys, certificates with verified clients, or allow it by name (insecure)"
             )
-
-    def _is_loopback(self) -> bool:
-        assert self.tcp is not None
-        try:
-            return ipaddress.ip_address(self.tcp[0]).is_loopback
-        except ValueError:
-            return self.tcp[0] == "localhost"
 
     def _authenticates(self) -> bool:
         return self.tls_psk is not None or (self.tls_certificates is not None and self.verify_clients)
@@ -209,7 +202,7 @@ def start(options: Options, timeout_s: float = 60.0) -> NbdServer:
         listener, path = cleanup.enter_context(_unix_listener(home))
         listeners, tcp = [listener], None
         if options.tcp is not None:
-            listeners.append(cleanup.enter_context(_tcp_listener(*options.tcp)))
+            listeners.append(cleanup.enter_context(listen(*options.tcp)))
             tcp = listeners[1].getsockname()[:2]
         ready, ready_writer = os.pipe()
         reader = cleanup.enter_context(open(ready, "rb", buffering=0))
@@ -239,22 +232,6 @@ def _unix_listener(home: Home) -> Iterator[tuple[socket.socket, Path]]:
             yield opened, path
         finally:
             path.unlink(missing_ok=True)
-
-
-def _tcp_listener(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise InvalidArgument(f"{host} is no address: {error.strerror}") from error
-    opened = socket.socket(family, kind, protocol)
-    try:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(address)
-        opened.listen(socket.SOMAXCONN)
-    except OSError as error:
-        opened.close()
-        raise Busy(f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}") from error
-    return opened
 
 
 def _launch(home: Home, arguments: list[str], listeners: list[int], ready: int) -> subprocess.Popen[bytes]:

@@ -1,10 +1,9 @@
-"""What a person writes and reads: sizes, durations, rates and places, parsed and shown in one way everywhere."""
+"""What a person writes and reads: sizes, durations and rates, parsed and shown in one way everywhere."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import NamedTuple
 
 from blockdev.constants import SECTOR_BYTES, VDISK_BYTES_MAX
 from blockdev.errors import InvalidArgument
@@ -17,7 +16,6 @@ FOREVER = SAME = 0  # as a duration
 NO_LIMIT = 0  # as a rate
 MB = 10**6
 RATE_TEXT = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*(?:MB(?:/s)?)?", re.IGNORECASE)
-ENDPOINT = re.compile(r"\[([\w:.%-]+)\](?::(\d{1,5}))?|([^:\s\[\]]+)(?::(\d{1,5}))?|([0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[\w.%:-]*)")
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:iB|B)?", re.IGNORECASE)
 PERIODS = (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 BINARY_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -61,22 +59,6 @@ def parse_window(text: str) -> tuple[str, int]:
     if not (equals and at.strip()):
         raise InvalidArgument(f"{text!r} is no window: write it like 'mon-fri 08:00-18:00=20', in MB/s, or =none")
     return at.strip(), parse_link_rate(rate)
-
-
-class Endpoint(NamedTuple):
-    """Where another home listens."""
-
-    host: str
-    port: int | None  # None: the usual one
-
-
-def parse_endpoint(text: str) -> Endpoint:
-    """`b.example.org`, `192.0.2.7:10811`, `[2001:db8::7]:10811`.  Raises InvalidArgument."""
-    match = ENDPOINT.fullmatch(text.strip())
-    port = None if match is None else match[2] or match[4]
-    if match is None or (port is not None and not 0 < int(port) < 65536):
-        raise InvalidArgument(f"{text!r} is no place to reach: write HOST or HOST:PORT, like 192.0.2.7:10810 or [2001:db8::7]:10810")
-    return Endpoint(match[1] or match[3] or match[5], None if port is None else int(port))
 
 
 def parse_duration(text: str) -> int:

@@ -17,9 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
+from blockdev.addresses import Address
 from blockdev.api import certificate
 from blockdev.api.access import LEAST, OWNER, ROLES, Caller, least_role
-from blockdev.api.addresses import Address
 from blockdev.api.listening import prepare_tcp
 from blockdev.api.servers import CONNECTIONS_MAX
 from blockdev.api.tokens import Tokens

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import xxhash
 
 from blockdev import records, superblock
-from blockdev.api.addresses import Address
+from blockdev.addresses import Address
 from blockdev.engine import process
 from blockdev.errors import BlockdevError, Corrupt, InvalidArgument, UnknownFormat
 from blockdev.vmmap import names, tags

@@ -173,7 +173,7 @@ class TestRefusals:
             taken.listen()
             port = taken.getsockname()[1]
             with pytest.raises(
-                Busy, match=f"cannot listen on 127.0.0.1, port {port}: Address already in use"
+                Busy, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"
             ):
                 created.start(tcp=("127.0.0.1", port))
         assert not list(created.home.run.glob("nbd*"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from blockdev.api.addresses import Address
+from blockdev.addresses import Address
 from blockdev.constants import REPLICATION_PORT
 from blockdev.errors import Busy, InvalidArgument, Unavailable
 from blockdev.replicate import channel, driver, link, server, wire

@@ -25,7 +25,7 @@ from typing import NamedTuple, Protocol
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
-from blockdev.api.addresses import Address
+from blockdev.addresses import Address
 from blockdev.api.allocator import keep_freed_memory
 from blockdev.api.app import create_app
 from blockdev.api.history import History

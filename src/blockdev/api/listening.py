@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockdev.api.addresses import Address
+from blockdev.addresses import Address
 from blockdev.errors import InvalidArgument
 from blockdev.home import Home
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, SecretStr
 
-from blockdev.api.addresses import Address
+from blockdev.addresses import Address
 from blockdev.api.schemas import SOME, Body, Name
 from blockdev.targets.chap import SECRET_CHARACTERS, USER_CHARACTERS, Credential
 from blockdev.targets.model import DEPTH, DEPTH_MAX, INITIATORS_MAX, IQN_BYTES_MAX, PORT, PORTALS_MAX, Target

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from blockdev.api.addresses import Address
+from blockdev.addresses import Address
 from blockdev.api.history import History
 from blockdev.api.jobs import Jobs
 from blockdev.api.listening import Tcp

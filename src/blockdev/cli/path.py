@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from blockdev.addresses import show_address
 from blockdev.cli import values
 from blockdev.cli.output import ask, print_columns, print_fields
 from blockdev.cli.peer import NAME, key_of_peer, key_option
@@ -69,8 +70,7 @@ def _secret(code: str) -> str:
 
 
 def show_place(found: dict[str, Any]) -> str:
-    host = f"[{found['host']}]" if ":" in found["host"] else found["host"]
-    return f"{host}:{found['port']}"
+    return show_address(found["host"], found["port"])
 
 
 @path.command(name="list")

@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 import click
 
+from blockdev.addresses import Address
 from blockdev.cli import values
 from blockdev.cli.output import ask, print_columns, print_fields
 from blockdev.cli.session import Noun, Session, pass_session, read_text, yes_option
+from blockdev.constants import REPLICATION_PORT
 from blockdev.errors import InvalidArgument, NotFound
 from blockdev.vmmap.names import check_name
 from blockdev.written import show_size
@@ -73,8 +75,10 @@ def invite(session: Session, name: str, globs: tuple[str, ...], no_vms: bool, sp
 
 def _place(listening: str | None) -> str:
     """HOST:PORT as somebody else may type it; HOST for an address that stands for all of the machine's."""
-    host, _, port = (listening or ":10810").rpartition(":")
-    return f"{'HOST' if host in ('', '0.0.0.0', '[::]') else host}:{port}"
+    if listening is None:
+        return f"HOST:{REPLICATION_PORT}"
+    address = Address.parse(listening)
+    return f"HOST:{address.port}" if address.is_unspecified() else str(address)
 
 
 @peer.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from blockdev.api.addresses import Address
+from blockdev.addresses import Address
 from blockdev.api.launch import start_control
 from blockdev.api.listening import Tcp, prepare_tcp
 from blockdev.api.supervisor import Supervisor, sole_supervisor

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from blockdev.addresses import Address
 from blockdev.cli import values
 from blockdev.cli.output import print_columns, print_fields
 from blockdev.cli.session import Noun, Session, pass_session, read_text
@@ -106,11 +107,7 @@ def change(session: Session, name: str, demo: bool | None, no_chap: bool, no_mut
 def _full(field: str, text: str) -> str:
     """As the API shows it."""
     if field == "portals":
-        bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-        if ":" in bare and bare.count(":") > 1 and not text.startswith("["):
-            return f"[{text}]:{PORT}"
-        if text.endswith("]") or ":" not in text:
-            return f"{text}:{PORT}"
+        return str(Address.parse(text, PORT))
     return text.lower() if field == "initiators" else text
 
 

@@ -8,18 +8,17 @@ from typing import Any, NamedTuple
 
 import click
 
+from blockdev.addresses import Endpoint, parse_endpoint
 from blockdev.errors import InvalidArgument
 from blockdev.vmmap.names import check_name
 from blockdev.written import (
     FOREVER,
     SAME,
-    Endpoint,
     parse_disk_size,
     parse_duration,
     parse_duration_or_forever,
     parse_duration_or_none,
     parse_duration_or_same,
-    parse_endpoint,
     parse_link_rate,
     parse_rate,
     parse_size,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import asyncssh
 
+from blockdev.addresses import show_address
 from blockdev.errors import Unavailable
 from blockdev.replicate import pairing, ssh
 from blockdev.replicate.channel import PACKET_BYTES, WINDOW_BYTES, Channel, Cut
@@ -31,7 +32,7 @@ class End(NamedTuple):
     fingerprint: str  # of its key
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return show_address(self.host, self.port)
 
 
 class _Client(asyncssh.SSHClient):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from blockdev.addresses import show_address
 from blockdev.errors import AlreadyExists, BlockdevError, Busy, InvalidArgument
 from blockdev.replicate.keys import fingerprint, parse_key
 from blockdev.replicate.model import Identity, Invitation, Peer
@@ -106,7 +107,7 @@ class PeerOperations(Parts):
         return Invitation(name, code, to_text(expires))
 
     def _view_peer(self, row: PeerRow) -> Peer:
-        received = (self._catalog.vm_name(one.vm_id) for one in self._catalog.received_vms(row.id) if one.promoted is None)
+        received = (self._catalog.vm_name(one.vm_id) for one in self._catalog.receiving_vms(row.id))
         path = next((path.name for path in self._catalog.paths() if path.key == row.key), None)
         return Peer(
             name=row.name,
@@ -120,10 +121,6 @@ class PeerOperations(Parts):
             connected=row.key in self._transport.connected_keys(),
             created=row.created,
         )
-
-
-def show_address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def check_globs(globs: Any) -> list[str]:

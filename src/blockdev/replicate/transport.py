@@ -6,14 +6,13 @@ Threads: every method may be called from any, and blocks; a loop of its own does
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
-import socket
 import threading
 from contextlib import suppress
 
+from blockdev.addresses import listen
 from blockdev.clock import monotonic_seconds, now_seconds
-from blockdev.errors import Busy, InvalidArgument, NotAllowed, Unavailable
+from blockdev.errors import InvalidArgument, NotAllowed, Unavailable
 from blockdev.home import Home
 from blockdev.replicate import pairing
 from blockdev.replicate.channel import Channel
@@ -62,7 +61,7 @@ class Transport:
             self._loop.start()
             return
         server = Server(self.own(), self._doors, self._invitations)
-        listener = _bind(*self._listen)
+        listener = listen(*self._listen)
         self.listening = listener.getsockname()[:2]
         self._loop.start()
         self._loop.call(server.listen(listener))
@@ -220,17 +219,3 @@ class Transport:
 
 def _traffic(link: Link | None) -> Traffic | None:
     return None if link is None else link.traffic
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """A listening socket.  Busy."""
-    family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise Busy(f"cannot listen on {host} port {port} for replication: {error.strerror}; choose another port") from None
-    return listener

@@ -6,12 +6,13 @@ from typing import Any
 
 from starlette.responses import Response
 
+from blockdev.addresses import parse_endpoint
 from blockdev.constants import REPLICATION_PORT
 from blockdev.errors import InvalidArgument
 from blockdev.web.ask import Ask, Pages
 from blockdev.web.forms import Form
 from blockdev.web.replication import tell_path
-from blockdev.written import MB, parse_duration, parse_endpoint, parse_link_rate, parse_window
+from blockdev.written import MB, parse_duration, parse_link_rate, parse_window
 
 pages = Pages()
 HOW = (

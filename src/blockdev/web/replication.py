@@ -6,6 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from blockdev.addresses import show_address
 from blockdev.errors import InvalidArgument
 from blockdev.web.ask import Ask, Pages
 from blockdev.written import show_duration, show_link_rate, show_period, show_speed
@@ -57,7 +58,6 @@ async def show_vm_replication(ask: Ask) -> Response:
     return ask.show(
         "vm_replication.html",
         vm=vm,
-        is_received=vm["received"] is not None and vm["received"]["promoted"] is None,
         snapshots=[one["name"] for one in reversed(snapshots["snapshots"])],
         paths=[one["name"] for one in paths],
         **await _of_vm(ask),
@@ -107,11 +107,10 @@ def _seconds(seconds: int | None) -> str:
 
 def tell_path(path: dict[str, Any]) -> dict[str, Any]:
     """A path, with the words for it."""
-    host = f"[{path['host']}]" if ":" in path["host"] else path["host"]
     throttle = path["throttle"]
     return {
         **path,
-        "place": f"{host}:{path['port']}",
+        "place": show_address(path["host"], path["port"]),
         "limit": show_link_rate(throttle.get("rate_bytes")) + (", in windows others" if throttle.get("windows") else ""),
         "now": show_speed(path["network_bytes_per_second"]),
     }
