@@ -74,6 +74,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the token, the least role of each operation, and what can be in a path: names."""
     if app.openapi_schema is None:
         made = FastAPI.openapi(app)
+        made["components"]["schemas"] |= failures.schemas()
         made["components"]["securitySchemes"] = {"bearer": BEARER}
         for item in made["paths"].values():
             for operation in item.values():
