@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from blockdev.home import Home
-from blockdev.replicate.frames import frame
+from blockdev.replicate.frames import Frame, Message, frame
 from blockdev.replicate.pairing import Invited
 from blockdev.replicate.transport import Transport
 from blockdev.vmmap.catalog_replication import PathRow, PeerRow
@@ -27,7 +27,7 @@ class Sink:
         self.byte_count = 0
         self.closed = threading.Event()
 
-    def handle(self, message: bytes) -> list[bytes]:
+    def handle(self, message: Message) -> list[Frame]:
         self.message_count += 1
         self.byte_count += len(message)
         if message[0] == ASK:
@@ -50,7 +50,7 @@ class Chatterbox(Sink):
         self.said_bytes = 0
         self.began = threading.Event()
 
-    def handle(self, message: bytes) -> list[bytes]:
+    def handle(self, message: Message) -> list[Frame]:
         self.began.set()
         self.said_bytes += self.ANSWER_BYTES
         return [frame(GOT, bytes(self.ANSWER_BYTES))]
@@ -69,14 +69,14 @@ class Pusher:
     def start(self) -> None:
         pass
 
-    def handle(self, message: bytes) -> None:
+    def handle(self, message: Message) -> None:
         if message[0] == DONE:
-            self.is_done, self.total = True, message[1:]
+            self.is_done, self.total = True, bytes(message[1:])
         else:
             self._out -= 1
             self.answered += 1
 
-    def next(self) -> bytes | None:
+    def next(self) -> Frame | None:
         if self._left and self._out < self._ahead:
             self._left -= 1
             self._out += 1

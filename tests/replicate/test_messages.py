@@ -219,6 +219,29 @@ def test_messages_are_cut_out_of_any_pieces(seed: int) -> None:
     assert found == [one[LENGTH_BYTES:] for one in made] and frames.is_between
 
 
+def test_what_is_made_in_place_is_cut_like_what_is_fed_and_messages_stay_what_they_were(seed: int) -> None:
+    """As packets come: opened in place behind a head, for this channel or for another one, or copied."""
+    choice = random.Random(seed)
+    sizes = [0, 1, 5, 3000, 70_000, 1 << 20, MESSAGE_BYTES_MAX - 1]
+    made = [frame(choice.randrange(1, 9), choice.randbytes(choice.choice(sizes))) for _ in range(60)]
+    stream, frames, found = memoryview(b"".join(made)), Frames(), []
+    while len(stream):
+        piece = stream[: choice.choice([1, 3, 9, 4000, 100_000, 1 << 19])]
+        padding = choice.randrange(4, 20)
+        way = choice.choice(["copied", "in place", "for another"])
+        if way != "copied":
+            opened = frames.room(10, 10 + len(piece) + padding)
+            opened[:] = choice.randbytes(10) + bytes(piece) + choice.randbytes(padding)
+            frames.uncover()
+            if way == "for another":
+                continue
+            piece = opened[10 : 10 + len(piece)]
+            frames.made(piece)
+        found += frames.feed(piece)
+        stream = stream[len(piece) :]
+    assert found == [one[LENGTH_BYTES:] for one in made] and frames.is_between
+
+
 DECODERS: list[Callable[[memoryview], Any]] = [
     control.decode_hello, control.decode_begin, control.decode_state, control.decode_end, control.decode_committed,
     control.decode_refuse, control.decode_request, control.decode_answer, messages.decode_offer, messages.decode_marks,

@@ -15,6 +15,7 @@ import asyncssh
 import pytest
 
 from blockdev.replicate import packets, ssh
+from blockdev.replicate.frames import ROOM_BYTES
 from blockdev.replicate.wire import Dialer, Doorkeeper, Traffic, Wire
 
 SECONDS_MAX = 60
@@ -148,7 +149,10 @@ async def pour(chan: Any, end: End, size: int, seed: int) -> bytes:
         await end.takes_more.wait()
         if isinstance(wire, Wire):
             await wire.writable()
-            wire.packets.write(chan, memoryview(piece))
+            around = choice.randbytes(ROOM_BYTES)
+            memory = bytearray(around + piece + around)
+            wire.packets.write(chan, memoryview(memory), ROOM_BYTES, len(piece))
+            assert memory == around + piece + around
         else:
             chan.write(piece)
         sent.update(piece)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import random
 import socket
 import threading
 import time
@@ -18,11 +20,11 @@ from blockdev.constants import REPLICATION_PORT
 from blockdev.errors import Busy, InvalidArgument, Unavailable
 from blockdev.replicate import channel, driver, link, server, wire
 from blockdev.replicate.channel import Channel, Cut
-from blockdev.replicate.frames import LENGTH, frame
+from blockdev.replicate.frames import LENGTH, Frame, Message, frame
 from blockdev.replicate.halt import Halt, Halted, Rejected, Unreached
 from blockdev.replicate.transport import Transport
 from tests.cli.served import until
-from tests.replicate.sides import ASK, SECONDS_MAX, STUFF, Chatterbox, Pusher, Side, two_sides
+from tests.replicate.sides import ASK, GOT, SECONDS_MAX, STUFF, Chatterbox, Pusher, Side, Sink, two_sides
 from tests.replicate.slow_link import SlowLink
 
 MIB = 1 << 20
@@ -282,6 +284,41 @@ def _has_settled(machine: Chatterbox) -> bool:
     return 0 < before == machine.said_bytes
 
 
+def test_large_messages_of_channels_at_once_arrive_as_they_were_sent(tmp_path: Path, seed: int) -> None:
+    """Packets of one channel are opened where those of another were expected."""
+
+    class Keeper(Sink):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept: list[bytes] = []
+
+        def handle(self, message: Message) -> list[Frame]:
+            self.kept.append(hashlib.sha256(message).digest())
+            return [frame(GOT, message)]
+
+    choice = random.Random(seed)
+    sizes = (0, 5, 20_000, 700_000, MIB, 2 * MIB - 10)
+    with two_sides(tmp_path, Keeper) as (sender, receiver):
+        channels = [opened(sender, receiver) for _ in range(3)]
+        frames = [[frame(STUFF, choice.randbytes(choice.choice(sizes))) for _ in range(12)] for _ in channels]
+        answers: list[list[Message]] = [[] for _ in channels]
+
+        def listen(number: int) -> None:
+            answers[number] = [channels[number].receive(SECONDS_MAX) for _ in frames[number]]
+
+        listening = [threading.Thread(target=listen, args=(number,)) for number in range(len(channels))]
+        for thread in listening:
+            thread.start()
+        for row in zip(*frames, strict=True):
+            for one, made in zip(channels, row, strict=True):
+                one.send(made)
+        for thread in listening:
+            thread.join()
+        sent = [[hashlib.sha256(made[LENGTH.size :]).digest() for made in row] for row in frames]
+        assert sorted(sent) == sorted(machine.kept for machine in receiver.doors.machines if isinstance(machine, Keeper))
+        assert answers == [[GOT.to_bytes(1, "little") + bytes(made[LENGTH.size :]) for made in row] for row in frames]
+
+
 def test_windows_of_many_channels_are_small_and_of_few_large(sides: tuple[Side, Side]) -> None:
     sender, receiver = sides
     channels = [opened(sender, receiver) for _ in range(server.CHANNELS_WIDE_MAX + 2)]
@@ -306,7 +343,7 @@ def test_unread_messages_at_the_receiver_hold_the_sender_up(tmp_path: Path) -> N
     gate = threading.Event()
 
     class Stuck(Chatterbox):
-        def handle(self, message: bytes) -> list[bytes]:
+        def handle(self, message: Message) -> list[Frame]:
             self.began.set()
             assert gate.wait(SECONDS_MAX)
             return [frame(STUFF)]

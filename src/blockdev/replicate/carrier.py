@@ -16,7 +16,7 @@ from blockdev.replicate.control import Begin
 from blockdev.replicate.dispatcher import Errand, Reached
 from blockdev.replicate.driver import Sending
 from blockdev.replicate.flow import Count, Flow, Moving
-from blockdev.replicate.frames import Message
+from blockdev.replicate.frames import Frame, Message
 from blockdev.replicate.halt import Halt, Halted
 from blockdev.replicate.inbound import failure_fields
 from blockdev.replicate.lanes import Pending, Retry
@@ -57,7 +57,7 @@ class Announcing:
     def start(self) -> None:
         self._sender.start()
 
-    def next(self) -> bytes | None:
+    def next(self) -> Frame | None:
         return self._sender.next()
 
     def handle(self, message: Message) -> None:

@@ -16,7 +16,15 @@ from typing import Protocol
 
 from blockdev.clock import monotonic_seconds
 from blockdev.errors import BlockdevError, Unavailable
-from blockdev.replicate.frames import Frames, ProtocolError
+from blockdev.replicate.frames import (
+    ROOM_BYTES,
+    Frame,
+    Frames,
+    Message,
+    ProtocolError,
+    room_around,
+    with_room,
+)
 from blockdev.replicate.gate import SMALL_BYTES, Gate
 from blockdev.replicate.halt import Halted
 from blockdev.replicate.wire import Wire
@@ -55,11 +63,11 @@ class Channel:
         self._takes_more = asyncio.Event()  # SSH does
         self._takes_more.set()
         self._frames = Frames()
-        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[Frame | None] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
         self._is_paused = False
         self._changed = threading.Condition()
-        self._incoming: deque[bytearray] = deque()
+        self._incoming: deque[Message] = deque()
         self._incoming_bytes = 0
         self._outgoing_bytes = 0
         self._heard_at = monotonic_seconds()
@@ -68,21 +76,22 @@ class Channel:
 
     # for a thread
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: bytes | Frame) -> None:
         """Have a frame written; waits while enough is on its way out.  Cut; Halted."""
+        made = frame if isinstance(frame, memoryview) else with_room(frame)
         with self._changed:
             while self._outgoing_bytes >= OUTGOING_BYTES_MAX and self._end is None and not self._is_interrupted:
                 self._changed.wait()
             self._check()
             self._outgoing_bytes += len(frame)
-        self._call(lambda: self._queue.put_nowait(frame))
+        self._call(lambda: self._queue.put_nowait(made))
 
-    def received(self) -> list[bytearray]:
+    def received(self) -> list[Message]:
         """The messages that are here already."""
         with self._changed:
             return [self._next() for _ in range(len(self._incoming))]
 
-    def receive(self, seconds: float | None = None) -> bytearray:
+    def receive(self, seconds: float | None = None) -> Message:
         """The next message.  Cut, also when none begins in `seconds`, or one does not go on; ProtocolError; Halted."""
         deadline = None if seconds is None else monotonic_seconds() + seconds
         with self._changed:
@@ -124,7 +133,7 @@ class Channel:
         if self._end is not None and not self._incoming:
             raise self._end
 
-    def _next(self) -> bytearray:
+    def _next(self) -> Message:
         message = self._incoming.popleft()
         self._incoming_bytes -= len(message)
         if self._is_paused and self._incoming_bytes < INCOMING_BYTES_MAX // 2:
@@ -137,6 +146,7 @@ class Channel:
     def opened(self, ssh: SshChannel) -> None:
         """The channel is there."""
         self._ssh = ssh
+        self._wire.packets.opened(ssh, self._frames)
         self._writer = self._loop.create_task(self._write())
 
     def data_received(self, data: bytes | memoryview) -> None:
@@ -174,6 +184,7 @@ class Channel:
             self._writer.cancel()
         if self._ssh is not None:
             ssh, self._ssh = self._ssh, None
+            self._wire.packets.ended(ssh)
             ssh.abort()
 
     def _resume(self) -> None:
@@ -183,7 +194,7 @@ class Channel:
     async def _write(self) -> None:
         while (frame := await self._queue.get()) is not None:
             try:
-                await self._write_frame(memoryview(frame))
+                await self._write_frame(frame)
             except TimeoutError:
                 self.end(Cut(f"the other end took nothing for {STUCK_SECONDS_MAX:g} s: it is tried again"))
                 return
@@ -200,16 +211,17 @@ class Channel:
         if self._ssh is not None:
             self._ssh.close()
 
-    async def _write_frame(self, rest: memoryview) -> None:
-        is_small = len(rest) <= SMALL_BYTES
-        while len(rest):
+    async def _write_frame(self, frame: Frame) -> None:
+        memory, first, end = room_around(frame), ROOM_BYTES, ROOM_BYTES + len(frame)
+        is_small = len(frame) <= SMALL_BYTES
+        while first < end:
             await self._room()
-            piece = rest[: min(self._gate.piece_bytes, PACKET_BYTES)]
-            await self._gate.pass_through(len(piece), is_small)
+            count = min(self._gate.piece_bytes, PACKET_BYTES, end - first)
+            await self._gate.pass_through(count, is_small)
             if self._ssh is None:
                 return
-            self._wire.packets.write(self._ssh, piece)
-            rest = rest[len(piece) :]
+            self._wire.packets.write(self._ssh, memory, first, count)
+            first += count
         await asyncio.sleep(0)  # others have their turn
 
     async def _room(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 import msgpack
 
 from blockdev.errors import BlockdevError, InvalidArgument, from_code
-from blockdev.replicate.frames import ProtocolError, frame
+from blockdev.replicate.frames import Frame, ProtocolError, frame
 from blockdev.replicate.messages import BLOCKS_MAX, DIGEST_BYTES, Kind
 from blockdev.vmmap.catalog_replication import Purpose
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
@@ -89,7 +89,7 @@ class Ask(NamedTuple):
     arguments: dict[str, Any]
 
 
-def _encode(kind: Kind, **fields: Any) -> bytes:
+def _encode(kind: Kind, **fields: Any) -> Frame:
     return frame(kind, bytes(msgpack.packb(fields)))
 
 
@@ -123,7 +123,7 @@ def _decode(body: memoryview, what: str, make: Callable[[Mapping[str, Any]], T])
 # --- hello -----------------------------------------------------------------------------------------------------------
 
 
-def encode_hello(hello: Hello) -> bytes:
+def encode_hello(hello: Hello) -> Frame:
     return _encode(Kind.HELLO, **hello._asdict())
 
 
@@ -140,7 +140,7 @@ def _hello_of(fields: Mapping[str, Any]) -> Hello:
 # --- begin and state -------------------------------------------------------------------------------------------------
 
 
-def encode_begin(begin: Begin) -> bytes:
+def encode_begin(begin: Begin) -> Frame:
     copy = begin.snapshot
     return _encode(
         Kind.BEGIN,
@@ -192,7 +192,7 @@ def _disk_of(row: Any) -> CopiedDisk:
     return CopiedDisk(name, check_size(f"disk {name}", size_bytes), False)
 
 
-def encode_state(state: State) -> bytes:
+def encode_state(state: State) -> Frame:
     disks = [list(disk) for disk in state.disks]
     return _encode(Kind.STATE, present=state.is_present, base=state.base_uuid, disks=disks)
 
@@ -217,7 +217,7 @@ def _disk_state_of(row: Any, has_base: bool) -> DiskState:
 # --- the end ---------------------------------------------------------------------------------------------------------
 
 
-def encode_end(end: End) -> bytes:
+def encode_end(end: End) -> Frame:
     return _encode(Kind.END, digests=b"".join(end.digests), sizes=end.sizes)
 
 
@@ -233,7 +233,7 @@ def _end_of(fields: Mapping[str, Any]) -> End:
     return End([digests[place : place + DIGEST_BYTES] for place in range(0, len(digests), DIGEST_BYTES)], sizes)
 
 
-def encode_committed(snapshot_uuid: str) -> bytes:
+def encode_committed(snapshot_uuid: str) -> Frame:
     return _encode(Kind.COMMITTED, snapshot=snapshot_uuid)
 
 
@@ -241,7 +241,7 @@ def decode_committed(body: memoryview) -> str:
     return _decode(body, "a commit", lambda fields: check_uuid(fields["snapshot"]))
 
 
-def encode_refuse(error: BlockdevError) -> bytes:
+def encode_refuse(error: BlockdevError) -> Frame:
     return _encode(Kind.REFUSE, code=error.code, message=_clean(error.message)[:REASON_CHARACTERS_MAX])
 
 
@@ -257,7 +257,7 @@ def decode_refuse(body: memoryview) -> BlockdevError:
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-def encode_request(what: str, arguments: dict[str, Any]) -> bytes:
+def encode_request(what: str, arguments: dict[str, Any]) -> Frame:
     return _encode(Kind.REQUEST, what=what, arguments=arguments)
 
 
@@ -265,7 +265,7 @@ def decode_request(body: memoryview) -> Ask:
     return _decode(body, "a request", lambda fields: Ask(_word(fields["what"]), _plain(fields["arguments"])))
 
 
-def encode_answer(answer: dict[str, Any]) -> bytes:
+def encode_answer(answer: dict[str, Any]) -> Frame:
     return _encode(Kind.ANSWER, answer=answer)
 
 

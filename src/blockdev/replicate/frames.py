@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
+
 from blockdev.errors import InvalidArgument
 
 MESSAGE_BYTES_MAX = 2 << 20  # of a kind and its body
 LENGTH = struct.Struct("<I")
 LENGTH_BYTES = LENGTH.size
-Message = bytes | bytearray  # a kind and its body
+Message = bytes | bytearray | memoryview  # a kind and its body
+Frame = memoryview  # that `frame` made
+ROOM_BYTES = 64  # around what is to be sent, for what SSH puts in front of each piece and behind it
+ROOM = bytes(ROOM_BYTES)
+SMALL_BYTES, LARGE_BYTES = 1 << 16, (1 << 20) + (1 << 16)  # of memory for messages, at once
 
 
 class ProtocolError(InvalidArgument):
     """The other end does not speak this protocol, or not well."""
 
 
-def message_bytes(length: bytes | bytearray) -> int:
+def message_bytes(length: Message) -> int:
     """How long the message is that a length announces.  ProtocolError: no message is."""
     [count] = LENGTH.unpack(length)
     if not 0 < count <= MESSAGE_BYTES_MAX:
@@ -28,50 +34,91 @@ def message_bytes(length: bytes | bytearray) -> int:
     return int(count)
 
 
-def frame(kind: int, *parts: bytes | memoryview) -> bytes:
-    """A message, ready to be written."""
+def frame(kind: int, *parts: bytes | memoryview) -> Frame:
+    """A message, ready to be written, with room around it."""
     count = 1 + sum(map(len, parts))
     assert count <= MESSAGE_BYTES_MAX, f"a message of {count} bytes"
-    return b"".join((LENGTH.pack(count), kind.to_bytes(1, "little"), *parts))
+    return with_room(LENGTH.pack(count), kind.to_bytes(1, "little"), *parts)
+
+
+def with_room(*parts: bytes | memoryview) -> Frame:
+    """The parts in one, with ROOM_BYTES of memory in front and behind, where `room_around` has it."""
+    return memoryview(bytearray().join((ROOM, *parts, ROOM)))[ROOM_BYTES:-ROOM_BYTES]
+
+
+def room_around(made: Frame) -> memoryview:
+    """What `with_room` made, and the room."""
+    around = memoryview(made.obj)
+    assert len(around) == len(made) + 2 * ROOM_BYTES
+    return around
 
 
 class Frames:
     """Cuts what comes over a channel into messages; never keeps more than one that is not whole.
 
-    The bytes of a message are copied once, however many pieces they come in.
+    Messages are parts of memory that is written once, and given back with the last of them.  Who makes bytes where `room`
+    says and feeds those has them not copied; of any others one copy is made.
     """
 
     def __init__(self) -> None:
-        self._length = bytearray()  # as much of it as came
-        self._message: bytearray | None = None  # that comes; None: its length does
-        self._count = 0  # bytes of it that came
+        self._memory = memoryview(b"")
+        self._begin = self._end = 0  # what came and is in no whole message yet
+        self._made: memoryview | None = None  # what was made in `room`
+        self._covered = b""
 
-    def feed(self, data: bytes | memoryview) -> list[bytearray]:
+    def room(self, before: int, count: int) -> memoryview:
+        """Where to make `count` bytes, of which all but the first `before` may be what comes next.
+
+        Then `uncover`, and before all else: until then others lie under the first ones.
+        """
+        self._reserve(before, count)
+        first = self._end - before
+        self._covered = bytes(self._memory[first : self._end])
+        return self._memory[first : first + count]
+
+    def uncover(self) -> None:
+        first = self._end - len(self._covered)
+        self._memory[first : self._end] = self._covered
+
+    def made(self, data: memoryview) -> None:
+        """Of `room`, from the first byte behind `before` on: it is fed next, if at all."""
+        self._made = data
+
+    def feed(self, data: bytes | memoryview) -> list[memoryview]:
         """The messages that are whole by now, each its kind and body.  ProtocolError: what follows is none."""
-        found: list[bytearray] = []
-        rest = memoryview(data)
-        while len(rest):
-            if self._message is None:
-                missing = LENGTH_BYTES - len(self._length)
-                self._length += rest[:missing]
-                rest = rest[missing:]
-                if len(self._length) == LENGTH_BYTES:
-                    self._message = bytearray(message_bytes(self._length))
-                    self._length.clear()
-                continue
-            taken = rest[: len(self._message) - self._count]
-            self._message[self._count : self._count + len(taken)] = taken
-            self._count += len(taken)
-            rest = rest[len(taken) :]
-            if self._count == len(self._message):
-                found.append(self._message)
-                self._message, self._count = None, 0
+        if data is not self._made:
+            self._reserve(0, len(data))
+            self._memory[self._end : self._end + len(data)] = data
+        self._made = None
+        self._end += len(data)
+        found = []
+        while self._end - self._begin >= LENGTH_BYTES:
+            begin = self._begin + LENGTH_BYTES
+            end = begin + message_bytes(self._memory[self._begin : begin])
+            if self._end < end:
+                break
+            found.append(self._memory[begin:end])
+            self._begin = end
         return found
+
+    def _reserve(self, before: int, count: int) -> None:
+        """Have room for `count` bytes behind what came; the `before` in front of that are of no message that was cut out."""
+        rest = self._memory[self._begin : self._end]
+        first = self._begin + (before if len(rest) < before else 0)
+        least = count if len(rest) else max(count, len(self._memory) // 4)  # a message that begins here is to end here
+        if first + len(rest) + least > len(self._memory):
+            wanted = before + len(rest) + count
+            self._memory = np.empty(SMALL_BYTES if wanted <= SMALL_BYTES else max(LARGE_BYTES, wanted), np.uint8).data
+            first = before
+        elif first == self._begin:
+            return
+        self._memory[first : first + len(rest)] = rest
+        self._begin, self._end = first, first + len(rest)
 
     @property
     def is_between(self) -> bool:
         """Whether nothing of a next message has come yet."""
-        return self._message is None and not self._length
+        return self._begin == self._end
 
 
 class Cursor:

@@ -13,7 +13,7 @@ from blockdev.errors import BlockdevError
 from blockdev.replicate.answers import Answers
 from blockdev.replicate.control import Begin
 from blockdev.replicate.flow import Count, Flow, Moving
-from blockdev.replicate.frames import Message
+from blockdev.replicate.frames import Frame, Message
 from blockdev.replicate.holding import Holds
 from blockdev.replicate.receiver import Receiver
 from blockdev.replicate.space import PeerSpace
@@ -113,7 +113,7 @@ class Reception:
     def is_done(self) -> bool:
         return self._receiver.is_done
 
-    def handle(self, message: Message) -> list[bytes]:
+    def handle(self, message: Message) -> list[Frame]:
         """The frames that answer a message; as Receiver.handle it never raises what is wrong with the other end."""
         answers = self._receiver.handle(message)
         if self._flow is None and self._receiver.begin is not None:

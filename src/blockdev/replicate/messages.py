@@ -19,7 +19,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from blockdev.constants import BLOCK_BYTES, VDISK_BYTES_MAX
-from blockdev.replicate.frames import Cursor, Message, ProtocolError, frame
+from blockdev.replicate.frames import Cursor, Frame, Message, ProtocolError, frame
 from blockdev.vmmap.copy_fields import DISKS_MAX
 
 BLOCKS_MAX = VDISK_BYTES_MAX // BLOCK_BYTES  # of a disk
@@ -139,7 +139,7 @@ def blocks_of(runs: Runs) -> NDArray[Any]:
     return np.repeat(runs["block"], counts) + within.astype(np.uint64)
 
 
-def encode_offer(batch: int, disk: int, next_block: int, data: Offers, holes: Runs) -> bytes:
+def encode_offer(batch: int, disk: int, next_block: int, data: Offers, holes: Runs) -> Frame:
     runs = runs_of(data["block"])
     head = _OFFER_HEAD.pack(batch, disk, next_block, len(runs), len(holes), len(data))
     fingerprints = np.empty(len(data), FINGERPRINT)
@@ -184,7 +184,7 @@ def _check_runs(runs: Runs, next_block: int) -> None:
 # --- marks, data, proofs ---------------------------------------------------------------------------------------------
 
 
-def encode_marks(kind: Kind, batch: int, mask: Mask) -> bytes:
+def encode_marks(kind: Kind, batch: int, mask: Mask) -> Frame:
     return frame(kind, _MASK_HEAD.pack(batch, len(mask)), np.packbits(mask, bitorder="little").tobytes())
 
 
@@ -201,7 +201,7 @@ def decode_marks(body: memoryview) -> Marks:
     return Marks(batch, bits[:count])
 
 
-def encode_data(batch: int, first: int, count: int, codec: int, stored: bytes | memoryview) -> bytes:
+def encode_data(batch: int, first: int, count: int, codec: int, stored: bytes | memoryview) -> Frame:
     return frame(Kind.DATA, _DATA_HEAD.pack(batch, first, count, codec), stored)
 
 
@@ -232,7 +232,7 @@ def plain_of(data: Data) -> bytes | memoryview:
     return plain
 
 
-def encode_proofs(batch: int, proofs: bytes) -> bytes:
+def encode_proofs(batch: int, proofs: bytes) -> Frame:
     return frame(Kind.PROOFS, _BATCH.pack(batch), proofs)
 
 
@@ -245,7 +245,7 @@ def decode_proofs(body: memoryview) -> Proofs:
     return Proofs(batch, proofs)
 
 
-def encode_ack(data_bytes: int) -> bytes:
+def encode_ack(data_bytes: int) -> Frame:
     """data_bytes: of the DATA messages that were handled on this channel, stored."""
     return frame(Kind.ACK, _COUNT.pack(data_bytes))
 
@@ -257,7 +257,7 @@ def decode_ack(body: memoryview) -> int:
     return data_bytes
 
 
-def encode_saved(data_bytes: int, next_blocks: Sequence[int]) -> bytes:
+def encode_saved(data_bytes: int, next_blocks: Sequence[int]) -> Frame:
     return frame(Kind.SAVED, _SAVED_HEAD.pack(data_bytes, len(next_blocks)), np.array(next_blocks, "<u8").tobytes())
 
 

@@ -1,4 +1,4 @@
-"""The SSH packets that carry a channel's data, made and read with two copies of the bytes instead of ten.
+"""The SSH packets that carry a channel's data, made and read with as few copies of the bytes as can be.
 
 asyncssh does all of SSH: it connects, authenticates, exchanges keys, opens and closes channels, and says every other packet.
 On two cores its own way with data leaves nothing of them for an engine at either end (docs/replication.md, "Measured").  So
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from asyncssh.encryption import Encryption, GCMEncryption
@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from blockdev.clock import monotonic_seconds
+from blockdev.replicate.frames import Frames
 
 MSG_CHANNEL_DATA = 94
 LENGTH = struct.Struct(">I")
@@ -35,6 +36,8 @@ SLACK_BYTES = 64  # of room that the cipher asks for behind what it writes
 FIRST_BYTES = 16  # of a packet, that asyncssh takes apart from the others
 BUFFER_BYTES = 1 << 16  # to begin with
 READ_BYTES = 1 << 20  # of room for the socket, once there are large packets
+HEARD_SECONDS = 0.1  # between tellings: each makes and drops a timer
+LARGE_BYTES = 1 << 14  # packets of so many and more are opened where the channel's messages are made
 
 
 class Gcm(Encryption):
@@ -52,15 +55,13 @@ class Gcm(Encryption):
         self._count = (self._count + 1) & 0xFFFFFFFFFFFFFFFF
         return nonce
 
-    def seal(self, length: bytes, parts: Sequence[bytes | memoryview], out: memoryview) -> None:
-        """A packet of `parts`, and its tag; `out` has SLACK_BYTES more than these."""
+    def seal(self, length: memoryview, packet: memoryview, out: memoryview) -> None:
+        """out: of as many bytes as the packet, and SLACK_BYTES; after the packet TAG_BYTES of these are the tag."""
         sealing = Cipher(self._algorithm, GCM(self._nonce())).encryptor()
         sealing.authenticate_additional_data(length)
-        at = 0
-        for part in parts:
-            at += sealing.update_into(part, out[at:])
+        end = sealing.update_into(packet, out)
         sealing.finalize()
-        out[at : at + TAG_BYTES] = sealing.tag
+        out[end : end + TAG_BYTES] = sealing.tag
 
     def open(self, packet: memoryview, out: memoryview) -> bool:
         """False: it is forged, or damaged."""
@@ -103,28 +104,45 @@ class Packets:
         self._buffer = bytearray(BUFFER_BYTES)  # what came from the socket, of which
         self._begin = self._end = 0  # this was not read yet
         self._opened = bytearray()  # a packet that came
+        self._frames: dict[Any, Frames] = {}  # of channels that are open
+        self._heard_at = 0.0  # when asyncssh was told that the other end lives
+        self._latest: Frames | None = None  # of the channel that the latest large packet was for
+
+    def opened(self, channel: Any, frames: Frames) -> None:
+        """Who cuts the channel's data into messages."""
+        self._frames[channel] = frames
+
+    def ended(self, channel: Any) -> None:
+        if self._frames.pop(channel, None) is self._latest:
+            self._latest = None
 
     # sending
 
-    def write(self, channel: Any, data: memoryview) -> None:
-        """As SSHChannel.write."""
-        cipher = self._sealer(channel, len(data))
+    def write(self, channel: Any, memory: memoryview, first: int, count: int) -> None:
+        """As SSHChannel.write, of `count` bytes of the memory, around which there are frames.ROOM_BYTES.
+
+        They are written to, and are what they were when this returns.
+        """
+        cipher = self._sealer(channel, count)
         if cipher is None:
-            channel.write(data)
+            channel.write(bytes(memory[first : first + count]))  # asyncssh may keep it
             return
-        connection, head = self._connection, DATA_HEAD.size
-        padding = -(head + len(data)) % BLOCK_BYTES
+        connection, begin, end = self._connection, first - DATA_HEAD.size, first + count
+        padding = -(DATA_HEAD.size + count) % BLOCK_BYTES
         if padding < PADDING_BYTES_MIN:
             padding += BLOCK_BYTES
-        length = head + len(data) + padding
+        length = DATA_HEAD.size + count + padding
         whole = LENGTH.size + length + TAG_BYTES
         if len(self._sealed) < whole + SLACK_BYTES:
             self._sealed = bytearray(whole + SLACK_BYTES)
         LENGTH.pack_into(self._sealed, 0, length)
-        begin = DATA_HEAD.pack(padding, MSG_CHANNEL_DATA, channel._send_chan, len(data))
+        before, behind = bytes(memory[begin:first]), bytes(memory[end : end + padding])
+        DATA_HEAD.pack_into(memory, begin, padding, MSG_CHANNEL_DATA, channel._send_chan, count)
+        memory[end : end + padding] = os.urandom(padding)
         with memoryview(self._sealed) as sealed:
-            cipher.seal(bytes(sealed[: LENGTH.size]), (begin, data, os.urandom(padding)), sealed[LENGTH.size :])
-            channel._send_window -= len(data)
+            cipher.seal(sealed[: LENGTH.size], memory[begin : end + padding], sealed[LENGTH.size :])
+            memory[begin:first], memory[end : end + padding] = before, behind
+            channel._send_window -= count
             connection._send_seq = (connection._send_seq + 1) & 0xFFFFFFFF
             connection._rekey_bytes_sent += length
             connection._send(sealed[:whole])
@@ -221,37 +239,50 @@ class Packets:
 
     def _read(self, cipher: Gcm, length: int) -> None:
         whole = LENGTH.size + length + TAG_BYTES
-        if len(self._opened) < length:
-            self._opened = bytearray(length)
-        with memoryview(self._buffer) as came, memoryview(self._opened) as room:
-            opened = room[:length]
+        frames = self._latest if length >= LARGE_BYTES else None
+        opened = self._own_room(length) if frames is None else frames.room(DATA_HEAD.size, length)
+        with memoryview(self._buffer) as came:
             is_sound = cipher.open(came[self._begin : self._begin + whole], opened)
-            if is_sound and self._deliver(opened):
-                self._begin += whole
-                return
-            cipher.leave(bytes(opened) if is_sound else b"")
+        head, body = bytes(opened[: DATA_HEAD.size]), opened[DATA_HEAD.size :]
+        if frames is not None:
+            frames.uncover()
+        if is_sound and self._deliver(head, body, frames):
+            self._begin += whole
+            return
+        cipher.leave(head + body if is_sound else b"")
         self._hand_over(whole)
 
-    def _deliver(self, opened: memoryview) -> bool:
-        """False: it is no data of a channel that takes it."""
+    def _own_room(self, length: int) -> memoryview:
+        if len(self._opened) < length:
+            self._opened = bytearray(length)
+        return memoryview(self._opened)[:length]
+
+    def _deliver(self, head: bytes, body: memoryview, made_for: Frames | None) -> bool:
+        """False: it is no data of a channel that takes it.  made_for: in whose room the body is; None: in our own."""
         connection = self._connection
-        padding, kind, number, byte_count = DATA_HEAD.unpack_from(opened)
+        padding, kind, number, byte_count = DATA_HEAD.unpack(head)
         channel = connection._channels.get(number) if kind == MSG_CHANNEL_DATA else None
         if (
             channel is None
             or connection._decompressor is not None
             or padding < PADDING_BYTES_MIN
-            or DATA_HEAD.size + byte_count + padding != len(opened)
+            or byte_count + padding != len(body)
             or channel._recv_state != "open"
             or not 0 < byte_count <= channel._recv_window
         ):
             return False
-        data = opened[DATA_HEAD.size : DATA_HEAD.size + byte_count]
+        frames, data = self._frames.get(channel), body[:byte_count]
         connection._auth_final = True
         connection._recv_seq = (connection._recv_seq + 1) & 0xFFFFFFFF
-        connection._reset_keepalive_timer()
+        if (now := monotonic_seconds()) >= self._heard_at + HEARD_SECONDS:
+            self._heard_at = now
+            connection._reset_keepalive_timer()
+        if made_for is not None and made_for is frames:
+            made_for.made(data)
+        if byte_count >= LARGE_BYTES:
+            self._latest = frames
         try:
-            channel._accept_data(bytes(data) if channel._recv_paused else data)
+            channel._accept_data(bytes(data) if channel._recv_paused else data)  # a paused one keeps it
         except Exception:
             connection.internal_error()
         return True

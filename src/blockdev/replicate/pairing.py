@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from blockdev.errors import BlockdevError, InvalidArgument, NotAllowed
 from blockdev.replicate import control, keys, messages
-from blockdev.replicate.frames import Message, ProtocolError
+from blockdev.replicate.frames import Frame, Message, ProtocolError
 from blockdev.replicate.messages import Kind
 from blockdev.replicate.negotiation import common_version, own_hello
 
@@ -194,7 +194,7 @@ class Admission:
         self._admit = admit
         self._has_hello = False
 
-    def handle(self, message: Message) -> list[bytes]:
+    def handle(self, message: Message) -> list[Frame]:
         """The frames that answer a message; never raises what the other end did wrong."""
         try:
             return [self._handle(messages.kind_of(message), messages.body_of(message))]
@@ -202,7 +202,7 @@ class Admission:
             self.close()
             return [control.encode_refuse(error)]
 
-    def _handle(self, kind: Kind, body: memoryview) -> bytes:
+    def _handle(self, kind: Kind, body: memoryview) -> Frame:
         if not self._has_hello and kind is Kind.HELLO:
             common_version(control.decode_hello(body))
             self._has_hello = True

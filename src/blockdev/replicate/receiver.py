@@ -20,7 +20,7 @@ from blockdev.constants import BLOCK_BYTES
 from blockdev.errors import BlockdevError, Corrupt
 from blockdev.replicate import control, messages
 from blockdev.replicate.control import Begin, End, State
-from blockdev.replicate.frames import Message, ProtocolError
+from blockdev.replicate.frames import Frame, Message, ProtocolError
 from blockdev.replicate.messages import (
     BATCHES_MAX,
     PROOF_BYTES,
@@ -156,7 +156,7 @@ class Receiver:
 
     # what the driver calls
 
-    def handle(self, message: Message) -> list[bytes]:
+    def handle(self, message: Message) -> list[Frame]:
         """The frames that answer a message."""
         if self.is_closed:
             return []
@@ -191,12 +191,12 @@ class Receiver:
         self._batches.clear()
         self._store.release()
 
-    def _refuse(self, error: BlockdevError) -> bytes:
+    def _refuse(self, error: BlockdevError) -> Frame:
         self.error = error
         self.close()  # what is whole is saved: a full pool goes on from here once it has room
         return control.encode_refuse(error)
 
-    def _handle(self, kind: Kind, body: memoryview) -> list[bytes]:
+    def _handle(self, kind: Kind, body: memoryview) -> list[Frame]:
         if not self._has_hello:
             return [self._greeted(kind, body)]
         if self.begin is None:
@@ -211,14 +211,14 @@ class Receiver:
             return [self._ended(control.decode_end(body))]
         raise ProtocolError(f"the sender sent {kind.name}, which has no place here")
 
-    def _greeted(self, kind: Kind, body: memoryview) -> bytes:
+    def _greeted(self, kind: Kind, body: memoryview) -> Frame:
         if kind is not Kind.HELLO:
             raise ProtocolError(f"the sender begins with {kind.name}, not with HELLO")
         common_version(control.decode_hello(body))
         self._has_hello = True
         return control.encode_hello(own_hello())
 
-    def _begun(self, kind: Kind, body: memoryview) -> bytes:
+    def _begun(self, kind: Kind, body: memoryview) -> Frame:
         if kind is Kind.REQUEST:
             what, arguments = control.decode_request(body)
             answer = control.encode_answer(self._store.answer(what, arguments))
@@ -239,7 +239,7 @@ class Receiver:
 
     # batches
 
-    def _offered(self, offer: Offer) -> bytes:
+    def _offered(self, offer: Offer) -> Frame:
         self._check_place(offer)
         if len(offer.holes):
             self._store.clear(offer.disk, offer.holes)
@@ -283,7 +283,7 @@ class Receiver:
             raise ProtocolError(f"the sender goes on with batch {number}, which is not under way")
         return batch
 
-    def _received(self, data: Data) -> bytes:
+    def _received(self, data: Data) -> Frame:
         batch = self._open_batch(data.batch)
         if data.first != batch.received or data.first + data.length > len(batch.wanted):
             raise ProtocolError(f"the sender sends block {data.first} of batch {data.batch} where {batch.received} belongs")
@@ -300,7 +300,7 @@ class Receiver:
         self._advance()
         return messages.encode_ack(self.data_bytes)
 
-    def _proved(self, proofs: Proofs) -> bytes:
+    def _proved(self, proofs: Proofs) -> Frame:
         batch = self._open_batch(proofs.batch)
         if not batch.awaits_proofs or len(proofs.proofs) != len(batch.proved) * PROOF_BYTES:
             raise ProtocolError(f"the sender proves blocks of batch {proofs.batch} that it was not asked to prove")
@@ -324,7 +324,7 @@ class Receiver:
 
     # saves and the end
 
-    def _look_after_saves(self) -> list[bytes]:
+    def _look_after_saves(self) -> list[Frame]:
         if self.is_closed:
             return []
         saved = self._end_save(wait=False)
@@ -344,7 +344,7 @@ class Receiver:
         self._has_unsaved = False
         self._saved_at = self._monotonic()
 
-    def _end_save(self, wait: bool) -> list[bytes]:
+    def _end_save(self, wait: bool) -> list[Frame]:
         """What is to be told of a save that has ended."""
         try:
             saved = self._store.end_save(wait) if self._is_saving else None
@@ -356,7 +356,7 @@ class Receiver:
         self._is_saving = False
         return [messages.encode_saved(*saved)]
 
-    def _ended(self, end: End) -> bytes:
+    def _ended(self, end: End) -> Frame:
         disks = self._disks()
         if self._batches:
             raise ProtocolError("the sender ends before all that it offered is here")

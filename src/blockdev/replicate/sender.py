@@ -19,7 +19,7 @@ from blockdev.constants import BLOCK_BYTES
 from blockdev.errors import BlockdevError, Corrupt, NotFound
 from blockdev.replicate import control, messages
 from blockdev.replicate.control import Begin, End, State
-from blockdev.replicate.frames import Message, ProtocolError
+from blockdev.replicate.frames import Frame, Message, ProtocolError
 from blockdev.replicate.messages import (
     BATCHES_MAX,
     DATA_BLOCKS_MAX,
@@ -129,7 +129,7 @@ class Sender:
         self._monotonic = monotonic
         self._packer = Packer(level)
         self._window = Window(monotonic)
-        self._control: deque[bytes] = deque()  # frames that wait for nothing
+        self._control: deque[Frame] = deque()  # frames that wait for nothing
         self._expects: Kind | None = Kind.HELLO  # None: the messages of a transfer under way
         self._lost_base = False
         self._batches: dict[int, _Batch] = {}  # in order
@@ -150,7 +150,7 @@ class Sender:
         """Once, before all else."""
         self._control.append(control.encode_hello(own_hello()))
 
-    def next(self) -> bytes | None:
+    def next(self) -> Frame | None:
         """The next frame; None: there is none before the receiver says something."""
         try:
             made = self._next()
@@ -299,7 +299,7 @@ class Sender:
 
     # frames
 
-    def _next(self) -> bytes | None:
+    def _next(self) -> Frame | None:
         if self._control:
             return self._control.popleft()
         if self._expects is not None or self.is_done or self._is_ended:
@@ -323,7 +323,7 @@ class Sender:
     def _has_more(self) -> bool:
         return len(self._pending) > 0 or self._disk < len(self._states)
 
-    def _next_offer(self) -> bytes | None:
+    def _next_offer(self) -> Frame | None:
         """The next batch; None: all were offered."""
         while not len(self._pending) and self._disk < len(self._states):
             if self._place is None or self._place >= self._disk_blocks():
@@ -351,7 +351,7 @@ class Sender:
     def _disk_blocks(self) -> int:
         return block_count(self._begin.snapshot.disks[self._disk].size_bytes)
 
-    def _next_work(self) -> bytes | None:
+    def _next_work(self) -> Frame | None:
         work = self._work[0]
         batch = work.batch
         if work.kind is Kind.PROOFS:
@@ -366,11 +366,11 @@ class Sender:
         self._finish(batch)
         return made
 
-    def _make_data(self, work: _Work) -> bytes:
+    def _make_data(self, work: _Work) -> Frame:
         batch = work.batch
         blocks = batch.wanted[work.first : work.first + work.length]
 
-        def make(plain: memoryview) -> tuple[int, bytes]:
+        def make(plain: memoryview) -> tuple[int, Frame]:
             codec, stored = self._packer.pack(plain)
             return len(stored), messages.encode_data(batch.number, work.first, work.length, codec, stored)
 
@@ -381,7 +381,7 @@ class Sender:
         self.progress.sent_bytes += work.length * BLOCK_BYTES
         return made
 
-    def _next_end(self) -> bytes:
+    def _next_end(self) -> Frame:
         disks = self._begin.snapshot.disks
         digests = [self._source.digest(number) for number in range(len(disks))]
         self._is_ended = True
@@ -398,14 +398,14 @@ class Requester:
         self.software = ""  # of the other end
         self.version = 0  # of the protocol, that both ends speak
         self.features: list[str] = []  # that both have
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[Frame] = deque()
         self._request = control.encode_request(what, arguments)
         self._expects = Kind.HELLO
 
     def start(self) -> None:
         self._frames.append(control.encode_hello(own_hello()))
 
-    def next(self) -> bytes | None:
+    def next(self) -> Frame | None:
         return self._frames.popleft() if self._frames else None
 
     def handle(self, message: Message) -> None:
