@@ -37,6 +37,7 @@ test: build build/torture/.built build/fuzz/.built build/threads/.built build/un
 torture: build build/torture/.built
 	$(PYTHON) -m tests.torture --seeds $(or $(SEEDS),1000)
 	$(PYTHON) -m tests.replicate.simulate --seeds $(or $(SEEDS),1000)
+	BLOCKDEV_DAMAGES=800 BLOCKDEV_FAULTS_EVERY=1 BLOCKDEV_KILLS=50 BLOCKDEV_POWER_CUTS=20 $(PYTHON) -m pytest -q tests/torture/test_corruption_sweep.py tests/torture/test_faults.py tests/engine/test_kill.py tests/nbd/test_kill_under_load.py tests/guest/test_power_cut.py
 	BLOCKDEV_TARGETS_LONG=1 BLOCKDEV_TARGETS_SNAPSHOTS=200 BLOCKDEV_TARGETS_VMS=50 $(PYTHON) -m pytest -q tests/targets/test_conformance.py tests/targets/test_lockstep.py tests/targets/test_many.py
 
 fuzz: build build/fuzz/.built

@@ -2,7 +2,7 @@
 
 The machine is a QEMU guest that serves a home from a disk with a volatile write cache; its clients are outside.  QEMU is killed
 at a random time, a random part of the disk's cache is lost or torn, and the machine boots again on that disk.
-BLOCKDEV_POWER_CUTS=n cuts more often (from 20 on, it looks for a planted bug, too).
+BLOCKDEV_POWER_CUTS=n cuts more often (from 20 on, it looks for a planted bug, too), `make torture` 20 times.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.guest.power_cut_load import DISK_BYTES, DISKS, VM, Load, Oracle
 from tests.guest.power_cut_machine import ServerMachine, VolatileDisk, boot
 from tests.lab.cache import LabError
 
-CUTS = int(os.environ.get("BLOCKDEV_POWER_CUTS", "4"))
+CUTS = int(os.environ.get("BLOCKDEV_POWER_CUTS", "2"))
 AT_LENGTH = CUTS >= 20
 SHARE_CUT_IN_START = 0.2  # of the lives, one more that ends before the machine serves
 SHARE_CUT_IN_FLUSH = 0.7  # of the cuts: the disk's cache is never empty then

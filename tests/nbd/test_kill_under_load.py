@@ -1,6 +1,6 @@
 """kill -9 of a served engine under fio, stamped writers, snapshots and clones: nothing flushed is lost, nothing odd is read.
 
-BLOCKDEV_KILLS=n kills more often.
+BLOCKDEV_KILLS=n kills more often, `make torture` 50 times.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.cli.served import Home
 from tests.nbd.served_engine import ServedEngine
 from tests.nbd.vm_load import Round, World
 
-KILLS = int(os.environ.get("BLOCKDEV_KILLS", "25"))
+KILLS = int(os.environ.get("BLOCKDEV_KILLS", "10"))
 KILLS_PER_HOME = 10  # the pool only grows
 LOAD_SECONDS_MAX = 0.8
 KILL_AGAIN_SHARE = 0.2  # of the kills are followed by one while the next engine starts

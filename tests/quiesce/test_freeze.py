@@ -36,7 +36,7 @@ def watchdogs(agent: StandIn) -> list[int]:
     return watchdogs_of(agent.address)
 
 
-def await_no_watchdog(agent: StandIn, limit_s: float = 5.0) -> None:
+def await_no_watchdog(agent: StandIn, limit_s: float = 30.0) -> None:
     deadline = time.monotonic() + limit_s
     while watchdogs(agent):
         assert time.monotonic() < deadline, f"a watchdog goes on: {watchdogs(agent)}"
@@ -214,7 +214,7 @@ def test_a_thaw_without_an_answer_does_not_hide_the_bodys_error(agent: StandIn, 
 def test_a_process_killed_while_it_holds_a_guest_frozen(agent: StandIn) -> None:
     with owner(agent) as process:
         os.kill(process.pid, signal.SIGKILL)
-        agent.wait_until(lambda: not agent.frozen_count, 2.0)
+        agent.wait_until(lambda: not agent.frozen_count, 8.0)
 
 
 def test_a_process_killed_while_the_guest_is_freezing(agent: StandIn) -> None:
@@ -230,15 +230,15 @@ def test_a_process_killed_while_the_guest_is_freezing(agent: StandIn) -> None:
         process.kill()
         process.wait()
         go_on.set()
-        agent.wait_until(lambda: THAW in agent.requests and not agent.frozen_count, 2.0)
+        agent.wait_until(lambda: THAW in agent.requests and not agent.frozen_count, 8.0)
 
 
 def test_a_process_that_is_stopped_while_it_holds_a_guest_frozen(agent: StandIn) -> None:
     with owner(agent, 1.0) as process:
         os.kill(process.pid, signal.SIGSTOP)
-        agent.wait_until(lambda: not agent.frozen_count, 3.0)
+        agent.wait_until(lambda: not agent.frozen_count, 8.0)
         os.kill(process.pid, signal.SIGCONT)
-        assert process.communicate(timeout=10)[0] == "False\n"
+        assert process.communicate(timeout=60)[0] == "False\n"
 
 
 def test_signals_that_end_a_service_leave_the_watchdog_at_work(agent: StandIn) -> None:
@@ -246,7 +246,7 @@ def test_signals_that_end_a_service_leave_the_watchdog_at_work(agent: StandIn) -
         (watchdog,) = watchdogs(agent)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             os.kill(watchdog, number)
-        assert process.communicate(timeout=10)[0] == "True\n"
+        assert process.communicate(timeout=60)[0] == "True\n"
     assert agent.frozen_count == 0
 
 

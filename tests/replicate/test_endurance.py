@@ -8,7 +8,7 @@ import pytest
 from bench.replication import endurance, guest
 from bench.workloads import MIB
 
-SECONDS, EVERY_SECONDS = 30, 3
+SECONDS, EVERY_SECONDS = 15, 2
 
 
 def test_each_snapshot_of_a_vm_under_load_arrives_and_its_clone_mounts_clean(tmp_path: Path, seed: int) -> None:

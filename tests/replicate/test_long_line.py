@@ -50,10 +50,16 @@ def _send(source: PoolSource, store: PoolStore, directory: Path) -> float:
 
 
 def test_answer_takes_one_round_trip_and_not_two(tmp_path: Path) -> None:
-    """Twenty questions, each asked when the last one was answered: Nagle and delayed acknowledgements would cost 40 ms each."""
+    """Twenty questions, each asked when the last one was answered: Nagle and delayed acknowledgements would cost 40 ms each.
+
+    The best of some tries, as above.
+    """
     with two_sides(tmp_path) as (sender, receiver), SlowLink(receiver.port, 0.01) as line:
         path = sender.path_to(receiver, line.port)
         sender.transport.run(path, Pusher(1, 1), Halt())
-        began = time.monotonic()
-        sender.transport.run(path, Pusher(20, 10, ahead=1), Halt())
-        assert time.monotonic() - began < 24 * 0.02 * 2
+        taken: list[float] = []
+        while len(taken) < TRIES_MAX and min(taken, default=1.0) >= 24 * 0.02 * 2:
+            began = time.monotonic()
+            sender.transport.run(path, Pusher(20, 10, ahead=1), Halt())
+            taken.append(time.monotonic() - began)
+        assert min(taken) < 24 * 0.02 * 2, taken

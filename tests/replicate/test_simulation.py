@@ -1,4 +1,4 @@
-"""Some hundreds of lives of two homes that replicate; `python -m tests.replicate.simulate --seeds 10000` has more."""
+"""Some lives of two homes that replicate; `python -m tests.replicate.simulate --seeds 10000` has more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BUG_SEEDS_MAX = 120
 RARE = {"positions run ahead"}  # one life in 100 meets it; test_transfer.py has it in one
 
 
-@pytest.mark.parametrize("first", range(0, 210, SEEDS_AT_ONCE))
+@pytest.mark.parametrize("first", range(0, 90, SEEDS_AT_ONCE))
 def test_what_is_received_is_what_was_taken_whatever_goes_wrong(first: int) -> None:
     for seed in range(first, first + SEEDS_AT_ONCE):
         print(f"again: {again(seed)}")

@@ -82,7 +82,9 @@ def test_eight_transfers_at_once_share_a_connection(sides: tuple[Side, Side]) ->
 def test_round_trip_is_measured_over_a_channel(sides: tuple[Side, Side]) -> None:
     sender, receiver = sides
     with SlowLink(receiver.port, delay_seconds=0.05) as slow:
-        assert 0.1 <= sender.transport.measure(sender.path_to(receiver, slow.port)) < 1.0
+        began = time.monotonic()
+        measured = sender.transport.measure(sender.path_to(receiver, slow.port))
+        assert 0.1 <= measured < time.monotonic() - began
 
 
 def test_home_without_the_pinned_key_is_rejected_and_told_nothing(sides: tuple[Side, Side], tmp_path: Path) -> None:
@@ -195,11 +197,11 @@ def test_silence_between_messages_is_no_fault_but_at_the_beginning_it_is(
     sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(channel, "SILENCE_SECONDS_MAX", 0.2)
-    monkeypatch.setattr(driver, "FIRST_SECONDS_MAX", 0.3)
     sender, receiver = sides
     speaks = opened(sender, receiver)
     speaks.send(frame(STUFF))
     assert speaks.receive(SECONDS_MAX)
+    monkeypatch.setattr(driver, "FIRST_SECONDS_MAX", 0.3)
     idle = opened(sender, receiver)
     until(lambda: len(receiver.doors.machines) == 2, "the second channel")
     assert receiver.doors.machines[1].closed.wait(SECONDS_MAX)

@@ -1,6 +1,6 @@
 """Many VMs' targets at once: many_story.py.
 
-BLOCKDEV_TARGETS_VMS says how many (20; `make torture`: 50).
+BLOCKDEV_TARGETS_VMS says how many (10; `make torture`: 50).
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ class World:
             self.home.init(capacity)
         self._serve()
         self.rest = self.home.rest()
+        self.rest.timeout = httpx.Timeout(BUSY_S)
         initiator.start()
 
     def _serve(self) -> None:

@@ -58,20 +58,18 @@ def make_pool(directory: str) -> Trial:
     return trial
 
 
-def starts(home: str) -> dict[str, Start]:
-    """The pools to begin with, made below `home`."""
+def starts(home: str, wanted: set[str]) -> dict[str, Start]:
+    """The pools to begin with, made below `home`: those that are wanted."""
     os.mkdir(f"{home}/nothing")
     os.mkdir(f"{home}/closed")
     trial = make_pool(f"{home}/closed")
     trial.close()
     closed = Start(PageCache(f"{home}/closed"), trial.durable, [])
-    return {
-        "nothing": Start(PageCache(f"{home}/nothing"), State(), []),
-        "closed": closed,
-        "killed": _killed(closed, home),
-        "torn": _torn(closed, home),
-        "passed over": _passed_over(closed, home),
-    }
+    made = {"nothing": Start(PageCache(f"{home}/nothing"), State(), []), "closed": closed}
+    for name, make in (("killed", _killed), ("torn", _torn), ("passed over", _passed_over)):
+        if name in wanted:
+            made[name] = make(closed, home)
+    return made
 
 
 def _killed(closed: Start, home: str) -> Start:

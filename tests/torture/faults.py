@@ -10,6 +10,7 @@ of the medium after it fails.  Then
     made durable then survives the next power cut.
 In a torture build only:
   PYTHONPATH=build/torture .venv/bin/python -m tests.torture.faults [--operation NAME] [--fault NAME] [--call NUMBER] [--bug NAME]
+    [--every N --first K]     one in N calls, from the one with number K on
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple
 
 from blockdev import _medium, errors
@@ -418,13 +421,13 @@ def run_case(case: Case, start: Start) -> bool:
         faulthandler.cancel_dump_traceback_later()
 
 
-def run_cases(operations: list[Operation], fault_names: list[str], begin: dict[str, Start]) -> Iterator[Case]:
+def run_cases(
+    operations: list[Operation], fault_names: list[str], begin: dict[str, Start], numbers: count[int]
+) -> Iterator[Case]:
     """Every case, after it was run: the next number follows until the fault meets nothing."""
     for operation in operations:
         for fault_name in fault_names:
-            number = 0
-            hit = True
-            while hit:
+            for number in copy(numbers):
                 case = Case(operation, fault_name, number)
                 try:
                     hit = run_case(case, begin[operation.start])
@@ -432,7 +435,8 @@ def run_cases(operations: list[Operation], fault_names: list[str], begin: dict[s
                     failure.add_note(f"again: {case}")
                     raise
                 yield case
-                number += 1
+                if not hit:
+                    break
 
 
 def main() -> int:
@@ -442,24 +446,27 @@ def main() -> int:
     parser.add_argument("--operation", choices=[operation.name for operation in OPERATIONS])
     parser.add_argument("--fault", choices=sorted(FAULTS))
     parser.add_argument("--call", type=int)
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--bug", choices=[bug.name for bug in _medium.PlantedBug], default="BUG_NONE")
     asked = parser.parse_args()
     operations = [o for o in OPERATIONS if asked.operation in (None, o.name)]
-    count = 0
+    case_count = 0
     with tempfile.TemporaryDirectory(prefix="blockdev-fault-", dir="/dev/shm") as home:
-        begin = starts(home)
+        begin = starts(home, {operation.start for operation in operations})
         _medium.plant(_medium.PlantedBug[asked.bug])
         try:
             if asked.call is not None:
                 run_case(Case(operations[0], asked.fault, asked.call), begin[operations[0].start])
             else:
-                for _case in run_cases(operations, [asked.fault] if asked.fault else list(FAULTS), begin):
-                    count += 1
+                numbers = count(asked.first, asked.every)
+                for _case in run_cases(operations, [asked.fault] if asked.fault else list(FAULTS), begin, numbers):
+                    case_count += 1
         except Exception:
             traceback.print_exc()
-            print(f"failed at case {count + 1}")
+            print(f"failed at case {case_count + 1}")
             return 1
-    print(f"{count} cases over {len(operations)} operations")
+    print(f"{case_count} cases over {len(operations)} operations")
     return 0
 
 
