@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import quoteattr
 
-from blockdev.addresses import bracketed, show_address, split_address
+from blockdev.addresses import show_address, split_address
 from blockdev.errors import InvalidArgument, NotFound
 
 NAA_PREFIX = "6001405"  # LIO's company id; what follows are the first 25 digits of the serial
@@ -124,7 +124,10 @@ def _access(lun: Lun) -> str:
 def _multipath(offer: Offer) -> str:
     """All portals lead to one kernel, whose groups say which paths are good (ALUA)."""
     lines = [
-        "# several portals: in /etc/multipath.conf, then systemctl reload multipathd",
+        "# several portals (Debian: multipath-tools): in /etc/multipath.conf, then systemctl restart multipathd, before the login",
+        "defaults {",
+        "    find_multipaths yes         # the usual strict takes no LUN that it did not have before",
+        "}",
         "devices {",
         "    device {",
         '        vendor "BLOCKDEV"',
@@ -218,22 +221,32 @@ def _letters(place: int) -> str:
 
 def _esxi(offer: Offer) -> str:
     lines = [
-        "# ESXi: the software adapter's IQN (Storage Adapters) must be one of the target's initiators; then, with its name for vmhba64:",
-        "#   CHAP, if there is any, in the adapter's dynamic discovery before the rescan",
-        *(f"esxcli iscsi adapter discovery sendtarget add -A vmhba64 -a {portal}" for portal in offer.portals),
-        "esxcli storage core adapter rescan -A vmhba64",
+        "# ESXi: after esxcli iscsi software set --enabled=true, the IQN that esxcli iscsi adapter list shows must be one of the",
+        "# target's initiators; then, with the adapter's name for vmhba64:",
+        *(f"esxcli iscsi adapter discovery sendtarget add --adapter=vmhba64 --address={portal}" for portal in offer.portals),
+    ]
+    if offer.chap_user is not None:
+        kind = "bidirectional" if offer.mutual_user is not None else "unidirectional"
+        lines.append(
+            f"# before the rescan: Storage Adapters, vmhba64, Dynamic Discovery, Authentication: {kind} CHAP, name {offer.chap_user}"
+            + (f", incoming name {offer.mutual_user}" if offer.mutual_user is not None else "")
+        )
+    lines += [
+        "esxcli storage core adapter rescan --adapter=vmhba64",
         "# naa." + ", naa.".join(lun.naa for lun in offer.luns),
-        "# a clone or restored copy that holds a VMFS is a snapshot to ESXi: esxcli storage vmfs snapshot resignature",
+        "# a clone or restored copy that holds a VMFS is a snapshot to ESXi: esxcli storage vmfs snapshot list, then",
+        "# esxcli storage vmfs snapshot resignature --volume-label=<its label>",
     ]
     return "\n".join(lines)
 
 
 def _proxmox(offer: Offer) -> str:
-    host = bracketed(split_address(offer.portals[0])[0])
+    """It logs in to all portals by itself; under multipath the names are udev's links to the multipath device."""
     lines = [
-        "# Proxmox VE: each node's name (/etc/iscsi/initiatorname.iscsi) is an initiator of the target, CHAP is set in its iscsid.conf; then",
-        f"pvesm add iscsi blockdev --portal {host} --target {offer.iqn} --content images",
-        *(f"qm set <VMID> --scsi{place} blockdev:0.0.{lun.number}.scsi-3{lun.naa}" for place, lun in enumerate(offer.luns)),
-        "# two nodes must not run a VM with one of these disks at the same time; snapshots are blockdevctl's: snapshot create",
+        "# Proxmox VE: each node's name (/etc/iscsi/initiatorname.iscsi) is an initiator of the target, CHAP is set in its iscsid.conf"
+        + (", and the multipath.conf above is there; then" if len(offer.portals) > 1 else "; then"),
+        f"pvesm add iscsi blockdev --portal {offer.portals[0]} --target {offer.iqn} --content images",
     ]
+    lines += [f"qm set <VMID> --scsi{place} blockdev:0.0.{lun.number}.scsi-3{lun.naa}" for place, lun in enumerate(offer.luns)]
+    lines.append("# two nodes must not run a VM with one of these disks at the same time; snapshots are blockdevctl's: snapshot create")
     return "\n".join(lines)

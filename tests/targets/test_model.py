@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,30 @@ def test_a_target_is_attached_by_the_names_that_the_kernel_gives_its_luns() -> N
     assert "node.session.auth.username = me" in text and "password-secret" in text and '"read-only": true' in text
     for word in ("iscsiadm", "multipaths {", "qemu-block-extra", "<disk type='network'", "esxcli", "pvesm add iscsi"):
         assert word in text
+
+
+def test_proxmox_ve_is_given_the_port_and_multipath_takes_what_it_did_not_have_before() -> None:
+    text = attach_iscsi.describe(attach_iscsi.offer_of({**TARGET, "portals": ["192.0.2.7:3261", "192.0.2.8:3261"]}, None, None, None))
+    assert "pvesm add iscsi blockdev --portal 192.0.2.7:3261 --target" in text
+    assert "find_multipaths yes" in text, "Debian's default makes no map of a LUN that it sees for the first time"
+
+
+def test_libvirt_defines_the_printed_disks_and_the_printed_secret(tmp_path: Path) -> None:
+    text = attach_iscsi.describe(attach_iscsi.offer_of(TARGET, None, None, None))
+    secret = next(line for line in text.splitlines() if line.startswith("<secret"))
+    disks = text[text.index("<disk") : text.rindex("</disk>") + len("</disk>")]
+    domain = f"<domain type='test'><name>web</name><memory>65536</memory><os><type>hvm</type></os><devices>{disks}</devices></domain>"
+    for uri, command, xml in (
+        ("test:///default", ["define", "--validate"], domain),
+        (f"secret:///embed?root={tmp_path}", ["secret-define", "--validate"], secret),
+    ):
+        file = tmp_path / f"{command[0]}.xml"
+        file.write_text(xml)
+        done = subprocess.run(["virsh", "-c", uri, *command, "--file", file], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        file.write_text(xml.replace("iscsi", "icsci"))
+        done = subprocess.run(["virsh", "-c", uri, *command, "--file", file], capture_output=True, text=True, timeout=60)
+        assert done.returncode != 0, f"{uri} takes anything"
 
 
 def test_one_disk_alone_is_attached_from_another_address_without_multipath() -> None:
