@@ -43,6 +43,7 @@ cdef extern from *:
 cdef enum:
     KIND_COUNT = 5
     CAUSE_COUNT = 4
+    WAIT_COUNT = 3
     BLOCK_KIND_COUNT = 5
     SERVICE_COUNT = 4
     SIZE_BUCKETS = 18               # request sizes up to 512 << i; the last one: larger
@@ -61,6 +62,11 @@ cdef enum Cause:                    # of a wait
     CAUSE_LOG = 1                   # the log: its locks, and what another one writes or syncs
     CAUSE_MEDIUM = 2                # a read, write or sync of one's own
     CAUSE_COMPACTION = 3            # room that compaction makes, or a segment that it is swapping
+
+cdef enum Wait:                     # what a histogram of waits is of: a request's whole wait, of reads, writes and flushes
+    WAIT_LOG = 0                    # CAUSE_LOCK and CAUSE_LOG
+    WAIT_MEDIUM = 1
+    WAIT_COMPACTION = 2
 
 cdef enum BlockKind:                # of a block of 4096 bytes
     BLOCKS_APPENDED = 0
@@ -84,10 +90,12 @@ cdef struct KindCounters:
 
 cdef struct Stripe:                 # all atomic, relaxed
     uint64_t started                # guests' requests
+    uint64_t ended                  # of them
     uint64_t failed                 # that were answered with an error; they are in no other counter
     uint64_t blocks[5]              # by BlockKind, of guests' requests
     uint64_t services[4]            # by Service
     KindCounters kinds[5]
+    uint64_t waits[3][210]          # by Wait: requests that waited, in buckets of latency; who did not is not in here
 
 cdef struct Statistics:             # of one vdisk, and of its snapshots
     Stripe* stripes[16]             # NULL: never needed; atomic

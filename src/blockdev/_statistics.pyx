@@ -49,6 +49,7 @@ cdef extern from "<sched.h>" nogil:
 cdef enum:
     CACHE_LINE_BYTES = 64
     CELLS_AT_FIRST = 4096
+    IN_FLIGHT_ATTEMPTS = 8
 
 API_VERSION = 1
 COUNTED = bool(COUNTED_BUILD)
@@ -108,6 +109,17 @@ cdef uint64_t begin_request(Statistics* counters) noexcept nogil:
     return monotonic_ns()
 
 
+cdef void count_waits(Stripe* stripe, Tally* tally) noexcept nogil:
+    cdef uint64_t waited[3]
+    cdef int i
+    waited[<int>WAIT_LOG] = tally.waited_ns[<int>CAUSE_LOCK] + tally.waited_ns[<int>CAUSE_LOG]
+    waited[<int>WAIT_MEDIUM] = tally.waited_ns[<int>CAUSE_MEDIUM]
+    waited[<int>WAIT_COMPACTION] = tally.waited_ns[<int>CAUSE_COMPACTION]
+    for i in range(WAIT_COUNT):
+        if waited[i]:
+            count_u64(&stripe.waits[i][latency_bucket(waited[i])], 1)
+
+
 cdef void end_request(
     Statistics* counters, uint64_t begun_ns, Kind kind, uint64_t byte_count, int failure
 ) noexcept nogil:
@@ -123,6 +135,7 @@ cdef void end_request(
     stripe = my_stripe(counters)
     if stripe == NULL:
         return
+    count_u64(&stripe.ended, 1)
     for i in range(BLOCK_KIND_COUNT):       # a request that failed may have written some
         if tally.blocks[i]:
             count_u64(&stripe.blocks[i], tally.blocks[i])
@@ -137,6 +150,8 @@ cdef void end_request(
     for i in range(CAUSE_COUNT):
         if tally.waited_ns[i]:
             count_u64(&of_kind.waited_ns[i], tally.waited_ns[i])
+    if kind <= KIND_FLUSH:
+        count_waits(stripe, tally)
     count_u64(&of_kind.latency[latency_bucket(latency_ns)], 1)
 
 
@@ -179,7 +194,9 @@ cdef struct Cells:                  # owned by whoever packs
 
 cdef struct Sum:                    # of one vdisk
     uint64_t latency[5][210]
+    uint64_t waits[3][210]
     bint used[5]
+    bint waited
 
 
 ROW_BYTES = sizeof(Row)
@@ -201,8 +218,27 @@ cdef void add_kind(KindCounters* found, KindRow* row, uint64_t* latency) noexcep
     row.bytes += load_u64(&found.bytes)
 
 
+cdef bint has_waited(Stripe* stripe) noexcept nogil:
+    cdef uint64_t waited_ns = 0
+    cdef int i, k
+    for k in range(KIND_FLUSH + 1):
+        for i in range(CAUSE_COUNT):
+            waited_ns += load_u64(&stripe.kinds[k].waited_ns[i])
+    return waited_ns != 0
+
+
+cdef void add_waits(Stripe* stripe, Sum* total) noexcept nogil:
+    cdef int i, k
+    total.waited = True
+    for k in range(WAIT_COUNT):
+        for i in range(LATENCY_BUCKETS):
+            total.waits[k][i] += load_u64(&stripe.waits[k][i])
+
+
 cdef void add_stripe(Stripe* stripe, Row* row, Sum* total) noexcept nogil:
     cdef int i
+    if has_waited(stripe):                              # most disks of many are read from memory, by one client
+        add_waits(stripe, total)
     for i in range(KIND_COUNT):
         if load_u64(&stripe.kinds[i].latency_ns) == 0:  # never used: most disks know no discards
             continue
@@ -232,15 +268,50 @@ cdef int push_cell(Cells* cells, uint32_t row, int kind, int bucket, uint64_t co
     return 0
 
 
-cdef int read_disk(Statistics* counters, Row* row, uint32_t number, Cells* cells) noexcept nogil:
+cdef int push_cells(Cells* cells, uint32_t row, int kind, uint64_t* counts) noexcept nogil:
+    """Those of a histogram that are not zero.  -1: no memory."""
+    cdef int i
+    for i in range(LATENCY_BUCKETS):
+        if counts[i] and push_cell(cells, row, kind, i, counts[i]):
+            return -1
+    return 0
+
+
+cdef uint64_t read_in_flight(Statistics* counters) noexcept nogil:
+    """Requests that have begun and not ended: exactly, as of some moment, if none begins meanwhile; else a few too many.
+
+    Those that ended are read first, so none ended that had not begun.  The least of some attempts counts: who reads may
+    lose its processor in between.
+    """
+    cdef uint64_t started, ended, started_before = 0, least = <uint64_t>-1
+    cdef Stripe* stripe
+    cdef int _attempt, i
+    for _attempt in range(IN_FLIGHT_ATTEMPTS):
+        started = ended = 0
+        for i in range(STRIPES_MAX):
+            stripe = <Stripe*>load_pointer(<void**>&counters.stripes[i])
+            if stripe != NULL:
+                ended += load_u64(&stripe.ended)
+        for i in range(STRIPES_MAX):
+            stripe = <Stripe*>load_pointer(<void**>&counters.stripes[i])
+            if stripe != NULL:
+                started += load_u64(&stripe.started)
+        least = min(least, started - ended)
+        if least == 0 or started == started_before:
+            break
+        started_before = started
+    return least
+
+
+cdef int read_disk(
+    Statistics* counters, Row* row, uint32_t number, Cells* cells, Cells* waits
+) noexcept nogil:
     """Sum one vdisk's stripes into its row, which is zeros, and its cells.  -1: no memory."""
     cdef Sum total
-    cdef uint64_t finished, started = 0
     cdef Stripe* stripe
     cdef bint any_stripe = False
     cdef int i, k
     row.time_ns = monotonic_ns()
-    memset(&total.used, 0, sizeof(total.used))
     for i in range(STRIPES_MAX):
         stripe = <Stripe*>load_pointer(<void**>&counters.stripes[i])
         if stripe != NULL:
@@ -250,54 +321,63 @@ cdef int read_disk(Statistics* counters, Row* row, uint32_t number, Cells* cells
             add_stripe(stripe, row, &total)
     if not any_stripe:
         return 0
-    finished = row.failed
     for k in range(KIND_COUNT):
-        finished += row.kinds[k].operations
-        if total.used[k]:
-            for i in range(LATENCY_BUCKETS):
-                if total.latency[k][i] and push_cell(cells, number, k, i, total.latency[k][i]):
-                    return -1
-    for i in range(STRIPES_MAX):        # after all that ended, so that none ended that had not begun
-        stripe = <Stripe*>load_pointer(<void**>&counters.stripes[i])
-        if stripe != NULL:
-            started += load_u64(&stripe.started)
-    row.in_flight = started - finished
+        if total.used[k] and push_cells(cells, number, k, total.latency[k]):
+            return -1
+    for k in range(WAIT_COUNT):
+        if total.waited and push_cells(waits, number, k, total.waits[k]):
+            return -1
+    row.in_flight = read_in_flight(counters)
     return 0
 
 
+cdef int make_cells(Cells* cells) except -1:
+    cells.items = <Cell*>malloc(CELLS_AT_FIRST * sizeof(Cell))
+    if cells.items == NULL:
+        raise MemoryError()
+    cells.room = CELLS_AT_FIRST
+    cells.count = 0
+    return 0
+
+
+cdef bytes bytes_of(Cells* cells):
+    return PyBytes_FromStringAndSize(<char*>cells.items, cells.count * sizeof(Cell))
+
+
 def pack_statistics(list disks, uint64_t bytes_max):
-    """(rows, cells, how many disks these are of) of DiskStatistics: of the first ones, as many as go into `bytes_max` bytes.
+    """(rows, cells, cells of waits, how many disks these are of) of DiskStatistics: of the first ones, as many as go into
+    `bytes_max` bytes.
 
     One row more than fits is made, so there is always one.
     """
     cdef uint32_t count = len(disks), done = 0
-    cdef Cells cells
+    cdef Cells cells, waits
     cdef int failure = 0
     cdef Row* rows = <Row*>calloc(count + 1, sizeof(Row))
     cdef Statistics** sources = <Statistics**>malloc((count + 1) * sizeof(Statistics*))
-    cells.items = <Cell*>malloc(CELLS_AT_FIRST * sizeof(Cell))
-    cells.room = CELLS_AT_FIRST
-    cells.count = 0
+    cells.items = waits.items = NULL
     try:
-        if rows == NULL or sources == NULL or cells.items == NULL:
+        if rows == NULL or sources == NULL:
             raise MemoryError()
+        make_cells(&cells)
+        make_cells(&waits)
         for i in range(count):
             rows[i].id = (<DiskStatistics?>disks[i]).id
             sources[i] = (<DiskStatistics>disks[i]).counters
         with nogil:
             while done < count and not failure:
-                failure = read_disk(sources[done], &rows[done], done, &cells)
+                failure = read_disk(sources[done], &rows[done], done, &cells, &waits)
                 done += 1
-                if done * sizeof(Row) + cells.count * sizeof(Cell) >= bytes_max:
+                if done * sizeof(Row) + (cells.count + waits.count) * sizeof(Cell) >= bytes_max:
                     break
         if failure:
             raise MemoryError()
-        return (PyBytes_FromStringAndSize(<char*>rows, done * sizeof(Row)),
-                PyBytes_FromStringAndSize(<char*>cells.items, cells.count * sizeof(Cell)), done)
+        return PyBytes_FromStringAndSize(<char*>rows, done * sizeof(Row)), bytes_of(&cells), bytes_of(&waits), done
     finally:
         free(rows)
         free(sources)
         free(cells.items)
+        free(waits.items)
 
 
 def now_ns():

@@ -18,6 +18,7 @@ from blockdev.engine.statistics import (
     KINDS,
     LATENCY_BUCKETS,
     ROW,
+    WAITS,
     EngineStatistics,
     bucket_bounds_ns,
     check_statistics,
@@ -27,12 +28,13 @@ from blockdev.errors import BlockdevError, InvalidArgument, ReadOnly
 
 MIB = 1 << 20
 READ, WRITE, FLUSH, DISCARD, ZERO = range(5)
+MEDIUM = WAITS.index("medium")
 
 
 def counted(pool: Pool, bytes_max: int = 8 << 20) -> EngineStatistics:
-    rows, cells, count = pack_statistics(pool.statistics(), bytes_max)
+    rows, cells, waits, count = pack_statistics(pool.statistics(), bytes_max)
     assert count == len(pool.statistics())
-    page = {"instance": b"i", "monotonic_ns": 0, "row_bytes": ROW_BYTES, "rows": rows, "cells": cells}
+    page = {"instance": b"i", "monotonic_ns": 0, "row_bytes": ROW_BYTES, "rows": rows, "cells": cells, "waits": waits}
     return check_statistics([page])
 
 
@@ -119,6 +121,7 @@ def test_threads_lose_no_count(pool: Pool, seed: int) -> None:
 
     seen: list[int] = []
     torn: list[int] = []
+    in_flight: list[int] = []
     ended = threading.Event()
 
     def look() -> None:
@@ -126,6 +129,7 @@ def test_threads_lose_no_count(pool: Pool, seed: int) -> None:
             found = counted(pool)
             torn.append(int((found.latency().sum(axis=2) != found.rows["kinds"]["operations"]).sum()))
             seen.append(int(found.rows["kinds"]["operations"].sum()))
+            in_flight.append(int(found.rows["in_flight"].max()))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(threads_count)]
     looking = threading.Thread(target=look)
@@ -141,6 +145,7 @@ def test_threads_lose_no_count(pool: Pool, seed: int) -> None:
     assert row["kinds"][WRITE]["bytes"] == total * 4096
     assert row["in_flight"] == row["failed"] == 0
     assert seen == sorted(seen) and seen and not any(torn)
+    assert 0 < max(in_flight) <= threads_count, "no more than can be, whatever begins and ends while it is read"
 
 
 def test_latency_sums_agree_with_what_the_caller_measures(pool: Pool) -> None:
@@ -191,6 +196,32 @@ def test_wait_for_the_disks_lock_counts_as_lock(pool: Pool) -> None:
             other.join()
     kinds = row_of(pool, disk.id)["kinds"]
     assert 0 < kinds[READ]["lock_ns"] <= kinds[READ]["latency_ns"]
+
+
+def test_histograms_of_waits_are_of_all_requests_and_agree_with_the_sums(pool: Pool) -> None:
+    disk = pool.create_vdisk(64 * MIB, "vm/a")
+    for number in range(50):
+        disk.write(number * MIB, os.urandom(64 << 10), fua=number % 2 == 0)
+        disk.read(number * MIB, 4096)
+    disk.discard(0, MIB)  # neither it nor what it waits for is in there
+    found = counted(pool)
+    waits = found.waits()
+    assert waits is not None
+    [of_disk], [kinds] = waits, found.rows["kinds"]
+    assert of_disk.sum(axis=1).tolist() == [100] * len(WAITS)
+    assert of_disk[MEDIUM, 0] < 100 - 25 + 1, "what was synced waited for the medium"
+    bounds = bucket_bounds_ns()
+    for place, causes in enumerate((("lock", "log"), ("medium",), ("compaction",))):
+        waited_ns = sum(int(kinds[f"{cause}_ns"][: FLUSH + 1].sum()) for cause in causes)
+        counts = of_disk[place, 1:-1]
+        short_ns = int(of_disk[place, 0]) * 1024  # the first bucket: not at all, or so long
+        assert (counts * bounds[1:-2]).sum() <= waited_ns <= (counts * bounds[2:-1]).sum() + short_ns, causes
+
+
+def test_waits_of_an_engine_that_does_not_tell_are_not_known(pool: Pool) -> None:
+    rows, cells, _waits, _count = pack_statistics([], 1 << 20)
+    page = {"instance": b"i", "monotonic_ns": 0, "row_bytes": ROW_BYTES, "rows": rows, "cells": cells}
+    assert check_statistics([page]).waits() is None
 
 
 def test_snapshot_counts_to_its_vdisk_and_clone_to_itself(pool: Pool) -> None:
@@ -273,17 +304,18 @@ def test_cold_blocks_are_counted_when_they_are_decompressed(pool_path: str) -> N
 def test_answers_in_parts_tell_the_same(pool: Pool) -> None:
     disks = [pool.create_vdisk(1 * MIB) for _ in range(20)]
     for disk in disks:
-        disk.write(0, os.urandom(4096))
+        disk.write(0, os.urandom(4096), fua=True)
     left, pages = pool.statistics(), []
     while left:
-        rows, cells, count = pack_statistics(left, 3000)
+        rows, cells, waits, count = pack_statistics(left, 3000)
         assert 0 < count < 20
-        pages.append({"instance": b"i", "monotonic_ns": 1, "row_bytes": ROW_BYTES, "rows": rows, "cells": cells})
+        pages.append({"instance": b"i", "monotonic_ns": 1, "row_bytes": ROW_BYTES, "rows": rows, "cells": cells, "waits": waits})
         left = left[count:]
     found, whole = check_statistics(pages), counted(pool)
     assert (found.rows["id"] == whole.rows["id"]).all()
     assert (found.rows["kinds"] == whole.rows["kinds"]).all()
     assert (found.cells == whole.cells).all()
+    assert found.wait_cells is not None and len(found.wait_cells) and (found.wait_cells == whole.wait_cells).all()
 
 
 def test_buckets_are_bounded_to_six_percent_and_quantiles_fall_in_them() -> None:
@@ -309,7 +341,7 @@ def test_two_thousand_used_disks_are_told_of_quickly(pool: Pool) -> None:
     taken = []
     for _ in range(5):
         begun = time.perf_counter()
-        rows, _cells, count = pack_statistics(known, 8 << 20)
+        rows, _cells, _waits, count = pack_statistics(known, 8 << 20)
         taken.append(time.perf_counter() - begun)
     assert count == 2000 and len(rows) == 2000 * ROW_BYTES
     print(f"2,000 disks in {min(taken) * 1000:.1f} ms")

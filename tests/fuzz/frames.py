@@ -80,6 +80,7 @@ STATISTICS: dict[str, Any] = {
     "row_bytes": 1104,
     "rows": bytes(1104),
     "cells": struct.pack("<IHHQ", 0, 4, 209, 7),
+    "waits": struct.pack("<IHHQ", 0, 2, 209, 7),
     "rest": None,
 }
 

@@ -13,7 +13,7 @@ import pytest
 
 from blockdev.api import statistics_views
 from blockdev.statistics import figures, layout
-from blockdev.statistics.figures import GAUGES, KINDS, SUMS, Span
+from blockdev.statistics.figures import GAUGES, QUANTILES, SUMS, Span
 from blockdev.statistics.history import History
 from blockdev.statistics.layout import FILE_BYTES, RINGS
 from blockdev.statistics.ring_files import POOL
@@ -46,7 +46,7 @@ def used_by(pid: int) -> float:
 
 def random_span(generator: np.random.Generator, count: int, seconds: float) -> Span:
     sums = generator.integers(0, 1 << 31, (count, len(SUMS))).astype(np.float64)
-    p99 = generator.uniform(1e4, 1e8, (count, len(KINDS)))
+    p99 = generator.uniform(1e4, 1e8, (count, len(QUANTILES)))
     return Span(np.full(count, seconds), sums, p99, generator.uniform(0, 1e12, (count, len(GAUGES))))
 
 

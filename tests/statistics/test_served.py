@@ -59,6 +59,8 @@ def test_what_guests_did_is_told_alike_everywhere(home: Home, rest: httpx.Client
     reads_shown = sum(value * graph["step_seconds"] for value in graph["read_iops"] if value is not None)
     part = max(value or 0 for value in graph["read_iops"])
     assert part > 0 and reads_shown >= done["read"] * 0.98, "the open slot is not whole: its rate is for fewer seconds"
+    for cause in figures.CAUSES:
+        assert any(value is not None for value in graph[f"wait_{cause}_us_p99"]), cause
     pool = rest.get("/pool/statistics", params={"since": -300, "points": 2000}).json()
     assert pool["vm"] is None and max(value or 0 for value in pool["read_iops"]) > 0
     idle = now(rest, "idle")

@@ -49,11 +49,15 @@ def vm_fields(found: Row) -> list[tuple[str, str]]:
 
 
 def _waits(found: Row) -> str:
-    """How the mean latency divides."""
+    """How the mean latency divides, and how long the slowest waits for a cause were."""
     total = found["latency_us_mean"]
     if not total:
         return "-"
-    return ", ".join(f"{found[f'wait_{cause}_us'] / total:.0%} {words}" for cause, words in CAUSES)
+    parts = []
+    for cause, words in CAUSES:
+        p99 = found.get(f"wait_{cause}_us_p99")  # none of the rest
+        parts.append(f"{found[f'wait_{cause}_us'] / total:.0%} {words}" + (f" (p99 {microseconds(p99)})" if p99 else ""))
+    return ", ".join(parts)
 
 
 def _replication(found: Row) -> str:

@@ -265,13 +265,14 @@ class Operations:
     def _statistics(self, ids: list[int] | None, first: int) -> Answer:
         """What was counted for vdisks (nil: all), from the one with the id `first` on."""
         disks = self._pool.statistics(ids, first)
-        rows, cells, count = pack_statistics(disks, STATISTICS_BYTES_MAX)
+        rows, cells, waits, count = pack_statistics(disks, STATISTICS_BYTES_MAX)
         return {
             "instance": self._instance,
             "monotonic_ns": now_ns(),
             "row_bytes": ROW_BYTES,
             "rows": rows,
             "cells": cells,
+            "waits": waits,
             "rest": disks[count].id if count < len(disks) else None,
         }
 

@@ -17,6 +17,7 @@ from blockdev.engine.protocol import ProtocolError, check_field
 
 KINDS = ("read", "write", "flush", "discard", "write_zeroes")
 CAUSES = ("lock", "log", "medium", "compaction")
+WAIT_KINDS, WAITS = KINDS[:3], ("log", "medium", "compaction")  # the histograms of waits: of requests of which kinds; log: and lock
 SIZE_BUCKETS = 18
 LATENCY_BUCKETS = 210
 FIRST_OCTAVE, LAST_OCTAVE, SUB_BUCKETS = 10, 35, 8  # 2^10 ns is the first bound of a latency bucket, 2^36 ns the last
@@ -56,11 +57,22 @@ class EngineStatistics(NamedTuple):
     monotonic_ns: int  # when the answer was made, by the clock that `time_ns` of the rows is of
     rows: NDArray[Any]  # of ROW
     cells: NDArray[Any]  # of CELL: the latency histograms, where they are not zero
+    wait_cells: NDArray[Any] | None  # of CELL, `kind` being a place in WAITS; None: an engine that does not tell
 
     def latency(self) -> NDArray[np.uint64]:
         """The histograms in full: rows x kinds x LATENCY_BUCKETS, requests in each."""
         full = np.zeros((len(self.rows), len(KINDS), LATENCY_BUCKETS), dtype=np.uint64)
         full[self.cells["row"], self.cells["kind"], self.cells["bucket"]] = self.cells["count"]
+        return full
+
+    def waits(self) -> NDArray[np.int64] | None:
+        """By cause, requests of WAIT_KINDS by how long they waited: rows x WAITS x LATENCY_BUCKETS, who did not in the first bucket."""
+        if self.wait_cells is None:
+            return None
+        full = np.zeros((len(self.rows), len(WAITS), LATENCY_BUCKETS), dtype=np.int64)
+        full[self.wait_cells["row"], self.wait_cells["kind"], self.wait_cells["bucket"]] = self.wait_cells["count"]
+        requests = self.rows["kinds"]["operations"][:, : len(WAIT_KINDS)].sum(axis=1).astype(np.int64)
+        full[:, :, 0] += np.maximum(requests[:, None] - full.sum(axis=2), 0)
         return full
 
 
@@ -91,17 +103,20 @@ def quantile_ns(counts: NDArray[Any], quantile: float) -> NDArray[np.float64]:
 
 def check_statistics(pages: Sequence[Mapping[str, Any]]) -> EngineStatistics:
     """What the answers to `statistics`, one after the other, tell of."""
-    rows, cells, count = [], [], 0
+    rows, cells, waits, count = [], [], [], 0
     for page in pages:
         of_page = _check_rows(check_field(page, "rows", bytes), check_field(page, "row_bytes", int))
         rows.append(of_page)
-        cells.append(_check_cells(check_field(page, "cells", bytes), len(of_page), count))
+        cells.append(_check_cells(check_field(page, "cells", bytes), len(of_page), count, len(KINDS)))
+        if "waits" in page:
+            waits.append(_check_cells(check_field(page, "waits", bytes), len(of_page), count, len(WAITS)))
         count += len(of_page)
     instances = {check_field(page, "instance", bytes) for page in pages}
     if len(instances) != 1:
         raise ProtocolError("the engine was restarted between two parts of its statistics")
     monotonic_ns = check_field(pages[-1], "monotonic_ns", int)
-    return EngineStatistics(instances.pop(), monotonic_ns, np.concatenate(rows), np.concatenate(cells))
+    wait_cells = np.concatenate(waits) if len(waits) == len(pages) else None
+    return EngineStatistics(instances.pop(), monotonic_ns, np.concatenate(rows), np.concatenate(cells), wait_cells)
 
 
 def _check_rows(data: bytes, row_bytes: int) -> NDArray[Any]:
@@ -115,14 +130,14 @@ def _check_rows(data: bytes, row_bytes: int) -> NDArray[Any]:
     return rows.reshape(-1).view(ROW)
 
 
-def _check_cells(data: bytes, row_count: int, rows_before: int) -> NDArray[Any]:
+def _check_cells(data: bytes, row_count: int, rows_before: int, kind_count: int) -> NDArray[Any]:
     """The cells of one part, with rows counted over all parts."""
     if len(data) % CELL.itemsize:
         raise ProtocolError("the engine told of statistics whose cells are none")
     cells = np.frombuffer(data, CELL)
     if len(cells) and (
         cells["row"].max() >= row_count
-        or cells["kind"].max() >= len(KINDS)
+        or cells["kind"].max() >= kind_count
         or cells["bucket"].max() >= LATENCY_BUCKETS
     ):
         raise ProtocolError("the engine told of a latency that is none")

@@ -29,6 +29,7 @@ REPLICATED = slice(SUMS.index("logical_bytes"), len(SUMS))  # the sums that may 
 OF = {name: place for place, name in enumerate(SUMS)}
 GAUGE_OF = {name: place for place, name in enumerate(GAUGES)}
 CAUSES = ("log", "medium", "compaction")
+QUANTILES = (*KINDS, *CAUSES)  # p99 of: a kind's latency; a cause's wait, of all requests of KINDS, whether or not they waited
 
 COLUMNS = (
     *(f"{kind}_iops" for kind in KINDS),
@@ -36,6 +37,7 @@ COLUMNS = (
     *(f"{kind}_latency_us_{what}" for kind in KINDS for what in ("mean", "p99")),
     "latency_us_mean",
     *(f"wait_{cause}_us" for cause in (*CAUSES, "rest")),
+    *(f"wait_{cause}_us_p99" for cause in CAUSES),
     "queue_depth",
     *("live_bytes", "snapshots_bytes", "unique_bytes"),
     "replication_remaining_bytes",
@@ -50,13 +52,13 @@ class Span(NamedTuple):
 
     seconds: Floats  # (rows,) that were observed; 0: nothing is known
     sums: Floats  # (rows, SUMS)
-    p99_ns: Floats  # (rows, KINDS); NaN: no such request
+    p99_ns: Floats  # (rows, QUANTILES); NaN: no such request, or not known
     gauges: Floats  # (rows, GAUGES); NaN: not known
 
 
 def unknown(count: int) -> Span:
     """So many rows of which nothing is known."""
-    empty = [np.full((count, len(names)), np.nan) for names in (SUMS, KINDS, GAUGES)]
+    empty = [np.full((count, len(names)), np.nan) for names in (SUMS, QUANTILES, GAUGES)]
     return Span(np.zeros(count), *empty)
 
 
@@ -76,9 +78,10 @@ def columns(span: Span) -> dict[str, Floats]:
     total_ns = sums["read_ns"] + sums["write_ns"] + sums["flush_ns"]
     count = sum(counts.values(), np.zeros_like(total_ns))
     rest = found["latency_us_mean"] = _per_request(total_ns, count)
-    for cause in CAUSES:
+    for place, cause in enumerate(CAUSES, len(KINDS)):
         part = found[f"wait_{cause}_us"] = _per_request(sums[f"{cause}_ns"], count)
         rest = rest - part
+        found[f"wait_{cause}_us_p99"] = span.p99_ns[:, place] / 1000
     found["wait_rest_us"] = np.maximum(rest, 0)
     found["queue_depth"] = total_ns / 1e9 / seconds  # Little's law
     for name in ("live_bytes", "snapshots_bytes", "unique_bytes"):

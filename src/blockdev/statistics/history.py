@@ -66,11 +66,15 @@ class History:
             if vm not in known:
                 self.files.delete(vm)
 
+    def check_files(self) -> None:
+        """Before any is read or written."""
+        for vm in self.vms:
+            self.files.check(vm)
+
     def resume(self, looked: float) -> None:
         """Go on with the slots that were open when the process before looked last: from the shorter ones in them that ended."""
         short, middle, long = (int(looked // ring.seconds) for ring in RINGS)
         for row, vm in enumerate(self.vms):
-            self.files.check(vm)
             self._complete(vm, 1, middle - 1)
             self._complete(vm, 2, long - 1)
             last = self.files.read(vm, RINGS[0], short, 1)

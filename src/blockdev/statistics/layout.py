@@ -15,10 +15,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from blockdev.statistics import coding
-from blockdev.statistics.figures import CAUSES, GAUGE_OF, GAUGES, KINDS, OF, Span, unknown
+from blockdev.statistics.figures import CAUSES, GAUGE_OF, GAUGES, KINDS, OF, QUANTILES, Span, unknown
 
 MAGIC = b"BDSTATS1"
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 4096
 HEADER = struct.Struct("<8sII16s")  # magic, version, header bytes, VM's UUID
 RING = struct.Struct("<IIIIQ")  # seconds of a slot, slots, bytes of a slot, reserved, offset
@@ -26,8 +26,8 @@ CHECKSUM = struct.Struct("<Q")  # XXH3-64 of the header's bytes before it; the h
 
 COVERED_FULL = 3600  # what of a slot was observed is told in parts of it: of an hour in seconds
 LAPS = 1 << 12  # laps are told apart so far: 11 years of the shortest ring
+_SHORT_CODES = tuple(f"{name}_p99" for name in QUANTILES)
 _CODES = (
-    *(f"{kind}_{what}" for kind in KINDS for what in ("us", "p99_ns")),
     *(f"{cause}_us" for cause in CAUSES),
     *("appended_bytes", "remaining_bytes", "logical_bytes", "network_bytes", "lag_seconds"),
 )
@@ -37,7 +37,8 @@ _COUNTS = [
     *(("reads", "<u4"), ("writes", "<u4"), ("flushes", "<u4")),
     *(("read_bytes_low", "<u4"), ("written_bytes_low", "<u4"), ("read_bytes_high", "<u2"), ("written_bytes_high", "<u2")),
 ]
-SHORT = np.dtype([*_HEAD, *_COUNTS, *((name, "<u2") for name in _CODES)])
+_TIMES = [*((f"{kind}_us", "<u2") for kind in KINDS), *((name, "u1") for name in _SHORT_CODES)]
+SHORT = np.dtype([*_HEAD, *_COUNTS, *_TIMES, *((name, "<u2") for name in _CODES)])
 LONG = np.dtype([*SHORT.descr, *((name, "<u2") for name in _SPACE)])
 Slots = NDArray[Any]  # of SHORT or LONG
 
@@ -71,9 +72,9 @@ RINGS = _rings()  # the finest first; each one's slots are made of those of the 
 FILE_BYTES = RINGS[-1].offset + RINGS[-1].byte_count
 
 
-def header(uuid: bytes) -> bytes:
+def header(uuid: bytes, version: int = VERSION) -> bytes:
     """Of a file of the VM of this UUID, 16 bytes."""
-    parts = [HEADER.pack(MAGIC, VERSION, HEADER_BYTES, uuid)]
+    parts = [HEADER.pack(MAGIC, version, HEADER_BYTES, uuid)]
     parts += [RING.pack(ring.seconds, ring.slot_count, ring.slot.itemsize, 0, ring.offset) for ring in RINGS]
     body = b"".join(parts).ljust(HEADER_BYTES - CHECKSUM.size, b"\0")
     return body + CHECKSUM.pack(xxhash.xxh3_64_intdigest(body))
@@ -98,14 +99,14 @@ def encode(ring: Ring, number: int, span: Span) -> Slots:
         slots[f"{name}_low"], slots[f"{name}_high"] = whole & 0xFFFFFFFF, whole >> 32
     for name in (*KINDS, *CAUSES):
         slots[f"{name}_us"] = coding.encode(span.sums[:, OF[f"{name}_ns"]] / 1000)
-    for column, kind in enumerate(KINDS):
-        slots[f"{kind}_p99_ns"] = coding.encode(span.p99_ns[:, column])
+    for column, name in enumerate(_SHORT_CODES):
+        slots[name] = coding.encode_short(span.p99_ns[:, column])
     for name in ("appended_bytes", "logical_bytes", "network_bytes"):
         slots[name] = coding.encode(span.sums[:, OF[name]])
     for name in GAUGES:
         if name in (ring.slot.names or ()):
             slots[name] = coding.encode(span.gauges[:, GAUGE_OF[name]])
-    slots["check"] = _check(slots)
+    slots["check"] = check(slots)
     return slots
 
 
@@ -113,7 +114,7 @@ def decode(ring: Ring, number: int, slots: Slots) -> Span:
     """Slots of this number and of those that follow it."""
     numbers = np.arange(number, number + len(slots))
     covered = (slots["lap_covered"] >> 12).astype(np.int64) << 8 | slots["covered_low"]
-    good = (slots["lap_covered"] % LAPS == numbers // ring.slot_count % LAPS) & (covered > 0) & (slots["check"] == _check(slots))
+    good = (slots["lap_covered"] % LAPS == numbers // ring.slot_count % LAPS) & (covered > 0) & (slots["check"] == check(slots))
     span = unknown(len(slots))
     span.seconds[:] = np.where(good, np.minimum(covered, COVERED_FULL) * (ring.seconds / COVERED_FULL), 0)
     sums, gauges, p99 = span.sums, span.gauges, span.p99_ns
@@ -123,8 +124,8 @@ def decode(ring: Ring, number: int, slots: Slots) -> Span:
         sums[:, OF[name]] = slots[f"{name}_low"] + slots[f"{name}_high"] * 2.0**32
     for name in (*KINDS, *CAUSES):
         sums[:, OF[f"{name}_ns"]] = coding.decode(slots[f"{name}_us"]) * 1000
-    for column, kind in enumerate(KINDS):
-        p99[:, column] = coding.decode(slots[f"{kind}_p99_ns"])
+    for column, name in enumerate(_SHORT_CODES):
+        p99[:, column] = coding.decode_short(slots[name])
     for name in ("appended_bytes", "logical_bytes", "network_bytes"):
         sums[:, OF[name]] = coding.decode(slots[name])
     for name in GAUGES:
@@ -135,7 +136,7 @@ def decode(ring: Ring, number: int, slots: Slots) -> Span:
     return span
 
 
-def _check(slots: Slots) -> NDArray[np.uint8]:
+def check(slots: Slots) -> NDArray[np.uint8]:
     """1 to 251, of all bytes of a slot but its `check`; no slot of zeros has it."""
     size = slots.dtype.itemsize
     octets = np.ascontiguousarray(slots).view(np.uint8).reshape(len(slots), size)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from blockdev.statistics import figures, layout
+from blockdev.statistics import figures, layout, version_1
 from blockdev.statistics.figures import Span
 from blockdev.statistics.layout import Ring, Slots
 
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 POOL = str(uuid_module.UUID(int=0))  # the VM that is all of them
 SUFFIX = ".ring"
 MODE = 0o600
+PAGE_BYTES = 4096
+ZEROS = bytes(PAGE_BYTES)
 
 
 class RingFiles:
@@ -94,38 +96,48 @@ class RingFiles:
         finally:
             os.close(descriptor)
 
-    def _make(self, vm: str, path: Path) -> None:
-        """Beside its place, and renamed: nobody sees a file without a header."""
+    def _make(self, vm: str, path: Path, data: bytes | None = None) -> None:
+        """Beside its place, and renamed: nobody sees a file without a header.  What is zeros of `data` becomes a hole."""
         making = path.with_name(path.name + ".new")
         making.unlink(missing_ok=True)
+        content = memoryview(data or layout.header(uuid_module.UUID(vm).bytes))
         descriptor = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
         try:
-            os.pwrite(descriptor, layout.header(uuid_module.UUID(vm).bytes), 0)
+            for offset in range(0, len(content), PAGE_BYTES):
+                page = content[offset : offset + PAGE_BYTES]
+                if page != ZEROS[: len(page)]:
+                    os.pwrite(descriptor, page, offset)
             os.ftruncate(descriptor, layout.FILE_BYTES)
         finally:
             os.close(descriptor)
         os.rename(making, path)
 
     def check(self, vm: str) -> None:
-        """Put a file aside that is not one of this VM in this format: its history begins anew."""
+        """Make a file of an older format one of this, and put one aside that is not one of this VM: its history begins anew."""
         path = self.path(vm)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return
         try:
-            whole = _is_whole(descriptor, vm)
+            if _is_whole(descriptor, vm):
+                return
+            old = _is_whole(descriptor, vm, version_1.VERSION)
+            data = os.pread(descriptor, layout.FILE_BYTES, 0) if old else b""
         finally:
             os.close(descriptor)
-        if not whole:
-            aside = path.with_suffix(".damaged")
-            logger.warning("%s is damaged or of another build: it is kept as %s, and history begins anew", path, aside.name)
-            os.rename(path, aside)
+        if old:
+            self._make(vm, path, version_1.converted(data, uuid_module.UUID(vm).bytes))
+            return
+        aside = path.with_suffix(".damaged")
+        logger.warning("%s is damaged or of another build: it is kept as %s, and history begins anew", path, aside.name)
+        os.rename(path, aside)
 
 
-def _is_whole(descriptor: int, vm: str) -> bool:
-    wanted = layout.header(uuid_module.UUID(vm).bytes)
+def _is_whole(descriptor: int, vm: str, version: int = layout.VERSION) -> bool:
+    wanted = layout.header(uuid_module.UUID(vm).bytes, version)
     return os.pread(descriptor, len(wanted), 0) == wanted
+
 
 
 def _read_slots(descriptor: int, ring: Ring, first: int, count: int) -> Slots:

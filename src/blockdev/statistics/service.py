@@ -20,14 +20,14 @@ import numpy as np
 from blockdev.clock import monotonic_seconds
 from blockdev.engine.client import EngineClient
 from blockdev.engine.statistics import KINDS as ENGINE_KINDS
-from blockdev.engine.statistics import LATENCY_BUCKETS, EngineStatistics, quantile_ns
+from blockdev.engine.statistics import LATENCY_BUCKETS, WAITS, EngineStatistics
 from blockdev.errors import BlockdevError
 from blockdev.statistics.counters import LATENCY_KINDS, counters, sums
-from blockdev.statistics.figures import GAUGE_OF, GAUGES, KINDS, OF, SUMS, Span, unknown
+from blockdev.statistics.figures import CAUSES, GAUGE_OF, GAUGES, KINDS, OF, QUANTILES, SUMS, Span, unknown
 from blockdev.statistics.history import Graph, History
 from blockdev.statistics.looks import DiskLook, Known, Latest, Machines, Replicating, Sources, Space
 from blockdev.statistics.ring_files import POOL
-from blockdev.statistics.slots import QUANTILE, Seen
+from blockdev.statistics.slots import Seen, p99_ns
 from blockdev.statistics.totals import NOTHING, DiskKey, FlowKey, Totals, Whole
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ SPACE_DUTY = 100  # and at least so many times what one takes
 SPACE_FIRST_SECONDS = 5.0
 STOP_SECONDS_MAX = 2.0
 DIRECTORY = "statistics"
-_LATENCIES = (len(KINDS), LATENCY_BUCKETS)
+_LATENCIES = (len(QUANTILES), LATENCY_BUCKETS)
 
 
 class Statistics:
@@ -189,6 +189,7 @@ class Statistics:
         self._totals = Totals(self._directory / "totals.db")
         self._history.arrange([POOL, *machines.names])
         self._history.delete_others()
+        self._history.check_files()
         if self._totals.looked:
             self._history.resume(self._totals.looked)
 
@@ -216,7 +217,7 @@ class Statistics:
             return
         self._last_answer = monotonic
         rows, keys = self._rows(answer)
-        latency = answer.latency()[rows, :LATENCY_KINDS].astype(np.int64)
+        latency = _histograms(answer, rows)
         ids = [int(id) for id in answer.rows["id"][rows]]
         flows = {key: one.moved for key, one in self._replicating.items()}
         restarted = answer.instance.hex() != self._totals.instance
@@ -296,14 +297,15 @@ class Statistics:
         self, answer: EngineStatistics, rows: list[int], ids: list[int], disks: Seen, latency: Whole, seconds: float
     ) -> None:
         assert self._totals is not None
-        p99 = quantile_ns(disks.histograms, QUANTILE)
+        p99 = p99_ns(disks.histograms)
+        kinds = latency[:, :LATENCY_KINDS]
         spans = disks.sums.astype(np.float64)
         found = {}
         for place, (row, id) in enumerate(zip(rows, ids, strict=True)):
             one = slice(place, place + 1)
             span = Span(np.full(1, seconds), spans[one], p99[one], np.full((1, len(GAUGES)), np.nan))
             sizes = answer.rows["kinds"]["sizes"][row].astype(np.int64)
-            found[id] = DiskLook(id, int(answer.rows["in_flight"][row]), span, self._totals.total(id), sizes, latency[place])
+            found[id] = DiskLook(id, int(answer.rows["in_flight"][row]), span, self._totals.total(id), sizes, kinds[place])
         self._disks = found
 
     def _publish(self, now: float, seconds: float, seen: Seen | None, ids: list[int]) -> None:
@@ -315,7 +317,7 @@ class Statistics:
         else:
             totals = seen.sums.astype(np.float64)
             totals[~seen.replicates, OF["logical_bytes"] :] = np.nan
-            span = Span(np.full(len(vms), seconds), totals, quantile_ns(seen.histograms, QUANTILE), seen.gauges)
+            span = Span(np.full(len(vms), seconds), totals, p99_ns(seen.histograms), seen.gauges)
             row_of = {vm: row for row, vm in enumerate(vms)}
             for id in ids:
                 key = self._machines.disks.get(id)
@@ -351,4 +353,12 @@ def _note_replicating(seen: Seen, row: int, one: Replicating) -> None:
         seen.gauges[row, lag] = np.fmax(seen.gauges[row, lag], one.lag_seconds)
 
 
-assert ENGINE_KINDS[: len(KINDS)] == KINDS  # a kind's histogram is found by its place
+def _histograms(answer: EngineStatistics, rows: list[int]) -> Whole:
+    """(rows, QUANTILES, buckets)."""
+    latency = answer.latency()[rows, :LATENCY_KINDS].astype(np.int64)
+    waits = answer.waits()
+    found = np.zeros((len(rows), len(CAUSES), LATENCY_BUCKETS), np.int64) if waits is None else waits[rows]
+    return np.concatenate((latency, found), axis=1)
+
+
+assert ENGINE_KINDS[: len(KINDS)] == KINDS and WAITS == CAUSES  # a histogram is found by its place

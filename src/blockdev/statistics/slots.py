@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockdev.engine.statistics import LATENCY_BUCKETS, bucket_bounds_ns, quantile_ns
-from blockdev.statistics.figures import GAUGES, KINDS, OF, REPLICATED, SUMS, Floats, Span
+from blockdev.statistics.figures import CAUSES, GAUGES, KINDS, OF, QUANTILES, REPLICATED, SUMS, Floats, Span
 from blockdev.statistics.layout import Ring
 
 Whole = NDArray[np.int64]
@@ -25,7 +25,7 @@ class Seen(NamedTuple):
     """What happened within some time, a row for each VM."""
 
     sums: Whole  # (rows, SUMS)
-    histograms: Whole  # (rows, KINDS, buckets): requests by latency; all 0 when not known
+    histograms: Whole  # (rows, QUANTILES, buckets): requests by latency, by wait (none: the first bucket); all 0 when not known
     gauges: Floats  # (rows, GAUGES)
     replicates: NDArray[np.bool_]  # (rows,): its sums of replication are known
 
@@ -38,7 +38,7 @@ class OpenSlots:
         self.number = 0  # of the slot: it begins at number * ring.seconds
         self._seconds: Floats = np.zeros(0)
         self._sums: Whole = np.zeros((0, len(SUMS)), np.int64)
-        self._histograms: Whole = np.zeros((0, len(KINDS), LATENCY_BUCKETS), np.int64)
+        self._histograms: Whole = np.zeros((0, len(QUANTILES), LATENCY_BUCKETS), np.int64)
         self._gauges: Floats = np.zeros((0, len(GAUGES)))
         self._replicates = np.zeros(0, np.bool_)
 
@@ -60,12 +60,14 @@ class OpenSlots:
         self._sums[row] += np.nan_to_num(span.sums[0]).astype(np.int64)
         self._replicates[row] |= bool(np.isfinite(span.sums[0, REPLICATED]).any())
         self._gauges[row] = np.where(np.isfinite(span.gauges[0]), span.gauges[0], self._gauges[row])
-        for kind, name in enumerate(("reads", "writes", "flushes")):
-            count, total_ns = int(self._sums[row, OF[name]]), self._sums[row, OF[f"{KINDS[kind]}_ns"]]
-            if count and np.isfinite(span.p99_ns[0, kind]):
+        counts = [int(self._sums[row, OF[name]]) for name in ("reads", "writes", "flushes")]
+        counts += [sum(counts)] * len(CAUSES)
+        for place, (name, count) in enumerate(zip(QUANTILES, counts, strict=True)):
+            if count and np.isfinite(span.p99_ns[0, place]):
                 slow = count // 50  # twice as many as the slowest 1 %, so that these have the p99 they had
-                self._histograms[row, kind, _bucket(span.p99_ns[0, kind])] += slow
-                self._histograms[row, kind, _bucket(total_ns / count)] += count - slow
+                p99, mean = span.p99_ns[0, place], self._sums[row, OF[f"{name}_ns"]] / count
+                self._histograms[row, place, _bucket(p99)] += slow
+                self._histograms[row, place, _bucket(min(mean, p99))] += count - slow  # a few may be so slow that the mean is above it
 
     def add(self, began: float, ended: float, seen: Seen) -> Iterator[tuple[int, Span]]:
         """What happened between these times (seconds since 1970).  Yields the slots that ended with it: their numbers, all rows."""
@@ -101,7 +103,15 @@ class OpenSlots:
         rows = slice(None) if row is None else slice(row, row + 1)
         sums = self._sums[rows].astype(np.float64)
         sums[~self._replicates[rows], REPLICATED] = np.nan
-        return Span(self._seconds[rows].copy(), sums, quantile_ns(self._histograms[rows], QUANTILE), self._gauges[rows].copy())
+        return Span(self._seconds[rows].copy(), sums, p99_ns(self._histograms[rows]), self._gauges[rows].copy())
+
+
+def p99_ns(histograms: Whole) -> Floats:
+    """(rows, QUANTILES) of Seen's histograms.  A wait that is in the first bucket was none."""
+    found = quantile_ns(histograms, QUANTILE)
+    waits = found[:, len(KINDS) :]
+    waits[waits <= _BOUNDS_NS[1]] = 0
+    return found
 
 
 def _split(began: float, ended: float, seconds: int) -> list[tuple[int, float]]:

@@ -23,6 +23,7 @@ GRAPH_FIELDS = (
     *("read_bytes_per_second", "write_bytes_per_second", "appended_bytes_per_second"),
     *("read_latency_us_mean", "write_latency_us_mean", "read_latency_us_p99", "write_latency_us_p99"),
     *("wait_log_us", "wait_medium_us", "wait_compaction_us", "wait_rest_us", "queue_depth"),
+    *("wait_log_us_p99", "wait_medium_us_p99", "wait_compaction_us_p99"),
     *("live_bytes", "snapshots_bytes", "unique_bytes"),
     *("replication_remaining_bytes", "replication_logical_bytes_per_second"),
     *("replication_network_bytes_per_second", "replication_lag_seconds"),
