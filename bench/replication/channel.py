@@ -13,7 +13,10 @@ import asyncio
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import asyncssh
 
@@ -24,6 +27,7 @@ from blockdev.replicate.keys import TYPE
 
 DEFAULT_WINDOW_BYTES, DEFAULT_PACKET_BYTES = 2 << 20, 1 << 15  # asyncssh's own
 DONE = b"done"
+BUSY_BYTES = 4 << 30  # of each: some seconds
 
 
 class _Sink(asyncssh.SSHServerSession):
@@ -117,6 +121,25 @@ def measure(size_bytes: int, tuned: bool = True) -> float:
         sent = subprocess.run([*command, "--send", port], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         server.stdin.close()
     return float(sent.stdout)
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """Channels as they come, one after the other, all the while."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            measure(BUSY_BYTES, tuned=False)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        time.sleep(1.0)  # past the start of its processes
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def main() -> None:
