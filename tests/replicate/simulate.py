@@ -9,6 +9,7 @@ was sent is what had to be.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import tempfile
 import traceback
@@ -47,6 +48,7 @@ def directory() -> str:
 
 def run_seed(seed: int) -> World:
     """One life.  Raises what is wrong with it."""
+    gc.collect()  # homes are rings of objects: what pools of earlier lives have outside of Python would not have them collected
     with tempfile.TemporaryDirectory(prefix="blockdev-sim-", dir=directory()) as root, small_messages():
         world = World(root, seed)
         try:
