@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
+from tests.ports import free_port
 
-from bench.replication.proxy import Proxy, free_port
+from bench.replication.proxy import Proxy
 from bench.workloads import GIB
 from blockdev.transfer.nbd import Export
 

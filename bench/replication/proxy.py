@@ -118,10 +118,3 @@ class Proxy:
                 reset(source)
             with contextlib.suppress(OSError):
                 reset(sink)
-
-
-def free_port() -> int:
-    """A port on loopback that nobody has at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

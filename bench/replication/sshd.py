@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bench.replication.proxy import free_port
+from tests.ports import free_port
 
 SECONDS_MAX = 10
 CONFIGURATION = """\

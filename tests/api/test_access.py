@@ -27,7 +27,7 @@ from blockdev.errors import AlreadyExists, InvalidArgument, NotFound, PoolFull
 from blockdev.home import Home as Paths
 from blockdev.vmmap.catalog import Catalog
 from tests.cli.served import SECONDS_MAX, Home, read_until
-from tests.cli.test_supervision import free_address
+from tests.ports import free_address
 from tests.vmmap.world import Clock
 
 Connect = Callable[[str | None], httpx.Client]

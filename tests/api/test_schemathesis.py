@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.cli.served import Home
-from tests.cli.test_supervision import free_address
+from tests.ports import free_address
 
 ST = str(Path(sys.executable).with_name("st"))
 CONFIG = Path(__file__).with_name("schemathesis.toml")

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
 
 from tests.cli.served import Home
-from tests.cli.test_supervision import free_address
+from tests.ports import free_address
 
 Role = Literal["viewer", "operator", "admin"]
 Scheme = Literal["light", "dark"]

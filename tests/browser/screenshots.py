@@ -15,7 +15,7 @@ from tests.browser.chromium import PHONE, Scheme, Site, chromium, console_site, 
 from tests.browser.load import fio, write
 from tests.browser.places import PAGES, address
 from tests.cli.served import until
-from tests.cli.test_supervision import free_address
+from tests.ports import free_address
 
 FOLDER = Path(__file__).parents[2] / "docs" / "console"
 VM = "web"

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.browser.chromium import Site, console_site, signed_in
 from tests.browser.conftest import Visit
 from tests.browser.load import fio, must_hold, write
-from tests.cli.test_supervision import free_address
+from tests.ports import free_address
 
 VM, PATH = "web", "site-b"
 MEBIBYTE = 1 << 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 import nbd
 from tests.cli.served import Home, read_until, run_tool, until
+from tests.ports import free_address
 
 
 @pytest.fixture
@@ -162,12 +162,6 @@ def test_python_plugin_serves_over_tcp_too(fresh: Home) -> None:
     assert fresh.json("pool", "status")["engine"]["plugin"] == "python"
     uri = fresh("attach", "web/root", "--host", "127.0.0.1", "--port", nbd_address.split(":")[1]).strip()
     assert run_tool("nbdinfo", "--size", uri).strip() == str(1 << 20)
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def test_serve_prints_json_when_asked(fresh: Home) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import nbd
 from tests.lab.guest import Guest
 from tests.lab.qemu import Drive, Machine
+from tests.ports import free_ports
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -208,12 +209,3 @@ def exists_within(limit_s: float, path: Path) -> bool:
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     return path.exists()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports

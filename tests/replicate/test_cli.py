@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.cli.served import Home, read_until, run_tool, until
-from tests.cli.test_supervision import free_address
+from tests.ports import free_address
 
 DISK = "8M"
 _numbers = itertools.count(1)

@@ -6,7 +6,6 @@ import itertools
 import os
 import random
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,23 +15,18 @@ import httpx
 import pytest
 
 from tests.cli.served import Home, run_tool, served_home, until
+from tests.ports import free_port
 
 MEBIBYTE = 1 << 20
 SLOW_BYTES = 8_000_000  # per second: slow enough to be met in the middle
 _numbers = itertools.count(1)
 
 
-def a_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Site:
     """A home that listens for peers."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self.port = a_port()
+        self.port = free_port()
         self.home: Home = stack.enter_context(served_home("--replicate", f"127.0.0.1:{self.port}"))
         self.rest = stack.enter_context(self.home.rest())
 

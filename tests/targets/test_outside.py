@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 
 from tests.lab.guest import Guest
 from tests.lab.qemu import Machine
+from tests.ports import free_port
 from tests.targets import outside_guest
 from tests.targets.outside_guest import DISK_BYTES, INITIATOR, SECRET, USER
 
@@ -36,13 +36,6 @@ class Target:
             f"driver=iscsi,transport=tcp,portal=127.0.0.1:{self.port},target={self.iqn},lun=0,"
             f"initiator-name={INITIATOR},user={USER},password-secret=chap"
         )
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port: int = bound.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

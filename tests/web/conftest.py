@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.cli.served import Home, fresh_home, served_home
-from tests.cli.test_supervision import free_address
+from tests.ports import free_address
 from tests.web.browser import Browser
 
 

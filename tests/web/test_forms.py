@@ -11,7 +11,7 @@ import pytest
 
 from blockdev.web.console import ROUTES
 from tests.cli.served import Home, served_home, until
-from tests.cli.test_supervision import free_address
+from tests.ports import free_address
 from tests.web.browser import Browser
 
 SignIn = Callable[[str], Browser]
