@@ -584,3 +584,13 @@ def test_status_counts(web: VMs, pool: Pool) -> None:
     assert (status.vm_count, status.disk_count, status.snapshot_count) == (1, 2, 1)
     assert status.engine["uuid"] == pool.uuid
     assert (status.missing, status.foreign, status.agreed) == ([], ["somebody else's"], True)
+
+
+def test_no_password_of_a_configuration_is_kept_or_shown(vms: VMs) -> None:
+    graphics = "<domain><devices><graphics type='vnc'{}/></devices></domain>"
+    given, kept = graphics.format(" passwd='secret7'"), graphics.format("")
+    vms.create_vm("web", [("root", MEBIBYTE)], config=given)
+    assert vms.get_config("web") == kept
+    vms.set_config("web", given)
+    assert vms.get_config("web") == kept
+    assert vms.create_snapshot("web").config in (None, kept) and vms.show_snapshot("web", vms.list_snapshots("web")[0].name).config == kept

@@ -18,6 +18,7 @@ from blockdev.vmmap.catalog_jobs import JobRecords
 from blockdev.vmmap.catalog_replication import ReplicationRecords
 from blockdev.vmmap.catalog_targets import TargetRecords
 from blockdev.vmmap.catalog_tokens import TokenRecords
+from blockdev.vmmap.machine import without_passwords
 from blockdev.vmmap.model import MANUAL, Terms
 
 
@@ -185,7 +186,8 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Targe
     # configurations: equal texts are kept once, since each snapshot and clone has one
 
     def config_text(self, config_id: int) -> str:
-        return self._rows(str, "SELECT text FROM config WHERE id = ?", config_id)[0]
+        """Without passwords, which earlier versions kept."""
+        return without_passwords(self._rows(str, "SELECT text FROM config WHERE id = ?", config_id)[0])
 
     def _config_id(self, text: str) -> int:
         digest = hashlib.sha256(text.encode()).digest()

@@ -12,8 +12,9 @@ from typing import Any, get_args
 
 from blockdev.vmmap.clock import text_of
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
+from blockdev.vmmap.machine import check_config
 from blockdev.vmmap.model import Consistency, Origin, Terms
-from blockdev.vmmap.names import CONFIG_BYTES_MAX, DESCRIPTION_BYTES_MAX, check_name, check_text
+from blockdev.vmmap.names import DESCRIPTION_BYTES_MAX, check_name, check_text
 
 DISKS_MAX = 4096
 NUMBER_MAX = (1 << 63) - 1
@@ -52,7 +53,7 @@ def copy_of(fields: Mapping[str, Any], origin: Origin, disks: Sequence[CopiedDis
         created=_check_time(snapshot["created"]),
         lsn=check_number(snapshot["lsn"]),
         terms=_terms(snapshot, origin),
-        config=check_text("configuration", fields["config"], CONFIG_BYTES_MAX),
+        config=check_config(fields["config"]),
         disks=list(disks),
         vm_uuid=check_uuid(vm["uuid"]),
         vm_name=check_name("VM", vm["name"]),

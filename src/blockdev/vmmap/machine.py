@@ -6,8 +6,13 @@ The text is a user's: one that is no such XML says nothing, and is no error.
 from __future__ import annotations
 
 import hashlib
+import re
 from xml.etree import ElementTree
 
+from blockdev.vmmap.names import CONFIG_BYTES_MAX, check_text
+
+GRAPHICS = re.compile(r"""<graphics\s(?:[^<>"']|"[^"<]*"|'[^'<]*')*>""")  # in one pass, whatever the text
+PASSWORD = re.compile(r"""\spasswd\s*=\s*(?:"[^"]*"|'[^']*')""")
 CLONE_MAC_FIRST = 0x02  # a locally administered, individual address (IEEE 802, clause 8.2)
 
 
@@ -18,6 +23,16 @@ def domain_of(config: str) -> ElementTree.Element | None:
     except ElementTree.ParseError:
         return None
     return root if root.tag == "domain" else None
+
+
+def check_config(text: str) -> str:
+    """A configuration as it can be kept: without passwords.  InvalidArgument."""
+    return without_passwords(check_text("configuration", text, CONFIG_BYTES_MAX))
+
+
+def without_passwords(config: str) -> str:
+    """As libvirt shows a domain: with no password of VNC or SPICE.  Whoever reads a configuration is not to get into a guest."""
+    return GRAPHICS.sub(lambda graphics: PASSWORD.sub("", graphics[0]), config)
 
 
 def interface_count(config: str) -> int:

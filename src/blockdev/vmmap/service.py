@@ -20,6 +20,7 @@ from blockdev.vmmap.diffs import DiffOperations
 from blockdev.vmmap.domains import DomainOperations
 from blockdev.vmmap.imports import ImportOperations
 from blockdev.vmmap.lookup import object_ids, present, refuse_importing
+from blockdev.vmmap.machine import check_config
 from blockdev.vmmap.model import (
     VM,
     Agreement,
@@ -29,7 +30,6 @@ from blockdev.vmmap.model import (
     VMSpace,
 )
 from blockdev.vmmap.names import (
-    CONFIG_BYTES_MAX,
     DESCRIPTION_BYTES_MAX,
     check_name,
     check_size,
@@ -127,7 +127,7 @@ class VMs(
         InvalidArgument: name, size or text that cannot be used; AlreadyExists; PoolFull; Unavailable.
         """
         self._lookup.check_new_vm(name)
-        check_text("configuration", config, CONFIG_BYTES_MAX)
+        config = check_config(config)
         check_text("description", description, DESCRIPTION_BYTES_MAX)
         check_disk_policy(policy)
         for disk, size_bytes in disks:
@@ -236,8 +236,8 @@ class VMs(
 
     @change
     def set_config(self, name: str, config: str) -> VM:
-        """Replace the VM's configuration text (at most 1 MiB)."""
-        check_text("configuration", config, CONFIG_BYTES_MAX)
+        """Replace the VM's configuration text (at most 1 MiB); passwords in it are not kept."""
+        config = check_config(config)
         vm = self._lookup.vm(name)
         self._refuse_received(vm)
         with self._catalog.transaction(grows=True):
