@@ -82,6 +82,7 @@ setup(
     ext_modules=cythonize(
         EXTENSIONS,
         include_path=["src"],
+        nthreads=os.cpu_count() or 1,
         compiler_directives={
             "language_level": 3,
             "boundscheck": DEBUG,

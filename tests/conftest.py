@@ -21,24 +21,29 @@ from hypothesis import HealthCheck, settings
 MEBIBYTE = 1 << 20
 LONGEST_FIRST = (  # below tests/, by what they took
     "targets/test_attach.py",
-    "targets/test_conformance.py",
-    "targets/test_many.py",
     "guest/test_power_cut.py",
-    "replicate/test_simulation.py",
-    "nbd/test_full_pool.py",
-    "torture/test_faults.py",
-    "torture/test_corruption_sweep.py",
-    "nbd/test_kill_under_load.py",
-    "fuzz/test_fuzz.py",
+    "targets/test_conformance.py",
+    "api/test_schemathesis.py",
+    "replicate/test_cli.py",
     "torture/test_planted_bugs.py",
+    "targets/test_operations.py",
+    "engine/test_scale.py",
+    "nbd/test_full_pool.py",
+    "replicate/test_simulation.py",
+    "targets/test_many.py",
     "cli/test_pool.py",
     "engine/test_thread_sanitizer.py",
     "guest/test_quiesce.py",
+    "fuzz/test_fuzz.py",
+    "cli/test_bad_input.py",
+    "nbd/test_kill_under_load.py",
+    "targets/test_lockstep.py",
     "torture/test_power_cuts.py",
-    "engine/test_scale.py",
-    "bench/test_bench.py",
-    "engine/test_kill.py",
+    "torture/test_faults.py",
+    "torture/test_corruption_sweep.py",
+    "api/test_access.py",
     "guest/test_virtio_guest.py",
+    "bench/test_bench.py",
     "browser/test_fleet.py",
     "browser/test_walk.py",
 )
@@ -60,7 +65,7 @@ settings.load_profile(os.environ.get("BLOCKDEV_PROFILE", "quick"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take a minute come first, so that no worker is left alone with one at the end (`make test` has one a core)."""
+    """Files that take half a minute come first, so that no worker is left alone with one at the end (`make test` has one a core)."""
     rank = {path: place for place, path in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0].removeprefix("tests/"), len(rank)))
 

@@ -6,6 +6,7 @@ Python is parsed with ast.  Cython is read by line: its grammar is Python's for 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,7 @@ def package_sources() -> list[Path]:
     ]
 
 
+@functools.cache  # each of a dozen rules asks for those of every file
 def imports(path: Path) -> list[Import]:
     text = path.read_text()
     return list(_python_imports(path, text) if path.suffix == ".py" else _cython_imports(text))
