@@ -103,18 +103,24 @@ class Devices:
             f"{MEANWHILE}"
         )
 
-    def bring(self, wanted: Sequence[Wanted]) -> dict[str, Path]:
+    def bring(self, wanted: Sequence[Wanted], looks: bool = True) -> dict[str, Path]:
         """Have a device for each: connect what is missing, reconnect what is dead, resize, set limits.  Idempotent.
 
+        looks: also at those of which nothing else is wanted than before: somebody may have changed them.  Those cost one call
+        of the kernel each, 0.1 ms; without it nothing.
         Returns the device of each key; those that could not be had are left out, troubles() says why.  A device that was
-        disconnected by another while it is open cannot come back: its key then gets another device.  What is as it should be
-        costs one call of the kernel, 0.1 ms.
+        disconnected by another while it is open cannot come back: its key then gets another device.
         OSError when the kernel has no family nbd (missing()).
         """
         with self._lock, Family() as family:
-            connected = self._connected(family)
-            held, troubles = {}, {}
-            for each in wanted:
+            held: dict[str, _Held] = {} if looks else {one.key: self._held[one.key] for one in wanted if self._is_held(one)}
+            rest = [one for one in wanted if one.key not in held]
+            connected = self._connected(family, {one.key for one in rest}) if rest else {}
+            troubles = {}
+            for each in rest:
+                if each.key not in connected:
+                    self._held.pop(each.key, None)  # its number may be free now
+            for each in rest:
                 try:
                     held[each.key] = self._bring(family, each, connected.get(each.key))
                 except (BlockdevError, OSError) as error:
@@ -126,20 +132,18 @@ class Devices:
         """Why the last bring() had no device for a key."""
         return dict(self._troubles)
 
-    def present(self) -> dict[str, Path]:
-        """All connected devices of this home, wanted or not."""
-        with self._lock, Family() as family:
-            return {key: device.path for key, device in self._connected(family).items()}
+    def _is_held(self, wanted: Wanted) -> bool:
+        return wanted.key in self._held and self._held[wanted.key].wanted == wanted
 
-    def release(self, keys: Collection[str]) -> None:
-        """Disconnect the devices of these keys: what is under way in them fails, and nobody should have them open."""
+    def release_others(self, keys: Collection[str]) -> None:
+        """Disconnect all devices of this home but those of these keys: what is under way in them fails, and nobody should have
+        them open."""
         with self._lock, Family() as family:
+            self._held = {key: held for key, held in self._held.items() if key in keys}
             for key, device in self._ours():
-                if key in keys:
+                if key not in keys:
                     with suppress(OSError):  # disconnected already, and open still
                         family.disconnect(device.index)
-            for key in keys:
-                self._held.pop(key, None)
 
     def start(self) -> None:
         """Keep links alive from now on: of the devices that bring() was asked for last.  Does nothing where there are none."""
@@ -155,17 +159,22 @@ class Devices:
             self._keeper.join()
 
     def _ours(self) -> Iterator[tuple[str, Device]]:
+        """Those that are not held, too.  A held one is not looked at: a look costs a file of sysfs."""
+        held = {one.device.index for one in self._held.values()}
+        yield from ((key, one.device) for key, one in self._held.items())
         for device in devices():
-            backend = device.backend
+            backend = None if device.index in held else device.backend
             if backend is not None and backend.startswith(self._prefix):
                 yield backend.removeprefix(self._prefix), device
 
-    def _connected(self, family: Family) -> dict[str, Device]:
+    def _connected(self, family: Family, keys: Collection[str]) -> dict[str, Device]:
+        """The device of each of these keys that has one."""
         found = {}
         for key, device in self._ours():
-            with suppress(OSError):  # EINVAL: open, but disconnected by somebody
-                family.offer(device.index, self._prefix + key, [], self._dead_link_seconds)
-                found[key] = device
+            if key in keys:
+                with suppress(OSError):  # EINVAL: open, but disconnected by somebody
+                    family.offer(device.index, self._prefix + key, [], self._dead_link_seconds)
+                    found[key] = device
         return found
 
     def _bring(self, family: Family, wanted: Wanted, device: Device | None) -> _Held:
@@ -187,7 +196,7 @@ class Devices:
         """Blocks of 4096 first: the least size of I/O, which the kernel only ever raises, stays at that."""
         backend = self._prefix + wanted.key
         engine = self._engine()
-        for device in _free():
+        for device in _free({held.device.index for held in self._held.values()}):
             link = shake_hands(self._socket, DEVICE + wanted.export, device_client(str(device.path)))
             with link.connection:
                 flags = link.flags | (READ_ONLY if wanted.read_only else 0)
@@ -260,10 +269,10 @@ class Devices:
                     self._mend(family, held)
 
 
-def _free() -> Iterator[Device]:
-    """Devices that nobody seems to use, then ones that the kernel does not have yet."""
+def _free(taken: Collection[int]) -> Iterator[Device]:
+    """Devices that nobody seems to use, then ones that the kernel does not have yet.  taken: numbers of some that are in use."""
     known = devices()
-    yield from (device for device in known if not device.in_use)
+    yield from (device for device in known if device.index not in taken and not device.in_use)
     number = known[-1].index + 1 if known else 0
     while True:
         yield Device(number)

@@ -8,7 +8,7 @@ rtslib's saveconfig is neither read nor written: the catalog knows what is wante
 Through rtslib a look at one target takes 25 ms (measured), most of it paths.  So what configfs held after a target was brought is
 kept as a digest, and one that still has it is left alone: 50 targets take 60 ms then.
 
-Threads: one at a time, which the caller sees to.  Durable: nothing; configfs is the kernel's memory.
+Threads: one at a time, which the caller sees to; `sessions` may be asked by any.  Durable: nothing; configfs is the kernel's memory.
 """
 
 from __future__ import annotations
@@ -159,16 +159,15 @@ class Lio:
             if known == spec and not (looks and _digest(spec, objects) != digest):
                 continue
             self._brought.pop(spec.iqn, None)
-            kept = self._objects_as(spec.luns, objects, done.changes)
-            _OneTarget(spec, done.changes, done.troubles[spec.iqn]).bring(kept)
+            things = self._objects_as(spec.luns, objects, done.changes)
+            _OneTarget(spec, done.changes, done.troubles[spec.iqn]).bring(things)
+            objects |= {name: Path(thing.path) for name, thing in things.items()}
             if not done.troubles[spec.iqn]:
-                self._brought[spec.iqn] = spec, _digest(spec, self._objects())
+                self._brought[spec.iqn] = spec, _digest(spec, objects)
         return done
 
-    def sessions(self, iqns: Sequence[str] | None = None) -> dict[str, list[str]]:
-        """By IQN of our targets, or of those that are named, the names of the initiators that are logged in."""
-        if iqns is None:
-            iqns = [path.name for path in ISCSI.glob(f"{self._iqn_prefix}*")]
+    def sessions(self, iqns: Sequence[str]) -> dict[str, list[str]]:
+        """By IQN of those targets that are there, the names of the initiators that are logged in."""
         return {iqn: sorted(_initiators(f"{ISCSI}/{iqn}/tpgt_{TPG_TAG}")) for iqn in iqns if (ISCSI / iqn).is_dir()}
 
     def disconnect(self, iqn: str) -> None:
@@ -212,7 +211,7 @@ class _OneTarget:
         self._troubles = troubles
 
     def bring(self, objects: dict[str, BlockStorageObject]) -> None:
-        """objects: our storage objects that are as they are wanted."""
+        """objects: our storage objects that are as they are wanted; those that are made are added."""
         try:
             group = self._group()
         except FAILURES as error:
@@ -289,6 +288,7 @@ class _OneTarget:
             thing = objects.get(spec.name) or self._make_object(spec)
             if thing is None:
                 continue
+            objects[spec.name] = thing
             if number not in there:
                 self._prepare_object(thing)
                 self._do(f"LUN {number} added", lambda number=number, thing=thing: LUN(group, number, thing))  # type: ignore[misc]

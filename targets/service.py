@@ -2,7 +2,8 @@
 
 It is brought there at start, after each change of a VM or target, and every LOOK_SECONDS, so what somebody changed by hand is
 put right.  What cannot be done leaves the target degraded, with the reason, and is tried again.
-Threads: any; one lock for all that is asked of the kernel, taken after the journal's and never the other way round.
+Threads: any; one lock for all that is asked of the kernel, taken after the journal's and never the other way round.  Whoever
+only reads takes none: `all` and `show` tell of the catalog and of the latest look, however long the next one takes.
 Durable: whatever a method returned.  The devices and targets go on in the kernel when this process ends.
 """
 
@@ -13,16 +14,17 @@ import logging
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blockdev.targets import chap, model
 from blockdev.targets.chap import ChapFiles, Credentials
 from blockdev.targets.devices import Devices, Wanted
 
-from blockdev.clock import monotonic_seconds
+from blockdev.clock import monotonic_seconds, thread_cpu_seconds
 from blockdev.engine.client import EngineClient
 from blockdev.engine.clients import is_device_client
 from blockdev.errors import (
@@ -46,10 +48,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 10.0
-LOOK_PAUSE = 30.0  # times as long as the look before took, so that looks cost 3 % of a processor at the most
+LOOK_PAUSE = 30.0  # times what the look before took of a processor, so that looks cost 3 % of one at the most
 STOP_SECONDS_MAX = 5.0
 LEAVE_SECONDS_MAX = 10.0  # for the engine to notice that a device has left
 LEAVE_LOOK_SECONDS = 0.01
+NO_DEVICE_YET = "its device is not there yet"
 KERNEL_TARGETS = Path("/sys/kernel/config/target/iscsi")
 
 
@@ -82,6 +85,15 @@ class _Picture(NamedTuple):
     vms: dict[int, str]  # names, by id
 
 
+class _Look(NamedTuple):
+    """What the latest look at the kernel found.  It is replaced as a whole and never changed, so reading it takes no lock."""
+
+    lio: Lio | None = None  # None: there is none
+    missing: str | None = None  # what this machine lacks
+    troubles: Mapping[int, list[str]] = MappingProxyType({})  # of each target that there was, by id
+    luns: Mapping[str, str | None] = MappingProxyType({})  # why there is no device for it, by serial; None: there is one
+
+
 class Targets(Offers):
     """The targets of one home."""
 
@@ -97,12 +109,11 @@ class Targets(Offers):
         self._lock = threading.RLock()
         self._kernel: _Kernel | None = None  # this and what follows under _lock
         self._missing: str | None = None  # what this machine lacks
-        self._troubles: dict[int, list[str]] = {}  # by the target's id
-        self._lun_troubles: dict[str, str] = {}  # by serial
         self._wanted: dict[str, Wanted] | None = None  # what was asked of the devices last, and answered
         self._paths: dict[str, Path] = {}
         self._held: Counter[int] = Counter()  # ids of objects that nobody is to have but NBD clients
         self._closed: Counter[int] = Counter()  # ids of targets that nobody is to be logged in to
+        self._look = _Look()  # replaced under _lock
         self._due = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -127,8 +138,8 @@ class Targets(Offers):
         look_at = 0.0
         while not self._stopping.is_set():
             self._due.clear()
-            began = monotonic_seconds()
-            looks = began >= look_at
+            began = thread_cpu_seconds()
+            looks = monotonic_seconds() >= look_at
             try:
                 with self._lock:
                     self._bring(looks)
@@ -139,7 +150,8 @@ class Targets(Offers):
                     logger.exception("targets could not be looked after; it is tried again")
             ended = monotonic_seconds()
             if looks:
-                look_at = ended + max(LOOK_SECONDS, LOOK_PAUSE * (ended - began))
+                # not by how long it took: on a busy machine, where it waits for others, nothing would be put right for minutes
+                look_at = ended + max(LOOK_SECONDS, LOOK_PAUSE * (thread_cpu_seconds() - began))
             self._due.wait(max(0.0, look_at - ended))
 
     # what people ask for
@@ -192,15 +204,15 @@ class Targets(Offers):
 
     def all(self) -> list[model.Target]:
         """All, by VM."""
-        with self._lock:
-            picture, sessions = self._picture(), self._sessions(None)
-            return sorted((self._view(row, picture, sessions) for row in picture.targets), key=lambda one: one.vm)
+        picture, look = self._picture(), self._look
+        sessions = _sessions(look, [row.iqn for row in picture.targets])
+        return sorted((self._view(row, picture, look, sessions) for row in picture.targets), key=lambda one: one.vm)
 
     def show(self, vm: str) -> model.Target:
         """NotFound."""
-        with self._lock:
-            row = self._row(self._vm(vm))
-            return self._view(row, self._picture(), self._sessions([row.iqn]))
+        row = self._row(self._vm(vm))
+        picture, look = self._picture(), self._look
+        return self._view(row, picture, look, _sessions(look, [row.iqn]))
 
     def _vm(self, name: str) -> VMRow:
         row = self._catalog.vm(name) if is_name(name) else None
@@ -353,28 +365,30 @@ class Targets(Offers):
         self._chap.keep_only([row.secrets for row in picture.targets if row.secrets is not None])
         kernel = self._kernel_for_work()
         if kernel is None:
+            self._look = _Look(missing=self._missing)
             self._note_troubles(picture)
             return
         wanted = {_key(lun): _wanted(lun) for luns in picture.luns.values() for lun in luns if self._is_free(lun)}
-        paths, troubles = self._bring_devices(kernel, wanted, looks)
-        self._troubles, specs = {}, []
-        self._lun_troubles = {
-            lun.serial: troubles.get(_key(lun), "its device is not there yet")
-            for luns in picture.luns.values()
-            for lun in luns
-            if self._is_free(lun) and _key(lun) not in paths
-        }
+        paths, no_device = self._bring_devices(kernel, wanted, looks)
+        specs, troubles = [], {row.id: list[str]() for row in picture.targets}
         for row in picture.targets:
-            spec = self._spec(row, picture, paths)
-            if spec is not None:
-                specs.append(spec)
+            try:
+                specs.append(self._spec(row, picture, paths))
+            except NotFound as error:  # the secrets: it must not be offered without
+                troubles[row.id].append(error.message)
         done = kernel.lio.bring(specs, looks)
         for change in done.changes:
             logger.info("%s", change)
         for row in picture.targets:
-            self._troubles.setdefault(row.id, []).extend(done.troubles.get(row.iqn, []))
+            troubles[row.id] += done.troubles.get(row.iqn, [])
+        luns = {
+            lun.serial: None if _key(lun) in paths else no_device.get(_key(lun), NO_DEVICE_YET)
+            for luns in picture.luns.values()
+            for lun in luns
+        }
+        self._look = _Look(kernel.lio, None, troubles, luns)
         if self._wanted != wanted or looks:
-            kernel.devices.release([key for key in kernel.devices.present() if key not in wanted])
+            kernel.devices.release_others(wanted)
             self._wanted = wanted
         self._note_troubles(picture)
 
@@ -382,20 +396,16 @@ class Targets(Offers):
         """(device of each key, why others have none)"""
         if looks or self._wanted != wanted or len(self._paths) < len(wanted):
             self._wanted = None  # until all is done
-            self._paths = kernel.devices.bring(list(wanted.values()))
+            self._paths = kernel.devices.bring(list(wanted.values()), looks)
         return self._paths, kernel.devices.troubles()
 
     def _is_free(self, lun: LunRow) -> bool:
         return lun.object_id is not None and lun.object_id not in self._held
 
-    def _spec(self, row: TargetRow, picture: _Picture, paths: dict[str, Path]) -> TargetSpec | None:
-        """None: it must not be offered as it is."""
+    def _spec(self, row: TargetRow, picture: _Picture, paths: dict[str, Path]) -> TargetSpec:
+        """NotFound: its secrets are lost."""
         lio: Any = importlib.import_module("blockdev.targets.lio")
-        try:
-            secrets = chap.NOBODY if row.secrets is None else self._chap.read(row.secrets)
-        except NotFound as error:
-            self._troubles[row.id] = [error.message]
-            return None
+        secrets = chap.NOBODY if row.secrets is None else self._chap.read(row.secrets)
         pairs = [lio.NO_SECRET if one is None else lio.Secret(one.user, one.secret) for one in (secrets.chap, secrets.mutual)]
         short = self._home_id()[: model.HOME_CHARACTERS]
         luns = [
@@ -409,32 +419,28 @@ class Targets(Offers):
         )
         return spec
 
-    def _sessions(self, iqns: Sequence[str] | None) -> dict[str, list[str]]:
-        kernel = self._kernel
-        return {} if kernel is None or self._missing is not None else kernel.lio.sessions(iqns)
-
     # what is told
 
-    def _reasons(self, row: TargetRow, picture: _Picture) -> list[str]:
-        if self._missing is not None:
-            return [self._missing]
+    def _reasons(self, row: TargetRow, picture: _Picture, look: _Look) -> list[str]:
+        if look.missing is not None:
+            return [look.missing]
         return [
-            *self._troubles.get(row.id, []),
-            *(f"LUN {lun.number} ({lun.export}): {said}" for lun in picture.luns.get(row.id, []) if (said := self._lun_error(lun))),
+            *look.troubles.get(row.id, ["the kernel has not been brought to it yet"]),
+            *(f"LUN {lun.number} ({lun.export}): {said}" for lun in picture.luns.get(row.id, []) if (said := self._lun_error(lun, look))),
         ]
 
-    def _lun_error(self, lun: LunRow) -> str | None:
+    def _lun_error(self, lun: LunRow, look: _Look) -> str | None:
         if lun.object_id is None:
             return "it is missing from the pool: see blockdevctl pool status"
         if lun.object_id in self._held:
             return "it is being replaced"
-        return self._lun_troubles.get(lun.serial)
+        return look.luns.get(lun.serial, NO_DEVICE_YET)
 
-    def _view(self, row: TargetRow, picture: _Picture, sessions: dict[str, list[str]]) -> model.Target:
-        reasons = self._reasons(row, picture)
+    def _view(self, row: TargetRow, picture: _Picture, look: _Look, sessions: dict[str, list[str]]) -> model.Target:
+        reasons = self._reasons(row, picture, look)
         is_there = row.iqn in sessions
         if not is_there and not reasons:
-            reasons = ["the kernel has not been brought to it yet"]
+            reasons = ["it is not in the kernel: the next look brings it back"]
         return model.Target(
             vm=picture.vms[row.vm_id],
             iqn=row.iqn,
@@ -447,7 +453,7 @@ class Targets(Offers):
             mutual_user=row.mutual_user,
             depth=row.depth,
             luns=[
-                model.Lun(lun.number, lun.disk, lun.snapshot, lun.export, lun.serial, lun.size_bytes, self._lun_error(lun))
+                model.Lun(lun.number, lun.disk, lun.snapshot, lun.export, lun.serial, lun.size_bytes, self._lun_error(lun, look))
                 for lun in picture.luns.get(row.id, [])
             ],
             sessions=sessions.get(row.iqn, []),
@@ -458,7 +464,7 @@ class Targets(Offers):
         if self._held or self._closed:
             return  # by an operation, for a moment
         for row in picture.targets:
-            vm, reasons = picture.vms[row.vm_id], self._reasons(row, picture)
+            vm, reasons = picture.vms[row.vm_id], self._reasons(row, picture, self._look)
             if reasons:
                 self._events.begin("error", "target", vm, f"the target of VM {vm} is not as it should be: {'; '.join(reasons)}")
             else:
@@ -527,6 +533,11 @@ class Targets(Offers):
         with suppress(BlockdevError):
             return any(id in object_ids and is_device_client(client) for id, _name, client in self._engine.attachments())
         return False
+
+
+def _sessions(look: _Look, iqns: Sequence[str]) -> dict[str, list[str]]:
+    """Who is logged in now, by target; targets that are not there are left out."""
+    return {} if look.lio is None else look.lio.sessions(iqns)
 
 
 def _key(lun: LunRow) -> str:

@@ -13,3 +13,8 @@ def now_seconds() -> float:
 def monotonic_seconds() -> float:
     """For deadlines and durations; never jumps, means nothing across a restart."""
     return time.monotonic()
+
+
+def thread_cpu_seconds() -> float:
+    """What the calling thread has used of a processor: for the cost of work, which waiting does not add to."""
+    return time.thread_time()

@@ -29,6 +29,7 @@ from blockdev.transfer.nbd import shake_hands
 MEBIBYTE = 1 << 20
 DISK, SMALL, BAD = "vm/disk", "vm/small", "vm/none"
 DISK_BYTES, SMALL_BYTES = 64 * MEBIBYTE, 16 * MEBIBYTE
+HOME_ID = "0123abcd"
 WANTED = [
     Wanted("key-disk", DISK, DISK_BYTES, False),
     Wanted("key-small", SMALL, SMALL_BYTES, False),
@@ -90,9 +91,15 @@ class Served:
             return sorted((name, client) for _id, name, client in control.attachments())
 
     def keeper(self) -> Devices:
-        made = Devices("0123abcd", self.home.nbd_socket)
+        made = Devices(HOME_ID, self.home.nbd_socket)
         made.start()
         return made
+
+
+def present() -> dict[str, Path]:
+    """The connected devices of our home."""
+    ours = [device for device in devices() if (device.backend or "").startswith(f"blockdev:{HOME_ID}:")]
+    return {(device.backend or "").rpartition(":")[2]: device.path for device in ours if Path(f"/sys/block/{device.path.name}/pid").exists()}
 
 
 def text_at(path: Path, offset: int = 0) -> str:
@@ -166,12 +173,12 @@ def see_new_keeper(home: Served, keeper: Devices, paths: dict[str, Path]) -> tup
     keeper.stop()
     without = home.attachments()
     fresh = home.keeper()
-    present = fresh.present()
+    found = present()
     again = fresh.bring(wanted_now())
     home.kill()
     home.start()
     until(lambda: home.attachments() == before, "links to the new engine")
-    return fresh, {"kept": before == without, "present": present == paths, "same": again == paths}
+    return fresh, {"kept": before == without, "present": found == paths, "same": again == paths}
 
 
 def wanted_now() -> list[Wanted]:
@@ -190,7 +197,7 @@ def see_disconnects(keeper: Devices, paths: dict[str, Path]) -> dict[str, Any]:
         "closed": closed == paths,
         "opened": opened["key-small"] != closed["key-small"] and opened["key-disk"] == paths["key-disk"],
         "readable": text_at(opened["key-small"], 2 * SMALL_BYTES - 4096),
-        "present": keeper.present() == opened,
+        "present": present() == opened,
         "left": Device(number).backend,
     }
 
@@ -203,10 +210,10 @@ def see_foreign(home: Served, keeper: Devices) -> dict[str, Any]:
         with link.connection:
             other.connect(index, backend, [link.connection], SMALL_BYTES, 4096, link.flags, 60)
     keeper.bring(wanted_now())
-    keeper.release([each.key for each in WANTED])
+    keeper.release_others([])
     other.close()
     left = {device.index: device.backend for device in devices() if device.in_use}
-    return {"left": left, "present": list(keeper.present())}
+    return {"left": left, "present": list(present())}
 
 
 def main() -> None:

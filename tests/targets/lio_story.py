@@ -187,7 +187,7 @@ def main() -> None:
     check_changes(lio)
     check_failing_lun(lio)
     again = Lio(IQNS, OBJECTS)  # another process
-    assert not bring(again, WEB, DB).changes and again.sessions() == {WEB.iqn: [], DB.iqn: []}
+    assert not bring(again, WEB, DB).changes and again.sessions([WEB.iqn, DB.iqn]) == {WEB.iqn: [], DB.iqn: []}
     bring(again, DB)
     assert not (ISCSI / WEB.iqn).exists()
     again.bring([])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from blockdev.targets.chap import ChapFiles
 
 from tests.targets.facts import fact
 from tests.targets.initiator import OURS, Chap, Refused, Session, login, run, sizes, until
-from tests.targets.world import DIRECTORY, MEBIBYTE, World
+from tests.targets.world import BUSY_S, DIRECTORY, MEBIBYTE, World
 
 OTHER = "iqn.2026-11.org.example:other"
 CONFIGFS = Path("/sys/kernel/config/target")
@@ -202,8 +205,34 @@ def a_target_whose_secrets_are_lost_is_not_offered_without(world: World) -> None
 
 
 @fact
+def who_only_reads_does_not_wait_for_an_engine_that_hangs(world: World) -> None:
+    """A target is brought up meanwhile, which waits for the engine's answer to each handshake, 10 s."""
+    world.make_vm("slow", root=16, data=16)
+    answers: list[httpx.Response] = []
+    body = {"initiators": [OURS], "portals": ["127.0.0.1:3260"]}
+    with world.home.rest() as client:
+        adding = threading.Thread(target=lambda: answers.append(client.post("/vms/slow/target", json=body, timeout=BUSY_S)))
+        engine = world.engine_pid()
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            adding.start()
+            until(lambda: world.rest.get("/vms/slow/target").is_success, "the target in the catalog")
+            shown = world.target("slow")
+            assert (shown["state"], shown["reasons"][0]) == ("unavailable", "the kernel has not been brought to it yet"), shown
+            states = {one["vm"]: one["state"] for one in world.ask("GET", "/targets")["targets"]}
+            assert states == {"copy": "up", "shop": "up", "slow": "unavailable"}
+            assert adding.is_alive(), "it did not wait for the engine"
+        finally:
+            os.kill(engine, signal.SIGCONT)
+        adding.join()
+    assert answers[0].status_code == 201, answers[0].text
+    is_up(world, "slow", 2)
+
+
+@fact
 def a_vm_that_is_deleted_by_force_leaves_nothing_in_the_kernel(world: World) -> None:
     world.ask("DELETE", "/vms/copy")
+    world.ask("DELETE", "/vms/slow")
     world.ask("DELETE", "/vms/shop?force=true")
     until(lambda: not list((CONFIGFS / "iscsi").glob("iqn.*")), "the targets to go")
     until(lambda: not list((CONFIGFS / "core").glob("iblock_*/*")), "the backstores to go")
