@@ -82,7 +82,7 @@ class DirectTransport:
                 made = sender.next()
                 if made is None:
                     raise Unavailable("the other end said nothing")
-                message = self.net.alter(made[LENGTH_BYTES:])
+                message = self.net.alter(bytes(made[LENGTH_BYTES:]))
                 if message is None:
                     raise Unavailable("the connection was cut")
                 for answer in reception.handle(message):
