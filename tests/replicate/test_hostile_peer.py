@@ -28,7 +28,7 @@ from blockdev.vmmap.names import UNFINISHED
 from blockdev.vmmap.receipts import Receipt
 from tests.cli.served import until
 from tests.replicate.direct import Net
-from tests.replicate.test_operations import Site
+from tests.replicate.two_homes import Site
 
 MEBIBYTE = 1 << 20
 

@@ -23,7 +23,7 @@ from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_replication import PathRow, ProtectionRow
 from blockdev.vmmap.clock import Clock, to_text
 from blockdev.vmmap.events import Events, enumerate_some
-from blockdev.vmmap.holds import Rules, queued_snapshots
+from blockdev.vmmap.holds import Rules, damaged_snapshots, queued_snapshots
 from blockdev.vmmap.names import is_unfinished
 
 logger = logging.getLogger(__name__)
@@ -221,6 +221,7 @@ class Dispatcher:
             row = found[0]
             is_held = is_unfinished(vm.description) or self._catalog.receiving_vm(vm.id) is not None
             pending = [as_pending(one) for one in queued_snapshots(self._catalog, row, vm, rules)]
+            damaged = [one.name for one in damaged_snapshots(self._catalog, row, vm, rules)]
         is_labelling = self._is_labelling(vm.id)  # after the look at what its snapshots say
         path = paths[row.path_id]
         with self._changed:
@@ -236,6 +237,7 @@ class Dispatcher:
         if halt is not None:
             halt.say()
         self._tell_passed_over(lane, before, {one.id for one in pending})
+        self._tell_damaged(lane, damaged)
 
     def _tell_passed_over(self, lane: Lane, before: list[Pending], now: set[int]) -> None:
         newest = lane.row.newest_lsn
@@ -249,6 +251,14 @@ class Dispatcher:
         if gone:
             what = f"deleted before they were replicated over path {lane.flow.way}, and passed over: {enumerate_some(gone)}"
             self._events.note("warning", "replication", lane.flow.vm, what)
+
+    def _tell_damaged(self, lane: Lane, names: list[str]) -> None:
+        of = f"{trouble(lane)}: damaged"
+        if names:
+            message = f"the pool lacks a disk of what was to be replicated over path {lane.flow.way}, which is passed over: {enumerate_some(names)}"
+            self._events.begin("error", "replication", lane.flow.vm, message, of=of)
+        else:
+            self._events.end("replication", lane.flow.vm, of=of)
 
     # sending
 

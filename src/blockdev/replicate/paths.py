@@ -109,11 +109,10 @@ class PathOperations(Parts):
 
     def remove_path(self, name: str, force: bool = False) -> Path:
         """What it was is returned.  Busy: VMs are protected over it, unless forced: they are not, then.  NotFound."""
-        was = self.show_path(name)
-        if was.protected_count and not force:
-            raise Busy(f"{was.protected_count} VMs are protected over path {name}: unprotect them first, or force it")
         with self._catalog.transaction():
-            row = self._path(name)
+            was, row = self.show_path(name), self._path(name)
+            if was.protected_count and not force:
+                raise Busy(f"{was.protected_count} VMs are protected over path {name}: unprotect them first, or force it")
             self._catalog.delete_path(row.id)
         self._dispatcher.look()
         self._transport.close_path(row.id)

@@ -29,12 +29,12 @@ class ProtectionOperations(Parts):
         check_seconds("an RPO", rpo_seconds, RPO_SECONDS_MIN, RPO_SECONDS_MAX)
         check_seconds("what the other end keeps", keep_seconds, KEEP_SECONDS_MIN, KEEP_SECONDS_MAX)
         row, way = self._vm(vm), self._path(path)
-        self._refuse_received(row)
-        self._refuse_same_home(row, way)
-        known = any(one.path_id == way.id for one in self._catalog.protections(row.id))
-        from_lsn = 0 if known else self._first_lsn(row, way)
+        self._refuse_unsuitable(row, way)
+        self._see_to_a_snapshot(row, way)
         with self._catalog.transaction(grows=True):
-            self._catalog.put_protection(self._vm(vm).id, self._path(path).id, rpo_seconds, keep_seconds, from_lsn, self._now())
+            row, way = self._vm(vm), self._path(path)  # and all that was seen of them may have changed meanwhile
+            self._refuse_unsuitable(row, way)
+            self._catalog.put_protection(row.id, way.id, rpo_seconds, keep_seconds, self._first_lsn(row) or 0, self._now())
             shown = self._one(row, way)
         self._look(row.id)
         return shown
@@ -105,7 +105,7 @@ class ProtectionOperations(Parts):
         [row] = [one for one in self._catalog.protections(vm.id) if one.path_id == way.id]
         return view_protection(vm, way, row)
 
-    def _refuse_received(self, vm: VMRow) -> None:
+    def _refuse_unsuitable(self, vm: VMRow, way: PathRow) -> None:
         received = self._catalog.receiving_vm(vm.id)
         if received is not None:
             peer = self._catalog.peer_by_id(received.peer_id)
@@ -115,22 +115,23 @@ class ProtectionOperations(Parts):
             )
         if is_unfinished(vm.description):
             raise Busy(f"VM {vm.name} is being made: wait for its job")
-
-    def _refuse_same_home(self, vm: VMRow, way: PathRow) -> None:
         for one in self._catalog.protections(vm.id):
             other = self._catalog.path_by_id(one.path_id)
             if other is not None and other.id != way.id and other.key == way.key:
                 raise AlreadyExists(f"VM {vm.name} is protected over path {other.name} already, which goes to the same home")
 
-    def _first_lsn(self, vm: VMRow, way: PathRow) -> int:
-        """That of the newest snapshot which is to be replicated; one is taken if there is none."""
+    def _first_lsn(self, vm: VMRow) -> int | None:
+        """That of the newest snapshot which is to be replicated; None: there is none."""
+        rules = Rules(self._catalog)
+        return next((one.lsn for one in reversed(self._catalog.snapshots(vm.id)) if rules.is_sent(vm, one)), None)
+
+    def _see_to_a_snapshot(self, vm: VMRow, way: PathRow) -> None:
+        """Take one if the VM has none that is to be replicated."""
         with self._catalog.transaction():
-            rules = Rules(self._catalog)
-            snapshots = [one for one in self._catalog.snapshots(vm.id) if rules.is_sent(vm, one)]
-        if snapshots:
-            return snapshots[-1].lsn
-        self._vms.refresh_config(vm.name)
-        return self._vms.create_snapshot(vm.name, None, f"the first to be replicated over path {way.name}").lsn
+            has_one = self._first_lsn(vm) is not None
+        if not has_one:
+            self._vms.refresh_config(vm.name)
+            self._vms.create_snapshot(vm.name, None, f"the first to be replicated over path {way.name}")
 
 
 def view_protection(vm: VMRow, way: PathRow, row: ProtectionRow) -> Protection:

@@ -456,6 +456,10 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Targe
         query = "SELECT * FROM snapshot_disk WHERE snapshot_id = ? ORDER BY id"
         return self._rows(SnapshotDiskRow, query, snapshot_id)
 
+    def snapshots_lacking_disks(self) -> set[int]:
+        """Ids of the snapshots of which the pool has lost a disk."""
+        return set(self._rows(int, "SELECT DISTINCT snapshot_id FROM snapshot_disk WHERE object_id IS NULL"))
+
     def snapshot_disks_of_vm(self, vm_id: int | None = None) -> list[SnapshotDiskRow]:
         """The disks of all snapshots of one VM, or of all."""
         if vm_id is None:

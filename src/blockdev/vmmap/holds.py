@@ -23,10 +23,15 @@ class Rules:
 
     def __init__(self, catalog: Catalog) -> None:
         self._sets = catalog.schedules()
+        self._lacking = catalog.snapshots_lacking_disks()
+
+    def lacks_disk(self, snapshot: SnapshotRow) -> bool:
+        """Whether the pool has lost a disk of it: nobody can send it any more, and those that come after it do not wait for it."""
+        return snapshot.id in self._lacking
 
     def is_sent(self, vm: VMRow, snapshot: SnapshotRow) -> bool:
         """Whether it is to be replicated; one of a schedule that is no more is."""
-        if is_unfinished(snapshot.description):
+        if is_unfinished(snapshot.description) or self.lacks_disk(snapshot):
             return False
         return bool((self._schedule(vm, snapshot) or {}).get("replicate", True))
 
@@ -46,9 +51,17 @@ class Rules:
 
 def queued_snapshots(catalog: Catalog, protection: ProtectionRow, vm: VMRow, rules: Rules) -> list[SnapshotRow]:
     """What is still to be sent over a path, in the order that it is sent in."""
+    return [row for row in _not_there(catalog, protection, vm) if rules.is_sent(vm, row)]
+
+
+def damaged_snapshots(catalog: Catalog, protection: ProtectionRow, vm: VMRow, rules: Rules) -> list[SnapshotRow]:
+    """What would be in that queue if the pool had not lost a disk of it."""
+    return [row for row in _not_there(catalog, protection, vm) if rules.lacks_disk(row)]
+
+
+def _not_there(catalog: Catalog, protection: ProtectionRow, vm: VMRow) -> list[SnapshotRow]:
     after = -1 if protection.newest_lsn is None else protection.newest_lsn
-    rows = catalog.snapshots_from(vm.id, max(protection.from_lsn, after + 1))
-    return [row for row in rows if rules.is_sent(vm, row)]
+    return catalog.snapshots_from(vm.id, max(protection.from_lsn, after + 1))
 
 
 def held_ids(catalog: Catalog, vm: VMRow, rules: Rules) -> set[int]:
