@@ -52,7 +52,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
-for _name, _examples, _steps in (("quick", 300, 40), ("long", 3000, 80)):
+for _name, _examples, _steps in (("quick", 150, 40), ("long", 3000, 80)):
     settings.register_profile(
         _name,
         max_examples=int(os.environ.get("BLOCKDEV_EXAMPLES", _examples)),
@@ -65,7 +65,7 @@ settings.load_profile(os.environ.get("BLOCKDEV_PROFILE", "quick"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take half a minute come first, so that no worker is left alone with one at the end (`make test` has one a core)."""
+    """Files that take half a minute come first, so that no worker is left alone with one at the end (`make test` has three for two cores)."""
     rank = {path: place for place, path in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0].removeprefix("tests/"), len(rank)))
 

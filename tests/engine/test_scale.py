@@ -1,6 +1,6 @@
 """A large pool, killed: it starts fast, and a snapshot of its 1 TiB vdisk stalls nobody.
 
-BLOCKDEV_MAPPED_GIB and BLOCKDEV_DISTINCT_MIB change the size.
+BLOCKDEV_MAPPED_GIB and BLOCKDEV_DISTINCT_MIB change the size, which `make torture` does.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tests.engine.load import Crew
 from tests.engine.model import BLOCK
 
 ROOT = Path(__file__).parents[2]
-MAPPED_GIB = int(os.environ.get("BLOCKDEV_MAPPED_GIB", "64"))
-DISTINCT_MIB = int(os.environ.get("BLOCKDEV_DISTINCT_MIB", "512"))
+MAPPED_GIB = int(os.environ.get("BLOCKDEV_MAPPED_GIB", "24"))
+DISTINCT_MIB = int(os.environ.get("BLOCKDEV_DISTINCT_MIB", "256"))
 OPEN_SECONDS_MAX = 5.0
 STALL_SECONDS_MAX = 0.010
 CHUNKS, DISTINCT_CHUNKS = chunk_counts(MAPPED_GIB, DISTINCT_MIB)
