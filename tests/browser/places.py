@@ -1,4 +1,4 @@
-"""The console's pages, by what a person calls them; `{}` is a VM."""
+"""The console's pages, by what a person calls them; `{}` is a VM, with a disk data and a snapshot monday."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ PAGES = {
     "vms": "/",
     "vm": "/vms/{}",
     "new-vm": "/new-vm",
+    "add-disk": "/vms/{}/add-disk",
+    "change-disk": "/vms/{}/disks/data/change",
     "snapshot": "/vms/{}/snapshot",
     "snapshot-taken": "/vms/{}/snapshots/monday",
     "clone": "/vms/{}/clone",
@@ -18,7 +20,9 @@ PAGES = {
     "target": "/vms/{}/target",
     "pool": "/pool",
     "replication": "/replication",
+    "path": "/replication/paths/site-b",
     "path-new": "/replication/paths/new",
+    "peer": "/replication/peers/site-c",
     "peer-new": "/replication/peers/new",
     "targets": "/targets",
     "activity": "/activity",

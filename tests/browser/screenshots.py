@@ -52,6 +52,8 @@ def furnish(here: Site, there: Site) -> None:
         code = there.home.json("replicate", "peer", "invite", "site-a")["code"]
         with there.home.rest() as other:
             host, port = other.get("/replication/identity").json()["listening"].split(":")
+        key = rest.get("/replication/identity").json()["key"]
+        post(rest, "/replication/peers", {"name": "site-c", "key": key, "vms": ["web*"], "space_bytes": 1 << 40})
         post(rest, "/replication/paths", {"name": "site-b", "host": host, "port": int(port), "code": code})
         for name in (VM, "db"):
             put(rest, f"/vms/{name}/protections/site-b", {"rpo_seconds": 7200})

@@ -5,19 +5,22 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.chromium import PHONE, Site, accessibility_faults
+from tests.browser.chromium import DESKTOP, SMALL_PHONE, Site, accessibility_faults
 from tests.browser.conftest import Visit
 from tests.browser.places import PAGES, address
 
 VM = "web"
-WRITING = {"new-vm", "clone", "snapshot", "restore", "rename", "delete", "path-new", "peer-new"}  # forms alone: what a viewer has no use for
+WRITING = {"new-vm", "add-disk", "change-disk", "clone", "snapshot", "restore", "rename", "delete", "path-new", "peer-new"}  # forms alone: what a viewer has no use for
 
 
 @pytest.fixture(scope="module", autouse=True)
 def furnished(site: Site) -> None:
-    """A VM with a snapshot, a clone, an event, a job and a default schedule: what tables show."""
+    """A VM with a snapshot, a clone, an event, a job and a default schedule, a path and a peer: what tables show."""
     with site.home.rest() as rest:
+        key = rest.get("/replication/identity").json()["key"]  # any will do: nobody is asked for it
         for path, body in (
+            ("/replication/peers", {"name": "site-c", "key": key, "vms": ["web*"], "space_bytes": 1 << 40}),
+            ("/replication/paths", {"name": "site-b", "host": "127.0.0.1", "port": 9, "key": key}),
             ("/vms", {"name": VM, "disks": [{"name": "root", "size_bytes": 64 << 20}, {"name": "data", "size_bytes": 16 << 20}]}),
             (f"/vms/{VM}/snapshots", {"name": "monday"}),
             (f"/vms/{VM}/clones", {"snapshot": "monday", "name": "copy"}),
@@ -35,9 +38,9 @@ def settle(page: Page, name: str) -> None:
     page.wait_for_function("() => !document.querySelector('.htmx-request')")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_page_has_a_serious_fault_for_those_who_do_not_see_or_point(visit: Visit, scheme: str) -> None:
-    page = visit(scheme=scheme)
+@pytest.mark.parametrize(("scheme", "size"), [("light", DESKTOP), ("dark", SMALL_PHONE)])
+def test_no_page_has_a_serious_fault_for_those_who_do_not_see_or_point(visit: Visit, scheme: str, size: tuple[int, int]) -> None:
+    page = visit(scheme=scheme, size=size)
     found = {}
     for name in PAGES:
         settle(page, name)
@@ -48,13 +51,13 @@ def test_no_page_has_a_serious_fault_for_those_who_do_not_see_or_point(visit: Vi
     assert not found, "\n".join(f"{name}: {fault}" for name, faults in found.items() for fault in faults)
 
 
-def test_no_page_is_wider_than_a_phone(visit: Visit) -> None:
-    page = visit(size=PHONE)
+def test_no_page_is_wider_than_a_small_phone(visit: Visit) -> None:
+    page = visit(size=SMALL_PHONE)
     wide = {}
     for name in PAGES:
         settle(page, name)
         width = page.evaluate("document.scrollingElement.scrollWidth")
-        if width > PHONE[0]:
+        if width > SMALL_PHONE[0]:
             wide[name] = width
     assert not wide
 

@@ -158,7 +158,10 @@ def test_signing_in_leads_nowhere_else(browser: New, tokens: dict[str, str], to:
 
 def test_every_answer_has_the_security_headers(browser: New, signed_in: As) -> None:
     one = signed_in("viewer")
-    for answer in (browser().get("/"), browser().get("/sign-in"), one.get("/"), one.get("/none"), one.get("/static/console.css"), one.get("/vms/none")):
+    strangers = [browser().get(path) for path in ("/", "/sign-in", "/api/v1/vms", "/api/none", "/metrics")]
+    known = [one.get(path) for path in ("/", "/none", "/static/console.css", "/vms/none", "/api/v1/vms")]
+    assert [answer.status_code for answer in strangers[2:]] == [401] * 3, "the API has the origin of the pages, and no cookie is good for it"
+    for answer in (*strangers, *known):
         policy = answer.headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
         assert answer.headers["X-Frame-Options"] == "DENY" and answer.headers["X-Content-Type-Options"] == "nosniff"

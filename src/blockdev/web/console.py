@@ -31,7 +31,7 @@ from blockdev.web import (
     vms,
 )
 from blockdev.web.ask import session_of
-from blockdev.web.door import YEAR_SECONDS, Door
+from blockdev.web.door import YEAR_SECONDS, Door, guarded
 from blockdev.web.rendering import STATIC, render
 from blockdev.web.sessions import Sessions
 from blockdev.web.signing import Attempts
@@ -54,7 +54,10 @@ class Console:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "")
         is_api = any(path == one or path.startswith(one + "/") for one in OF_THE_API)
-        await (self.rest if is_api else self.pages)(scope, receive, send)
+        if is_api:
+            await self.rest(scope, receive, guarded(send))  # of the same origin as the pages
+        else:
+            await self.pages(scope, receive, send)
 
 
 def create_console(rest: ASGIApp, tls: Path | None) -> Console:

@@ -60,21 +60,26 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
-                headers.setdefault("Cache-Control", PRIVATE)
-            await send(message)
-
         host = Request(scope).headers.get("host", "")
         if not is_ours(host, self._tls):
             text = "This is blockdev's console.  It does not answer to this name: use the machine's address, or its name.\n"
-            await PlainTextResponse(text, 421, {"Connection": "close"})(scope, receive, send_guarded)
+            await PlainTextResponse(text, 421, {"Connection": "close"})(scope, receive, guarded(send))
             return
-        await self._app(scope, receive, send_guarded)
+        await self._app(scope, receive, guarded(send))
+
+
+def guarded(send: Send) -> Send:
+    """Sends answers with the security headers."""
+
+    async def send_guarded(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers[name] = value
+            headers.setdefault("Cache-Control", PRIVATE)
+        await send(message)
+
+    return send_guarded
 
 
 @lru_cache(64)

@@ -161,7 +161,23 @@ window.blockdev = (function () {
     }
   }
 
-  document.addEventListener("htmx:load", (event) => localTimes(event.detail.elt));
+  // a table that is wider than its place is reached and scrolled by keyboard, too
+  function scrollByKeyboard() {
+    for (const box of document.querySelectorAll(".scroll")) {
+      if (box.scrollWidth > box.clientWidth) {
+        const words = box.querySelector("caption") || box.closest("section")?.querySelector("h1, h2, h3") || document.querySelector("h1");
+        box.tabIndex = 0;
+        box.setAttribute("role", "group");
+        box.setAttribute("aria-label", `${words ? words.textContent.trim() : "Table"}, to be scrolled sideways`);
+      } else {
+        for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
+      }
+    }
+  }
+
+  document.addEventListener("htmx:load", (event) => { localTimes(event.detail.elt); scrollByKeyboard(); });
+  addEventListener("resize", scrollByKeyboard);
+  scrollByKeyboard();
   themeSwitch();
   localTimes(document);
   signInByCode();
