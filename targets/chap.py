@@ -73,7 +73,7 @@ class ChapFiles:
 
     def write(self, credentials: Credentials) -> str:
         """The name of a new file that holds them."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _medium.make_directories(str(self._directory))
         name = secrets.token_hex(8)
         body = {way: [one.user, one.secret] for way, one in vars(credentials).items() if one is not None}
         _medium.write_file(str(self._directory / name), [json.dumps(body).encode()], True, True)

@@ -157,9 +157,11 @@ def _segment_files(segments_path: str) -> list[tuple[int, int, int]]:
 def _remove_replaced(segments_path: str) -> None:
     """Remove what a compaction left that did not come to its end."""
     files = _segment_files(segments_path)
-    for (id, generation, _size), later in zip(files, files[1:], strict=False):
-        if later[0] == id:
-            _medium.unlink_file(f"{segments_path}/{id:08x}.{generation}")
+    replaced = [one for one, later in zip(files, files[1:], strict=False) if later[0] == one[0]]
+    if replaced:
+        _medium.sync_directory(segments_path)  # the process alone may have died, before the newer names were durable
+    for id, generation, _size in replaced:
+        _medium.unlink_file(f"{segments_path}/{id:08x}.{generation}")
     if os.path.exists(f"{segments_path}/rewrite"):
         _medium.unlink_file(f"{segments_path}/rewrite")
 

@@ -76,12 +76,12 @@ class Recording:
             system.apply(part)
             visible = surviving_tree(system, POLICIES["everything"], chosen)
             ground = Ground(visible, self.ground.durable, [*self.operations[:place], *part])
-            told = f"killed after {self._told(place)}" + ("" if not part else f", in a {_told(self.operations[place])}")
+            told = f"killed after {self.told(place)}" + ("" if not part else f", in a {_told(self.operations[place])}")
             return Cut(ground, self._asked_by(legal, part, place), whole, told)
         legal = legal._replace(kept=0)
         name = chosen.choice(CHOICES)
         tree = surviving_tree(system, POLICIES[name], chosen)
-        told = f"cut after {self._told(place)}, of the rest survives: {name}"
+        told = f"cut after {self.told(place)}, of the rest survives: {name}"
         if whole and chosen.random() < (LOST_COPY_CHANCE_LATER if self.restarted else LOST_COPY_CHANCE):
             told += f", and {_lose_a_copy(tree, chosen)} is lost"
             whole = False
@@ -106,7 +106,7 @@ class Recording:
     def _place(self, chosen: Random) -> int:
         """Anywhere; or before or after something other than a write, which most are; or where something was acknowledged."""
         places = range(len(self.ground.operations), len(self.operations) + 1)
-        rare = [place for place in places[:-1] if not isinstance(self.operations[place], Write)]
+        rare = self.rare_places()
         way = chosen.random()
         if rare and way < 0.35:
             return chosen.choice(rare) + chosen.randrange(2)
@@ -114,7 +114,12 @@ class Recording:
             return min(chosen.choice(self.history.acknowledged) + chosen.randrange(2), len(self.operations))
         return chosen.choice(places)
 
-    def _told(self, place: int) -> str:
+    def rare_places(self) -> list[int]:
+        """Of what is no write, and is not the ground's."""
+        places = range(len(self.ground.operations), len(self.operations))
+        return [place for place in places if not isinstance(self.operations[place], Write)]
+
+    def told(self, place: int) -> str:
         last = "" if place == 0 else f" ({_told(self.operations[place - 1])})"
         return f"{place} of {len(self.operations)} operations{last}"
 

@@ -178,6 +178,7 @@ class Policy(NamedTuple):
     entries: Sequence[CountChooser]
 
 
+NAMES_ONLY = "any names"
 POLICIES: dict[str, Policy] = {
     "nothing": Policy([whole(nothing)], [oldest_size], [nothing]),
     "everything": Policy([whole(everything)], [newest_size], [everything]),
@@ -200,7 +201,7 @@ POLICIES: dict[str, Policy] = {
     "no names": Policy([whole(everything)], [newest_size], [nothing]),
     "no sizes": Policy([whole(everything)], [oldest_size], [everything]),
     "any sizes": Policy([whole(everything)], [any_size], [everything]),
-    "any names": Policy([whole(everything)], [newest_size], [some, only_one, all_but_one, in_order, in_reverse]),
+    NAMES_ONLY: Policy([whole(everything)], [newest_size], [some, only_one, all_but_one, in_order, in_reverse]),
     "a mix": Policy(DATA_CHOOSERS, SIZE_CHOOSERS, COUNT_CHOOSERS),
 }
 

@@ -18,9 +18,16 @@ from tests.torture.catalog_bugs import CATALOG_BUGS
 from tests.torture.catalog_cases import CatalogBench
 from tests.torture.catalog_faults import CATALOG_FAULTS, CatalogFaultBench
 from tests.torture.catalog_scenarios import CATALOG_SCENARIOS
+from tests.torture.restarts import RESTARTS, RestartBench
+from tests.torture.small_files import SMALL_FILES, SmallFileBench
 
 CASE_SECONDS_MAX = 120.0
-BENCHES = {**dict.fromkeys(CATALOG_SCENARIOS, CatalogBench), **dict.fromkeys(CATALOG_FAULTS, CatalogFaultBench)}
+BENCHES = {
+    **dict.fromkeys(CATALOG_SCENARIOS, CatalogBench),
+    **dict.fromkeys(CATALOG_FAULTS, CatalogFaultBench),
+    **dict.fromkeys(RESTARTS, RestartBench),
+    **dict.fromkeys(SMALL_FILES, SmallFileBench),
+}
 
 
 def say(**event: Any) -> None:
