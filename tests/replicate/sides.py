@@ -14,7 +14,7 @@ from blockdev.replicate.pairing import Invited
 from blockdev.replicate.transport import Transport
 from blockdev.vmmap.catalog_replication import PathRow, PeerRow
 
-SECONDS_MAX = 20.0
+SECONDS_MAX = 60.0
 STUFF, ASK, GOT, DONE = 200, 201, 202, 203  # kinds of messages that no protocol has
 
 
