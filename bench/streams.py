@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.__main__ import DEFAULT_FOLDER
+from bench.replication.homes import Home
 from bench.workloads import MIB
 from blockdev.transfer.nbd import Export
 
@@ -28,37 +29,10 @@ CONTROL = str(Path(sys.executable).with_name("blockdevctl"))
 TEXT_BYTES = 64  # of a line; lines differ in a few digits
 
 
-class Home:
-    """A served home."""
-
-    def __init__(self, folder: Path, capacity_bytes: int) -> None:
-        self.path = folder / "home"
-        self("init", "--capacity", str(capacity_bytes), "--no-schedules")
-        self._serving = subprocess.Popen(
-            [CONTROL, "--home", str(self.path), "serve"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
-        )
-        assert self._serving.stdout is not None
-        while not self._serving.stdout.readline().startswith("serving the API"):
-            pass
-
-    def __call__(self, *arguments: str) -> None:
-        subprocess.run([CONTROL, "--home", str(self.path), *arguments], check=True, capture_output=True)
-
-    def uri(self, export: str) -> str:
-        return f"nbd+unix:///{export}?socket={self.path}/run/nbd.sock"
-
-    def socket(self) -> Path:
-        return self.path / "run/nbd.sock"
-
-    def stop(self) -> None:
-        self._serving.terminate()
-        self._serving.wait()
-
-
 def fill(home: Home, vm: str, size_bytes: int) -> None:
     """Random bytes, or lines of text of which no two blocks are equal."""
     chosen = random.Random(1)
-    with Export(home.socket(), f"{vm}/root") as disk:
+    with Export(home.socket, f"{vm}/root") as disk:
         for offset in range(0, size_bytes, MIB):
             if vm == "random":
                 content = os.urandom(MIB)
@@ -121,8 +95,9 @@ def main() -> None:
     given = parser.parse_args()
     given.scratch.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="streams-", dir=given.scratch))
-    home = Home(folder, 16 * given.size * MIB)
+    home = Home(folder, "home", 16 * given.size * MIB)
     try:
+        home.serve()
         for vm in ("random", "text"):
             found = run(home, vm, given.size * MIB, given.rounds, folder)
             sizes = {file.suffix: file.stat().st_size for file in folder.glob(f"{vm}.*")}
@@ -131,7 +106,7 @@ def main() -> None:
                 rate = given.size * MIB / statistics.median(seconds) / 1e6
                 print(f"  {name:32} {rate:6.0f} MB/s  ({', '.join(f'{one:.2f} s' for one in seconds)})")
     finally:
-        home.stop()
+        home.close()
         shutil.rmtree(folder)
 
 
