@@ -18,17 +18,15 @@ from blockdev.replicate.driver import Sending
 from blockdev.replicate.flow import Count, Flow, Moving
 from blockdev.replicate.frames import Frame, Message
 from blockdev.replicate.halt import Halt, Halted
-from blockdev.replicate.inbound import failure_fields
 from blockdev.replicate.lanes import Pending, Retry
+from blockdev.replicate.ledger import Ledger
 from blockdev.replicate.model import Watcher
 from blockdev.replicate.queue import as_pending
 from blockdev.replicate.sender import Progress, Sender, Source
 from blockdev.replicate.source import SnapshotSource
 from blockdev.vmmap.catalog import SnapshotRow, VMRow
 from blockdev.vmmap.catalog_replication import PathRow
-from blockdev.vmmap.clock import Clock, to_text
 from blockdev.vmmap.events import Events
-from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs
 from blockdev.watching import Cancelled
 
@@ -71,14 +69,13 @@ class Carrier:
     """One home's."""
 
     def __init__(
-        self, vms: VMs, engine: EngineClient, route: Route, clock: Clock, events: Events, recorder: Recorder
+        self, vms: VMs, engine: EngineClient, route: Route, events: Events, ledger: Ledger
     ) -> None:
         self._vms = vms
         self._engine = engine
         self._route = route
-        self._clock = clock
         self._events = events
-        self._recorder = recorder
+        self._ledger = ledger
 
     def carry(self, errand: Errand, flow: Flow, halt: Halt, reached: Reached) -> None:
         """Until the other end has the snapshot.  As Route.run."""
@@ -129,7 +126,7 @@ class Carrier:
         while True:
             assert sender is not None
             progress = sender.progress
-            began = to_text(self._clock())
+            began = self._ledger.now()
             moving = _moving(snapshot, progress)
             flow.begin(moving)
             error: BlockdevError | None = None
@@ -146,15 +143,7 @@ class Carrier:
                     raise
             finally:
                 moved = flow.end(moving)
-                if error is None or moved.logical:
-                    self._keep(flow, snapshot, began, moved, error)
-
-    def _keep(self, flow: Flow, snapshot: Pending, began: str, moved: Count, error: BlockdevError | None) -> None:
-        row = (
-            *("sent", flow.way, flow.vm, flow.vm_uuid, snapshot.name, snapshot.uuid, began, to_text(self._clock())),
-            *(*moved, *failure_fields(error)),
-        )
-        self._recorder.put(lambda catalog: catalog.add_transfer(*row))
+                self._ledger.put(flow, (snapshot.name, snapshot.uuid), began, moved, error)
 
     def _tell_lost_base(self, errand: Errand, flow: Flow, base_uuid: str | None) -> None:
         how = "an older snapshot that both ends have" if base_uuid is not None else "fingerprints alone"

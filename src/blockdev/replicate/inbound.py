@@ -15,14 +15,13 @@ from blockdev.replicate.control import Begin
 from blockdev.replicate.flow import Count, Flow, Moving
 from blockdev.replicate.frames import Frame, Message
 from blockdev.replicate.holding import Holds
+from blockdev.replicate.ledger import Ledger
 from blockdev.replicate.receiver import Receiver
 from blockdev.replicate.space import PeerSpace
 from blockdev.replicate.store import PeerStore
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_replication import PeerRow
-from blockdev.vmmap.clock import Clock, to_text
 from blockdev.vmmap.events import Events
-from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs
 
 FLOWS_MAX = 4096  # then those that are still are forgotten: a peer may begin VMs without end
@@ -38,9 +37,8 @@ class Inbound:
         catalog: Catalog,
         engine: EngineClient,
         answers: Answers,
-        clock: Clock,
         events: Events,
-        recorder: Recorder,
+        ledger: Ledger,
     ) -> None:
         self._vms = vms
         self._engine = engine
@@ -48,9 +46,8 @@ class Inbound:
         self._space = PeerSpace(vms.peer_bytes)
         self._holds = Holds()
         self.catalog = catalog
-        self.clock = clock
         self.events = events
-        self.recorder = recorder
+        self.ledger = ledger
         self._lock = threading.Lock()
         self._flows: dict[Key, Flow] = {}
 
@@ -142,7 +139,7 @@ class Reception:
         is_copy = begin.purpose == "copy"
         self._is_new = known is None and not is_copy
         name = copy.vm_name if is_copy or known is None else known.name
-        self._began = to_text(self._inbound.clock())
+        self._began = self._inbound.ledger.now()
         self._flow = self._inbound.flow_of(self._peer, begin, begin.vm_name or name)
         self._moving = Moving(copy.name, copy.uuid, monotonic_seconds(), self._moved, lambda: None)
         self._flow.begin(self._moving)
@@ -161,24 +158,12 @@ class Reception:
         error = self._receiver.error
         if not self._receiver.is_done and error is None:
             error = BlockdevError("the connection ended before the snapshot was whole: it goes on from there")
-        if self._receiver.is_done or moved.logical:
-            self._keep(begin, self._flow, moved, error)
+        snapshot = begin.snapshot.name, begin.snapshot.uuid
+        self._inbound.ledger.put(self._flow, snapshot, self._began, moved, None if self._receiver.is_done else error)
         if self._receiver.is_done and self._is_new:
             self._tell_new(self._flow)
-
-    def _keep(self, begin: Begin, flow: Flow, moved: Count, error: BlockdevError | None) -> None:
-        row = (
-            *("received", flow.way, flow.vm, flow.vm_uuid, begin.snapshot.name, begin.snapshot.uuid, self._began),
-            *(to_text(self._inbound.clock()), *moved, *failure_fields(error)),
-        )
-        self._inbound.recorder.put(lambda catalog: catalog.add_transfer(*row))
 
     def _tell_new(self, flow: Flow) -> None:
         made = self._inbound.catalog.vm_of_uuid(flow.vm_uuid)
         name = flow.vm if made is None else made.name
         self._inbound.events.note("info", "replication", name, f"it is received from peer {flow.way} now; its first snapshot is here")
-
-
-def failure_fields(error: BlockdevError | None) -> tuple[str | None, str | None]:
-    """Of a row of the history: code and message; none when it went well."""
-    return (None, None) if error is None else (error.code, error.message)

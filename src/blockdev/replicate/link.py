@@ -17,6 +17,7 @@ from blockdev.replicate.gate import Gate
 from blockdev.replicate.halt import Rejected, Unreached
 from blockdev.replicate.identity import KeyPair, public_line
 from blockdev.replicate.keys import fingerprint
+from blockdev.replicate.sessions import Handing
 from blockdev.replicate.wire import Dialer, Traffic, Wire
 
 CONNECT_SECONDS_MAX = 10.0
@@ -51,23 +52,11 @@ class _Client(asyncssh.SSHClient):
         self.lost.set()
 
 
-class _Session(asyncssh.SSHClientSession):
-    """Hands what comes to the channel."""
+class _Session(Handing, asyncssh.SSHClientSession):
+    """A channel that we open."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-
-    def data_received(self, data: bytes, datatype: object) -> None:
-        self._channel.data_received(data)
-
-    def pause_writing(self) -> None:
-        self._channel.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._channel.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._channel.end(Cut(f"the connection was cut: {exc}" if exc else "the other end closed the channel"))
 
 
 async def connect(

@@ -18,6 +18,7 @@ from blockdev.replicate.dispatcher import Dispatcher
 from blockdev.replicate.doors import Doors
 from blockdev.replicate.halt import Halt, Halted
 from blockdev.replicate.inbound import Inbound
+from blockdev.replicate.ledger import Ledger
 from blockdev.replicate.pulse import Pulse
 from blockdev.replicate.sender import Requester
 from blockdev.replicate.transport import Transport
@@ -55,11 +56,12 @@ class Parts:
         self._events = events
         self._recorder = recorder
         self._listen = listen
+        ledger = Ledger(recorder, clock)
         self._answers = Answers(vms, catalog, clock, events, self._look, self._reach)
-        self._inbound = Inbound(vms, catalog, engine, self._answers, clock, events, recorder)
+        self._inbound = Inbound(vms, catalog, engine, self._answers, events, ledger)
         self._doors = Doors(catalog, self._inbound, clock, events, self._reached)
         self._transport = Transport(home, listen, self._doors)
-        self._carrier = Carrier(vms, engine, self._transport, clock, events, recorder)
+        self._carrier = Carrier(vms, engine, self._transport, events, ledger)
         self._dispatcher = Dispatcher(catalog, self._carrier.carry, clock, events, vms.is_labelling)
         self._pulse = Pulse(vms, self._dispatcher, self._inbound.flows, catalog, engine, clock, events, recorder)
 

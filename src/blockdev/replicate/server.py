@@ -25,6 +25,7 @@ from blockdev.replicate.control import encode_refuse
 from blockdev.replicate.driver import Receiving, run_receiver
 from blockdev.replicate.identity import KeyPair, public_line
 from blockdev.replicate.pairing import Admission, Invitations, Invited, Ticket
+from blockdev.replicate.sessions import Handing
 from blockdev.replicate.wire import Doorkeeper, Traffic, Wire
 from blockdev.vmmap.catalog_replication import PeerRow
 
@@ -289,13 +290,12 @@ def _keep_no_environment(_packet: object) -> bool:
     return False
 
 
-class GuestSession(asyncssh.SSHServerSession):
+class GuestSession(Handing, asyncssh.SSHServerSession):
     """A channel that was opened: refuses all but the one subsystem."""
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
         self._ssh: Any = None
-        self._channel: Channel | None = None
         self._idle: asyncio.TimerHandle | None = None
 
     def connection_made(self, chan: Any) -> None:
@@ -313,21 +313,8 @@ class GuestSession(asyncssh.SSHServerSession):
         self._channel.opened(self._ssh)
         self._guest.serve(self._channel)
 
-    def data_received(self, data: bytes, datatype: object) -> None:
-        if self._channel is not None:
-            self._channel.data_received(data)
-
-    def pause_writing(self) -> None:
-        if self._channel is not None:
-            self._channel.pause_writing()
-
-    def resume_writing(self) -> None:
-        if self._channel is not None:
-            self._channel.resume_writing()
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._guest.channel_ended()
         if self._idle is not None:
             self._idle.cancel()
-        if self._channel is not None:
-            self._channel.end(Cut(f"the connection was cut: {exc}" if exc else "the other end closed the channel"))
+        super().connection_lost(exc)
