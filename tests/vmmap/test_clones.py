@@ -157,3 +157,19 @@ def test_a_restore_beside_is_refused(
     with pytest.raises(error):
         web.restore_beside("web", snapshot, new_name, disk)
     assert observe(web, pool) == before
+
+
+def test_a_hypervisor_is_asked_for_the_configuration_only_when_a_snapshot_is_taken(web: VMs) -> None:
+    asked: list[str] = []
+
+    def refresh(vm: str) -> None:
+        asked.append(vm)
+
+    web.refresh_config = refresh
+    name = web.list_snapshots("web")[0].name
+    web.clone("web", name, "one")
+    web.clone_many("web", name, 2, "many")
+    web.snapshot_to_clone("web", name, ["other"])
+    assert asked == []
+    web.clone("web", None, "newest")
+    assert asked == ["web"]

@@ -23,7 +23,14 @@ from blockdev.vmmap.names import (
     check_name,
     object_name,
 )
-from blockdev.vmmap.operation import Label, Operations, Replacement, change, refreshing
+from blockdev.vmmap.operation import (
+    Label,
+    Operations,
+    Replacement,
+    change,
+    refreshing,
+    refreshing_unless_named,
+)
 from blockdev.vmmap.tags import Tag, encode_tag
 from blockdev.vmmap.views import (
     view_vm,
@@ -54,19 +61,19 @@ def clone_names(prefix: str, count: int) -> list[str]:
 class CloneOperations(Operations):
     """The operations that make disks of snapshots."""
 
-    @refreshing
+    @refreshing_unless_named
     @change
     def clone(self, vm: str, snapshot: str | None, new_name: str) -> VM:
         """A new VM from a snapshot's disks and configuration; without one, a snapshot is taken first."""
         return self._clone(vm, snapshot, [new_name])[0]
 
-    @refreshing
+    @refreshing_unless_named
     @change
     def clone_many(self, vm: str, snapshot: str | None, count: int, prefix: str) -> list[VM]:
         """VMs `PREFIX-1` to `PREFIX-COUNT`, all or none."""
         return self._clone(vm, snapshot, clone_names(prefix, count))
 
-    @refreshing
+    @refreshing_unless_named
     @change
     def snapshot_to_clone(self, vm: str, snapshot: str | None, names: Sequence[str]) -> Snapshot:
         """What clones of these names are to be made of, with its configuration; without `snapshot` one is taken."""

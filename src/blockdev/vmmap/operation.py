@@ -73,6 +73,18 @@ def refreshing(operation: Callable[Concatenate[S, str, P], T]) -> Callable[Conca
     return run
 
 
+def refreshing_unless_named(operation: Callable[Concatenate[S, str, str | None, P], T]) -> Callable[Concatenate[S, str, str | None, P], T]:
+    """As `refreshing`, when no snapshot is named, so that one is taken: else nobody waits for a hypervisor."""
+
+    @wraps(operation)
+    def run(self: S, vm: str, snapshot: str | None, *args: P.args, **kwargs: P.kwargs) -> T:
+        if snapshot is None:
+            self.refresh_config(vm)
+        return operation(self, vm, snapshot, *args, **kwargs)
+
+    return run
+
+
 class Operations:
     """One catalog and one engine, changed in step."""
 
