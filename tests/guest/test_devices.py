@@ -24,7 +24,7 @@ def facts() -> dict[str, Any]:
     """What one guest saw."""
     seed = os.environ.get("BLOCKDEV_SEED") or str(random.SystemRandom().randrange(1 << 32))
     print(f"seed {seed}; again: BLOCKDEV_SEED={seed} .venv/bin/python -m pytest tests/guest/test_devices.py")
-    done = run([sys.executable, str(SCRIPT), seed], UserModeMachine(memory_mib=1536, time_limit_s=240))
+    done = run([sys.executable, str(SCRIPT), seed], UserModeMachine(memory_mib=1536, time_limit_s=480))
     assert done.status == 0, done.describe()
     seen: dict[str, Any] = json.loads(done.stdout)
     return seen

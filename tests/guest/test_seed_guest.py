@@ -29,7 +29,7 @@ def test_a_stock_kernel_reads_a_seed(served_home: ServedHome, tmp_path: Path) ->
     templates = ["--user-data", str(tmp_path / "user"), "--hostname", "host-@number@"]
     made = json.loads(home.ctl("clone", "seeded", "seeded-1", "--customize", *templates, "--json"))
     drives = [Drive(home.uri("seeded-1/root")), Drive(home.uri("seeded-1/seed"), read_only=True)]
-    result = run(["/bin/sh", "-c", LOOK], Machine(drives=drives, modules=["isofs", "nls_utf8"], time_limit_s=200))
+    result = run(["/bin/sh", "-c", LOOK], Machine(drives=drives, modules=["isofs", "nls_utf8"], time_limit_s=400))
     assert result.status == 0, result.describe()
     meta = f"instance-id: {made['vms'][0]['uuid']}\nlocal-hostname: host-1\n"
     once = f"== meta-data\n{meta}== user-data\n{USER_DATA.replace('@hostname@', 'host-1')}"

@@ -73,7 +73,7 @@ def await_steps(guest: Guest, count: int) -> None:
 
 def play_first_guest(home: ServedHome) -> tuple[dict[int, str], int, int]:
     drives = [Drive(home.uri("web/root")), Drive(home.uri("web/data"))]
-    with Guest([*PYTHON, str(HERE / "guest_writer.py")], Machine(drives=drives, time_limit_s=200)) as guest:
+    with Guest([*PYTHON, str(HERE / "guest_writer.py")], Machine(drives=drives, time_limit_s=400)) as guest:
         await_steps(guest, STEPS)
         synced_before = len(lines(guest.share / "synced"))
         home.ctl("snapshot", "create", "web", "--name", "live")
@@ -128,7 +128,7 @@ def history(served_home: ServedHome, tmp_path_factory: pytest.TempPathFactory) -
     machine = Machine(
         drives=[Drive(home.uri("of-live/root")), Drive(home.uri("of-frozen/root"))],
         qemu_arguments=home.qemu_arguments("web/root@frozen"),
-        time_limit_s=200,
+        time_limit_s=400,
     )
     second = run([*PYTHON, str(HERE / "guest_checker.py"), str(directory / "plan")], machine)
     yield History(home, directory, synced, synced_before, begun_after, second)

@@ -27,12 +27,12 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def first_boot(disk: Path) -> Outcomes:
-    return Outcomes(attach_story, UserModeMachine(disks=[disk], time_limit_s=560))
+    return Outcomes(attach_story, UserModeMachine(disks=[disk], time_limit_s=840))
 
 
 @pytest.fixture(scope="module")
 def second_boot(first_boot: Outcomes, disk: Path) -> Outcomes:
-    return Outcomes(reboot_story, UserModeMachine(disks=[disk], time_limit_s=200))
+    return Outcomes(reboot_story, UserModeMachine(disks=[disk], time_limit_s=400))
 
 
 @pytest.mark.timeout(900)
