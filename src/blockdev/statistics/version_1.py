@@ -7,6 +7,7 @@ meanwhile leaves the old one.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blockdev.statistics import coding, layout
 from blockdev.statistics.figures import KINDS
@@ -44,5 +45,13 @@ def _slots(old: Slots, slot: np.dtype[np.void]) -> Slots:
     for kind in KINDS:
         new[f"{kind}_p99"] = coding.encode_short(coding.decode(old[f"{kind}_p99_ns"]))
     new["check"] = layout.check(new)
-    new[old["check"] != layout.check(old)] = 0
+    new[old["check"] != _check(old)] = 0
     return new
+
+
+def _check(slots: Slots) -> NDArray[np.uint8]:
+    """As layout.check was: some changes of one byte left it."""
+    octets = np.ascontiguousarray(slots).view(np.uint8).reshape(len(slots), slots.dtype.itemsize)
+    weights = np.arange(slots.dtype.itemsize, dtype=np.uint32) * 7 + 3
+    weights[3] = 0
+    return (1 + (octets.astype(np.uint32) @ weights) % 251).astype(np.uint8)
