@@ -365,8 +365,7 @@ class Targets(Offers):
         self._chap.keep_only([row.secrets for row in picture.targets if row.secrets is not None])
         kernel = self._kernel_for_work()
         if kernel is None:
-            self._look = _Look(missing=self._missing)
-            self._note_troubles(picture)
+            self._tell(picture, _Look(missing=self._missing))
             return
         wanted = {_key(lun): _wanted(lun) for luns in picture.luns.values() for lun in luns if self._is_free(lun)}
         paths, no_device = self._bring_devices(kernel, wanted, looks)
@@ -386,11 +385,10 @@ class Targets(Offers):
             for luns in picture.luns.values()
             for lun in luns
         }
-        self._look = _Look(kernel.lio, None, troubles, luns)
         if self._wanted != wanted or looks:
             kernel.devices.release_others(wanted)
             self._wanted = wanted
-        self._note_troubles(picture)
+        self._tell(picture, _Look(kernel.lio, None, troubles, luns))
 
     def _bring_devices(self, kernel: _Kernel, wanted: dict[str, Wanted], looks: bool) -> tuple[dict[str, Path], dict[str, str]]:
         """(device of each key, why others have none)"""
@@ -460,11 +458,15 @@ class Targets(Offers):
             created=row.created,
         )
 
-    def _note_troubles(self, picture: _Picture) -> None:
-        if self._held or self._closed:
-            return  # by an operation, for a moment
+    def _tell(self, picture: _Picture, look: _Look) -> None:
+        """From now on who asks is told so; events first, so that whoever sees a trouble finds its event."""
+        if not self._held and not self._closed:  # else by an operation, for a moment
+            self._note_troubles(picture, look)
+        self._look = look
+
+    def _note_troubles(self, picture: _Picture, look: _Look) -> None:
         for row in picture.targets:
-            vm, reasons = picture.vms[row.vm_id], self._reasons(row, picture, self._look)
+            vm, reasons = picture.vms[row.vm_id], self._reasons(row, picture, look)
             if reasons:
                 self._events.begin("error", "target", vm, f"the target of VM {vm} is not as it should be: {'; '.join(reasons)}")
             else:
