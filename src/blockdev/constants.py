@@ -12,4 +12,5 @@ SEGMENT_BYTES = 64 << 20
 
 FORMAT_VERSION = 2
 CHUNK_EXTENTS_MAX = 1 << 16  # extents in one answer of the engine socket
+INVITATION_SECONDS_MAX = 86400  # that the code of another home is valid
 REPLICATION_PORT = 10810  # where peers reach a home, unless another is given

@@ -172,6 +172,10 @@ def medium_failure(what: str, error_number: int) -> MediumError:
     """The error for a failed call to the file system: what failed, why, and what to do."""
     if error_number in (errno.ENOSPC, errno.EDQUOT):
         advice = "make room on the file system below the pool and try again"
+    elif error_number == errno.EROFS:
+        advice = "the kernel's log says why it is read-only; mount it so that it can be written to, then try again"
+    elif error_number in (errno.EACCES, errno.EPERM):
+        advice = "become the user who owns it, then try again"
     else:
         advice = "see the kernel's log about that disk, then try again"
     return MediumError(f"{what}: {os.strerror(error_number)}; {advice}", error_number)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockdev import _medium
-from blockdev.errors import InvalidArgument, NotFound
+from blockdev.errors import InvalidArgument, NotFound, Unavailable, medium_failure
 
 SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path without its terminating zero
 LONGEST_SOCKET = "nbd-4194304.new"  # the NBD socket before the engine serves, with the largest process id
@@ -79,13 +79,28 @@ class Home:
         return self.run / "blockdevd.lock"
 
     def require_initialised(self) -> None:
-        """Raises NotFound unless `blockdevctl init` was run here."""
-        if not self.pool.is_dir():
+        """Raises NotFound unless `blockdevctl init` was run here, Unavailable when that cannot be seen."""
+        try:
+            is_there = self.pool.is_dir()
+        except PermissionError:
+            raise self.of_another() from None
+        if not is_there:
             raise NotFound(f"{self.path} is not a blockdev home: run blockdevctl --home {self.path} init first")
 
     def make_directories(self) -> None:
-        """The home, keys/ and run/, for the owner alone; what exists keeps its mode, but run/ and keys/ are private."""
+        """The home, keys/ and run/, for the owner alone; what exists keeps its mode, but run/ and keys/ are private.
+
+        Unavailable: the home is another user's; MediumError.
+        """
         _medium.make_directories(str(self.path))
-        for private in (self.keys, self.run):
-            private.mkdir(mode=0o700, exist_ok=True)
-            private.chmod(0o700)
+        try:
+            for private in (self.keys, self.run):
+                private.mkdir(mode=0o700, exist_ok=True)
+                private.chmod(0o700)
+        except PermissionError:
+            raise self.of_another() from None
+        except OSError as failure:
+            raise medium_failure(failure.filename or str(self.path), failure.errno or 0) from None
+
+    def of_another(self) -> Unavailable:
+        return Unavailable(f"{self.path} is another user's: become that user")

@@ -766,7 +766,7 @@ def _check_once(things: Sequence[Thing], operation: str) -> None:
 def _check_capacity(capacity_bytes: int) -> None:
     if capacity_bytes < CAPACITY_BYTES_MIN or capacity_bytes % SECTOR_BYTES or capacity_bytes >> 62:
         raise InvalidArgument(
-            f"a pool cannot have {capacity_bytes} bytes: it needs at least {CAPACITY_BYTES_MIN}, a multiple of 512"
+            f"a pool cannot have {capacity_bytes} bytes: it needs at least {CAPACITY_BYTES_MIN >> 20} MiB, and a multiple of 512 bytes"
         )
 
 

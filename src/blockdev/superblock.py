@@ -15,7 +15,7 @@ import xxhash
 from blockdev import _medium
 from blockdev._medium import PlantedBug, is_planted
 from blockdev.constants import BLOCK_BYTES, FORMAT_VERSION
-from blockdev.errors import Corrupt, MediumError, UnknownFormat
+from blockdev.errors import Corrupt, MediumError, UnknownFormat, medium_failure
 from blockdev.policies import COMPRESSIONS, DEDUPS, LEVELS, PoolPolicy, encode_compression, encode_dedup
 
 MAGIC = b"BLOCKDEV"
@@ -110,8 +110,17 @@ def path_of(pool_path: str, which: int) -> str:
 
 
 def is_there(pool_path: str) -> bool:
-    """Whether this is a pool's directory at all, sound or not."""
-    return any(os.path.exists(path_of(pool_path, which)) for which in (0, 1))
+    """Whether this is a pool's directory at all, sound or not.  MediumError: that cannot be seen."""
+    for which in (0, 1):
+        path = path_of(pool_path, which)
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as failure:
+            raise medium_failure(path, failure.errno or 0) from None
+        return True
+    return False
 
 
 def read_both(pool_path: str) -> list[Superblock]:

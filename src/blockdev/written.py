@@ -8,6 +8,7 @@ from fractions import Fraction
 from blockdev.constants import SECTOR_BYTES, VDISK_BYTES_MAX
 from blockdev.errors import InvalidArgument
 
+SIZE_BYTES_MAX = 4 * 10**18  # what the API takes
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 DURATION_TEXT = re.compile(r"([0-9]{1,10})\s*([smhdw])", re.IGNORECASE)
@@ -22,13 +23,15 @@ BINARY_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `20G`, `1.5 TiB`, `512`: units are binary.  Raises InvalidArgument."""
+    """Bytes of `20G`, `1.5 TiB`, `512`: units are binary, at most SIZE_BYTES_MAX.  Raises InvalidArgument."""
     match = SIZE.fullmatch(text.strip())
     if match is None:
         raise InvalidArgument(f"{text!r} is not a size: write it like 20G, 512M or 1.5T")
     size_bytes = Fraction(match[1]) * UNITS[match[2].upper()]
     if size_bytes.denominator != 1:
         raise InvalidArgument(f"{text!r} is not a whole number of bytes")
+    if size_bytes > SIZE_BYTES_MAX:
+        raise InvalidArgument(f"{text} is more than anything here can have: a disk has at most {VDISK_BYTES_MAX >> 40}T")
     return int(size_bytes)
 
 
@@ -39,6 +42,14 @@ def parse_rate(text: str) -> int:
     rate_bytes = parse_size(text)
     if rate_bytes == 0:
         raise InvalidArgument("a rate of 0 is none: write auto to let the pool choose, or a size like 100M")
+    return rate_bytes
+
+
+def parse_read_rate(text: str) -> int:
+    """Bytes in a second.  Raises InvalidArgument."""
+    rate_bytes = parse_size(text)
+    if rate_bytes == 0:
+        raise InvalidArgument("a rate of 0 would never end: write a size like 100M, or leave --rate away for no limit")
     return rate_bytes
 
 

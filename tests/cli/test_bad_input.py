@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
 import xxhash
 
-from tests.cli.served import SECONDS_MAX, Home, run_tool
+from tests.cli.served import BLOCKDEVCTL, SECONDS_MAX, Home, run_tool
 
 LONG_NAME = "n" * 64
 
@@ -40,7 +41,8 @@ def vm(home: Home) -> str:
         ("vm create x --disk ro/ot=1M", 2, "disk name"),
         ("vm create VM --disk root=1M", 4, "already"),
         ("vm create x --image root=/none.qcow2", 3, "does not exist"),
-        ("vm create x --disk root=1M --config /none.xml", 2, "/none.xml"),
+        ("vm create x --disk root=1M --config /none.xml", 3, "/none.xml"),
+        ("vm config VM --set /dev/zero", 2, "too long"),
         ("vm show none", 3, "none"),
         ("vm rename none other", 3, "none"),
         ("vm rename VM VM", 4, "VM"),
@@ -115,13 +117,23 @@ def vm(home: Home) -> str:
         ("clone VM VM", 4, "VM"),
         ("clone VM --count 2", 2, "--prefix"),
         ("clone VM --count 501 --prefix x", 2, "500"),
-        ("clone VM x --user-data /none --customize", 2, "/none"),
+        ("clone VM x --user-data /none --customize", 3, "/none"),
         ("restore VM@none --yes", 3, "none"),
         ("restore VM@none --as x", 3, "none"),
         ("restore VM@s --as VM", 4, "VM"),
         ("restore VM@s --disk none --yes", 3, "none"),
         ("attach VM/none", 3, "none"),
         ("attach VM/root --as floppy", 2, "nbd-client"),
+        ("attach VM/root --port 1234", 2, "--host HOST"),
+        ("attach VM/root --tls psk", 2, "--host HOST"),
+        ("attach VM/root --host 192.0.2.7:10809", 2, "--port 10809"),
+        ("disk resize VM/root 512", 2, "--shrink"),
+        ("schedule set VM daily --at weekly --keep 3d", 2, "lacks a time of day"),
+        ("pool resize --capacity 1M", 2, "16 MiB"),
+        ("pool resize --capacity 99999999T", 2, "64T"),
+        ("pool check --rate 0", 2, "100M"),
+        ("replicate peer invite a --for 2d", 2, "1d"),
+        ("hypervisor add a/b test:///default", 2, "hypervisor name"),
     ],
 )
 def test_bad_argument_changes_nothing(home: Home, vm: str, command: str, status: int, says: str) -> None:
@@ -173,6 +185,16 @@ def test_home_that_is_none_is_named(fresh: Home) -> None:
         result = fresh.run(*command)
         assert result.status == 3 and "init" in result.error
     assert not fresh.path.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_home_of_another_user_is_named_by_each_command(fresh: Home) -> None:
+    fresh.above.chmod(0o755)
+    fresh.path.chmod(0o700)
+    other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", BLOCKDEVCTL, "--home", str(fresh.path)]
+    for arguments in (["serve"], ["vm", "list"], ["pool", "check", "--offline"]):
+        done = subprocess.run([*other, *arguments], capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
+        assert done.returncode in (11, 14) and "become" in done.stderr and done.stderr.count("\n") == 1, (arguments, done)
 
 
 def test_init_refuses_what_it_cannot_make(fresh: Home) -> None:

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from blockdev.api.schemas import RATE_BYTES_MAX, SOME, Body, KeepSeconds, Name
+from blockdev.constants import INVITATION_SECONDS_MAX
 from blockdev.replicate.model import Path, Peer, Protection, Replicated, Sample, Transfer
 from blockdev.replicate.paths import LEVEL, LEVEL_MAX, PORT
 from blockdev.replicate.peers import (
     GLOB_CHARACTERS_MAX,
     GLOBS_MAX,
     INVITATION_SECONDS,
-    INVITATION_SECONDS_MAX,
 )
 from blockdev.replicate.protections import RPO_SECONDS_MAX
 from blockdev.schedule.times import local_zone

@@ -16,19 +16,21 @@ ISCSI = "iscsi"
 @click.command(cls=Verb)
 @click.argument("name", metavar="VM[/DISK[@SNAPSHOT]]", type=values.REF)
 @click.option("--as", "form", type=click.Choice([*FORMATS, ISCSI]), default="uri", show_default=True, help="iscsi: also of a whole VM.")
-@click.option("--host", metavar="HOST", help="From another machine: where it is served (serve --nbd, or the target's portals).")
-@click.option("--port", type=click.IntRange(1, 65535), default=NBD_PORT, show_default=True)
-@click.option("--tls", type=click.Choice(["none", "psk", "certificates"]), default="none", show_default=True)
+@click.option("--host", type=values.HOST, metavar="HOST", help="From another machine: where it is served (serve --nbd, or the target's portals).")
+@click.option("--port", type=click.IntRange(1, 65535), metavar="PORT", help=f"Of serve --nbd there (default: {NBD_PORT}).")
+@click.option("--tls", type=click.Choice(["none", "psk", "certificates"]), help="As serve --nbd has it there (default: none).")
 @pass_session
-def attach(session: Session, name: values.Ref, form: Format | str, host: str | None, port: int, tls: Tls) -> None:
+def attach(session: Session, name: values.Ref, form: Format | str, host: str | None, port: int | None, tls: Tls | None) -> None:
     """Print how to attach a disk, or read-only a disk of a snapshot."""
+    if (port or tls) and (host is None or form == ISCSI):
+        raise InvalidArgument("--port and --tls are for NBD from another machine: say --host HOST, too")
     if form == ISCSI:
         _attach_iscsi(session, name, host)
         return
     if name.disk is None:
         raise InvalidArgument(f"{str(name)!r} does not fit here: write VM/DISK[@SNAPSHOT]")
     export = _export(session, name)
-    where = Address(host=host, port=port, tls=tls) if host else Address(socket=session.home.nbd_socket)
+    where = Address(host=host, port=port or NBD_PORT, tls=tls or "none") if host else Address(socket=session.home.nbd_socket)
     text = describe(form, where, export, read_only=name.snapshot is not None)
     session.say({"export": export, "as": form, "read_only": name.snapshot is not None, "text": text}, text)
 

@@ -117,7 +117,7 @@ class Client:
                 connection.close()
                 self._home.require_initialised()
                 if isinstance(error, PermissionError):
-                    raise errors.Unavailable(f"{self._home.path} is another user's: become that user") from None
+                    raise self._home.of_another() from None
                 if not is_locked(self._home.serve_lock) or monotonic_seconds() > deadline:
                     raise errors.Unavailable(
                         f"nobody serves {self._home.path}: start it with "

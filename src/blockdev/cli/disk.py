@@ -40,7 +40,11 @@ def add(session: Session, name: values.Ref, size: int) -> None:
 def resize(session: Session, name: values.Ref, size: int, shrink: bool, yes: bool) -> None:
     """Make a disk larger, or with --shrink smaller."""
     before = _size_of(session, name)
-    if shrink and size < before:
+    if size < before and not shrink:
+        raise InvalidArgument(
+            f"disk {name} has {show_size(before)}: at {show_size(size)} what lies beyond is lost; take a snapshot first, then say --shrink"
+        )
+    if size < before:
         ask(f"cut the last {show_size(before - size)} off disk {name}", yes)
     body = {"size_bytes": size, "force_shrink": shrink}
     changed = session.client.patch(f"/vms/{name.vm}/disks/{name.disk}", body)

@@ -24,7 +24,7 @@ start_option = click.option("--start", is_flag=True, help="Start the domains, to
 
 def register_options(command: Command) -> Command:
     """Those of a command that makes VMs, which it may register."""
-    register = click.option("--register", "hypervisor", type=values.VM, metavar="NAME", help="Register the clones with this hypervisor.")
+    register = click.option("--register", "hypervisor", type=values.HYPERVISOR, metavar="NAME", help="Register the clones with this hypervisor.")
     return register(at_once_option(start_option(command)))
 
 
@@ -34,7 +34,7 @@ def hypervisor() -> None:
 
 
 @hypervisor.command()
-@click.argument("name", type=values.VM)
+@click.argument("name", type=values.HYPERVISOR)
 @click.argument("uri", metavar="URI")
 @at_once_option
 @pass_session
@@ -69,7 +69,7 @@ def list_(session: Session) -> None:
 
 
 @hypervisor.command()
-@click.argument("name", type=values.VM)
+@click.argument("name", type=values.HYPERVISOR)
 @click.option("--force", is_flag=True, help="Forget which VMs its domains run, too.")
 @pass_session
 def remove(session: Session, name: str, force: bool) -> None:
@@ -79,7 +79,7 @@ def remove(session: Session, name: str, force: bool) -> None:
 
 
 @hypervisor.command()
-@click.argument("name", type=values.VM, required=False)
+@click.argument("name", type=values.HYPERVISOR, required=False)
 @pass_session
 def discover(session: Session, name: str | None) -> int:
     """Find out which domains run which VMs, and take their configurations; nothing changes at the hypervisors."""
@@ -121,7 +121,7 @@ def show_domain(domain: dict[str, Any] | None) -> str:
 
 @click.command(cls=Verb)
 @click.argument("vms", metavar="VM...", type=values.VM, nargs=-1, required=True)
-@click.option("--hypervisor", type=values.VM, metavar="NAME", required=True, help="Where.")
+@click.option("--hypervisor", type=values.HYPERVISOR, metavar="NAME", required=True, help="Where.")
 @at_once_option
 @start_option
 @pass_session

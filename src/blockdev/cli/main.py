@@ -37,7 +37,10 @@ INTERRUPTED_STATUS = 130
 @click.group(cls=Noun, name="blockdevctl", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="blockdev")
 def blockdevctl() -> None:
-    """Virtual machines' disks, snapshots, schedules and clones from a deduplicating pool."""
+    """Virtual machines' disks, snapshots, schedules and clones from a deduplicating pool.
+
+    Sizes are written 20G, 512M, 1.5T or in bytes, in binary units; durations 90s, 30m, 12h, 3d, 2w.
+    """
 
 
 for _command in (
@@ -90,11 +93,14 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         return BlockdevError.exit_status
+    except OSError as error:  # such as a full file system
+        return _fail(f"{error.filename or 'blockdevctl'}: {error.strerror or error}", BlockdevError.exit_status)
 
 
 def _usage(error: click.UsageError) -> str:
     where = error.ctx.command_path if error.ctx else "blockdevctl"
-    return f"{error.format_message().rstrip('.')}: see {where} --help"
+    message = error.format_message().rstrip(".")
+    return f"{message}{'' if message.endswith('?') else ':'} see {where} --help"
 
 
 def _fail(message: str, status: int) -> int:

@@ -11,10 +11,10 @@ from blockdev.addresses import Address
 from blockdev.cli import values
 from blockdev.cli.output import ask, print_columns, print_fields
 from blockdev.cli.session import Noun, Session, pass_session, read_text, yes_option
-from blockdev.constants import REPLICATION_PORT
+from blockdev.constants import INVITATION_SECONDS_MAX, REPLICATION_PORT
 from blockdev.errors import InvalidArgument, NotFound
 from blockdev.vmmap.names import check_name
-from blockdev.written import show_size
+from blockdev.written import show_period, show_size
 
 ALL_VMS = ("*",)
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -57,10 +57,12 @@ def peer() -> None:
 @click.option("--for", "seconds", type=values.DURATION, metavar="DURATION", help="How long the code is valid (default: 10m).")
 @pass_session
 def invite(session: Session, name: str, globs: tuple[str, ...], no_vms: bool, space: int | None, seconds: int | None) -> None:
-    """Show a code by which another home is paired with this one, once, within ten minutes.
+    """Show a code by which another home is paired with this one, once.
 
     Without --vm it may send any VM.
     """
+    if seconds is not None and seconds > INVITATION_SECONDS_MAX:
+        raise InvalidArgument(f"a code is valid for {show_period(INVITATION_SECONDS_MAX)} at the most: say --for 12h, or make another one later")
     body = {"vms": _globs(globs, no_vms, ALL_VMS), "space_bytes": space, **({} if seconds is None else {"seconds": seconds})}
     made = session.client.put(f"/replication/invitations/{name}", body)
     listening = None if session.json else session.client.get("/replication/identity")["listening"]

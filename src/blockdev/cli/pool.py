@@ -51,7 +51,9 @@ def _require_well(found: dict[str, Any]) -> None:
         raise Poisoned("a write to the log failed: start serve again")
     if stats["checksum_errors"] or (known and (known["findings"] or known["more_findings"])):
         raise Corrupt("damage is known: see pool status, and run pool scrub")
-    advice = f"{show_size(stats['available_bytes'])} left: delete something, or raise the capacity with pool resize"
+    is_below = _room(found["engine"]) < found["engine"]["capacity_bytes"]
+    relief = "make room on the file system below the pool" if is_below else "raise the capacity with pool resize"
+    advice = f"{show_size(stats['available_bytes'])} left: delete something, or {relief}"
     if stats["level"] == "critical":
         raise PoolFull(f"the pool is critically full, {advice}")
     if stats["level"] == "warning":
@@ -88,6 +90,8 @@ def _inspections(known: dict[str, Any]) -> list[tuple[str, str]]:
     more = known["more_findings"] + len(known["findings"][STATUS_FINDINGS_MAX:])
     if more:
         fields.append(("DAMAGED", f"and {more} more: pool status --json names what is known"))
+    if known["findings"] or more:
+        fields.append(("to do", "restore a snapshot or a copy that is whole, or overwrite or delete what is named; then pool scrub looks again"))
     return fields
 
 
@@ -148,7 +152,7 @@ def resize(session: Session, capacity: int) -> None:
 
 
 rate_option = click.option(
-    "--rate", type=values.SIZE_VALUE, metavar="SIZE", help="Read at most so much in a second, like 100M (default: no limit)."
+    "--rate", type=values.READ_RATE, metavar="SIZE", help="Read at most so much in a second, like 100M (default: no limit)."
 )
 
 

@@ -52,7 +52,13 @@ class PeersAddressValue(click.ParamType):
     metavar="ADDR[:PORT]",
     help=f"Let peers reach this home, to send it VMs (port {REPLICATION_PORT} unless another is given).",
 )
-@click.option("--plugin", type=click.Choice(["native", "python"]), default="native", show_default=True)
+@click.option(
+    "--plugin",
+    type=click.Choice(["native", "python"]),
+    default="native",
+    show_default=True,
+    help="native: the engine within nbdkit; python: by nbdkit's Python plugin, slower.",
+)
 @click.option("--tls-psk", type=values.PATH, metavar="FILE", help="Keys of those who may use NBD over TCP.")
 @click.option("--tls-certificates", type=values.PATH, metavar="DIR", help="Certificates for NBD over TCP.")
 @click.option("--insecure-nbd", is_flag=True, help="Let everybody who reaches ADDR:PORT read and write the disks.")

@@ -14,10 +14,12 @@ import click
 from blockdev.cli.client import Client
 from blockdev.cli.output import print_json
 from blockdev.cli.progress import follow
-from blockdev.errors import InvalidArgument
+from blockdev.errors import InvalidArgument, NotFound
 from blockdev.home import Home
+from blockdev.written import show_size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+TEXT_CHARACTERS_MAX = 4 << 20  # no request takes more
 
 
 class Session:
@@ -111,8 +113,13 @@ def read_text(path: str) -> str:
     """The text of a file that a person named."""
     try:
         with open(path, encoding="utf-8") as file:
-            return file.read()
+            text = file.read(TEXT_CHARACTERS_MAX + 1)
+    except FileNotFoundError:
+        raise NotFound(f"{path} does not exist") from None
     except OSError as error:
         raise InvalidArgument(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InvalidArgument(f"{path} is not UTF-8 text") from None
+    if len(text) > TEXT_CHARACTERS_MAX:
+        raise InvalidArgument(f"{path} is too long: at most {show_size(TEXT_CHARACTERS_MAX)} can be taken")
+    return text

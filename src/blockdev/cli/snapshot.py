@@ -41,7 +41,7 @@ def snapshot() -> None:
 @snapshot.command()
 @click.argument("vm", type=values.VM)
 @click.option("--name", metavar="NAME", help="Default: the time.")
-@click.option("--description", default="", metavar="TEXT")
+@click.option("--description", default="", metavar="TEXT", help="Text to keep with it.")
 @consistency_option
 @if_not_frozen_option
 @click.option("--keep", type=values.DURATION, metavar="DURATION", help="Delete it so long from now (default: never).")

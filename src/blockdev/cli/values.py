@@ -21,6 +21,7 @@ from blockdev.written import (
     parse_duration_or_same,
     parse_link_rate,
     parse_rate,
+    parse_read_rate,
     parse_size,
     parse_window,
 )
@@ -54,6 +55,18 @@ def parse_ref(text: str) -> Ref:
 
 def parse_vm(text: str) -> str:
     return _parts(text, "VM").vm
+
+
+def parse_hypervisor(text: str) -> str:
+    return check_name("hypervisor", text)
+
+
+def parse_host(text: str) -> str:
+    """A host's name or address.  Raises InvalidArgument."""
+    endpoint = parse_endpoint(text)
+    if endpoint.port is not None:
+        raise InvalidArgument(f"{text!r} is more than a host: write it like 192.0.2.7, and the port as --port {endpoint.port}")
+    return endpoint.host
 
 
 def parse_vm_disk(text: str) -> Ref:
@@ -117,6 +130,7 @@ class Value(click.ParamType):
 
 SIZE_VALUE = Value("size", parse_size)
 RATE = Value("rate", parse_rate)
+READ_RATE = Value("size", parse_read_rate)
 DISK_SIZE = Value("size", parse_disk_size)
 DURATION = Value("duration", parse_duration)
 DURATION_OR_FOREVER = Value("duration|forever", parse_duration_or_forever)
@@ -126,6 +140,8 @@ LINK_RATE = Value("rate", parse_link_rate)
 WINDOW = Value("window", parse_window)
 ENDPOINT_VALUE = Value("host[:port]", parse_endpoint)
 PATH = Value("file", parse_path)
+HOST = Value("host", parse_host)
+HYPERVISOR = Value("name", parse_hypervisor)
 VM = Value("vm", parse_vm)
 REF = Value("vm[/disk][@snapshot]", parse_ref)
 VM_DISK = Value("vm/disk", parse_vm_disk)

@@ -55,7 +55,7 @@ vm.add_command(vm_stats)
 )
 @click.option("--format", "format", type=click.Choice(IMAGE_FORMATS), help="Of the images (default: recognised).")
 @click.option("--config", type=values.PATH, metavar="FILE", help="Text to keep with the VM, such as libvirt XML.")
-@click.option("--description", default="", metavar="TEXT")
+@click.option("--description", default="", metavar="TEXT", help="Text to keep with it.")
 @compression_option
 @dedup_option
 @detach_option

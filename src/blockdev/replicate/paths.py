@@ -16,6 +16,7 @@ from blockdev.replicate.parts import ANSWER_SECONDS_MAX, Parts
 from blockdev.replicate.sender import Requester
 from blockdev.replicate.throttle import Throttle
 from blockdev.vmmap.catalog_replication import PathRow
+from blockdev.written import show_count
 
 PORT = REPLICATION_PORT
 LEVEL = 3
@@ -112,7 +113,7 @@ class PathOperations(Parts):
         with self._catalog.transaction():
             was, row = self.show_path(name), self._path(name)
             if was.protected_count and not force:
-                raise Busy(f"{was.protected_count} VMs are protected over path {name}: unprotect them first, or force it")
+                raise Busy(f"{show_count(was.protected_count, 'VM')} protected over path {name}: unprotect first, or force it (--force)")
             self._catalog.delete_path(row.id)
         self._dispatcher.look()
         self._transport.close_path(row.id)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from blockdev.addresses import show_address
+from blockdev.constants import INVITATION_SECONDS_MAX
 from blockdev.errors import AlreadyExists, BlockdevError, Busy, InvalidArgument
 from blockdev.replicate.keys import fingerprint, parse_key
 from blockdev.replicate.model import Identity, Invitation, Peer
@@ -20,7 +21,6 @@ GLOBS_MAX = 100
 GLOB_CHARACTERS_MAX = 63
 SPACE_BYTES_MAX = 1 << 62
 INVITATION_SECONDS = 600
-INVITATION_SECONDS_MAX = 86400
 
 
 class PeerOperations(Parts):
@@ -84,7 +84,7 @@ class PeerOperations(Parts):
         """
         was = self.show_peer(name)
         if was.received and not force:
-            raise Busy(f"VM {was.received[0]} is received from peer {name}: promote or delete it first, or force it: it is a VM like others then")
+            raise Busy(f"VM {was.received[0]} is received from peer {name}: promote or delete it first, or force it (--force): it is a VM like others then")
         peer = self._peer(name)
         self._vms.forget_peer(peer.id)
         self._transport.disconnect_peer(peer.key)

@@ -69,7 +69,9 @@ def parse_when(text: str) -> When:
         raise InvalidArgument(f"{text!r} is not a time for a schedule: write {FORMS}")
     try:
         when = parsers[words[0]](words[1:])
-    except (ValueError, IndexError) as error:
+    except IndexError:
+        raise InvalidArgument(f"{text!r} lacks a time of day: write it like {FORMS}") from None
+    except ValueError as error:
         raise InvalidArgument(f"{text!r} is not understood ({error}): write it like {FORMS}") from None
     if next(_days_from(when, date(2000, 1, 1)), None) is None:
         raise InvalidArgument(f"{text!r} never comes")

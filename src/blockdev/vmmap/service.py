@@ -325,7 +325,7 @@ class VMs(
         if size_bytes < was.size_bytes and not force_shrink:
             raise InvalidArgument(
                 f"disk {vm}/{disk} has {was.size_bytes} bytes: shrinking it to {size_bytes} loses what is beyond; "
-                "take a snapshot first and force it, if that is meant"
+                "take a snapshot first, then say force_shrink, if that is meant"
             )
         if size_bytes != was.size_bytes:
             intent = intents.ResizeDisk(vm, disk, was.id, object_id, size_bytes)
