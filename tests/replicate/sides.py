@@ -133,6 +133,11 @@ class Side:
         assert self.transport.listening is not None
         return self.transport.listening[1]
 
+    @property
+    def sent_bytes(self) -> int:
+        """Over the socket of the path, SSH's own bytes, too."""
+        return self.transport._links[1].traffic.sent_bytes
+
     def path_to(self, other: Side, port: int | None = None, key: str | None = None, throttle: str = "{}") -> PathRow:
         return PathRow(1, "there", "127.0.0.1", port or other.port, key or other.key, 3, throttle, "")
 

@@ -43,7 +43,7 @@ def _send(source: PoolSource, store: PoolStore, directory: Path) -> float:
         began = time.monotonic()
         sender.transport.run(path, machine, Halt())
         seconds = time.monotonic() - began
-        sent = sender.transport.counted(1).sent_bytes
+        sent = sender.sent_bytes
     assert store.finished == [source.digest(0)]
     assert sent < 1.02 * SIZE_BYTES
     return SIZE_BYTES / seconds

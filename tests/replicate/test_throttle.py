@@ -268,7 +268,7 @@ def _kept(moved: float, shares: list[int], rate: float) -> bool:
 
 
 def _sent(sender: Any) -> int:
-    return int(sender.transport.counted(1).sent_bytes)
+    return int(sender.sent_bytes)
 
 
 def _until_halted(sender: Any, path: Any, pusher: Pusher, halt: Halt) -> None:

@@ -48,7 +48,6 @@ class Transport:
         self._lock = threading.Lock()  # guards what follows
         self._own: KeyPair | None = None
         self._links: dict[int, Link] = {}  # by the path's id
-        self._past: dict[int, Traffic] = {}  # of links that were replaced
         self._server: Server | None = None
         self._invitations = Invitations(monotonic_seconds)
         self.listening: tuple[str, int] | None = None  # where it does
@@ -127,12 +126,6 @@ class Transport:
         if link is not None:
             self._loop.call(link.close())
 
-    def counted(self, path_id: int) -> Traffic:
-        """What went over the path's sockets since the start: SSH's own bytes, too."""
-        with self._lock:
-            found = [one for one in (self._past.get(path_id), _traffic(self._links.get(path_id))) if one is not None]
-        return Traffic(sum(one.sent_bytes for one in found), sum(one.received_bytes for one in found))
-
     def is_connected(self, path_id: int) -> bool:
         with self._lock:
             link = self._links.get(path_id)
@@ -145,10 +138,6 @@ class Transport:
             link = self._links.get(path.id)
             if link is not None and link.end == end:
                 return link
-            if link is not None:
-                past = self._past.setdefault(path.id, Traffic())
-                past.sent_bytes += link.traffic.sent_bytes
-                past.received_bytes += link.traffic.received_bytes
             made = self._links[path.id] = Link(end, own, Gate())
         if link is not None:
             self._loop.call(link.close())
@@ -215,7 +204,3 @@ class Transport:
         if client.found is None:
             raise NotAllowed(f"{end} did not show its key")
         return client.found
-
-
-def _traffic(link: Link | None) -> Traffic | None:
-    return None if link is None else link.traffic
