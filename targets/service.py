@@ -31,6 +31,7 @@ from blockdev.errors import (
     AlreadyExists,
     BlockdevError,
     Busy,
+    InvalidArgument,
     NotFound,
     PoolFull,
     Unavailable,
@@ -266,6 +267,11 @@ class Targets(Offers):
         self._number_disks()
         if wish.snapshots is not None:
             self._write_snapshots(vm, row, wish.snapshots)
+        if self._row(vm).next_lun > model.LUN_MAX + 1:
+            raise InvalidArgument(
+                f"the target of VM {vm.name} has given out all numbers of LUNs up to {model.LUN_MAX}, and gives none twice: remove it and "
+                "add it again"
+            )
 
     def _write_snapshots(self, vm: VMRow, target: TargetRow, names: Sequence[str]) -> None:
         known = {one.name: one for one in self._catalog.snapshots(vm.id)}

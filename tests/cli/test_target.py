@@ -97,6 +97,22 @@ def test_a_target_that_the_kernel_cannot_offer_is_kept_shown_changed_and_removed
     assert offered.json("target", "list") == {"targets": []}
 
 
+def test_no_lun_has_a_number_that_few_initiators_know(offered: Home) -> None:
+    for name in ("s1", "s2"):
+        offered("snapshot", "create", "web", "--name", name)
+    offered.stop()
+    catalog = Catalog(offered.path / "catalog.db")
+    with catalog.transaction():
+        catalog._do("UPDATE target SET next_lun = 16382")
+    catalog.close()
+    offered.serve()
+    shown = offered.json("target", "change", "web", "--snapshot", "s1")
+    assert [lun["number"] for lun in shown["luns"]] == [0, 1, 16382, 16383]
+    refused = offered.run("target", "change", "web", "--snapshot", "s2")
+    assert refused.status == 2 and "remove it and add it again" in refused.error
+    assert offered.json("target", "show", "web")["luns"] == shown["luns"]
+
+
 def test_a_secret_is_in_its_file_and_nowhere_else(offered: Home) -> None:
     new = "anothersecret99"
     told = [offered.run("target", "change", "web", "--chap-user", "you", "--chap-secret-file", "-", stdin=f"{new}\n").stdout]
