@@ -8,19 +8,10 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from tests.cli.served import SECONDS_MAX, Home, fresh_home, served_home
-from tests.ports import free_address
+from tests.cli.rest_home import api_address, home, rest
+from tests.cli.served import SECONDS_MAX, Home, fresh_home
 
-
-@pytest.fixture(scope="session")
-def api_address() -> str:
-    return free_address()
-
-
-@pytest.fixture(scope="session")
-def home(api_address: str) -> Iterator[Home]:
-    with served_home("--api", api_address, "--replicate", free_address()) as made:
-        yield made
+__all__ = ["api_address", "home", "rest"]
 
 
 @pytest.fixture
@@ -28,13 +19,6 @@ def fresh() -> Iterator[Home]:
     """A home of this test alone: initialised, not served."""
     with fresh_home() as made:
         yield made
-
-
-@pytest.fixture(scope="session")
-def rest(home: Home) -> Iterator[httpx.Client]:
-    """The owner's client."""
-    with home.rest() as client:
-        yield client
 
 
 @pytest.fixture(scope="session")

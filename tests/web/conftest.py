@@ -5,30 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-import httpx
 import pytest
 
-from tests.cli.served import Home, fresh_home, served_home
+from tests.cli.rest_home import api_address, home, rest
+from tests.cli.served import Home, fresh_home
 from tests.ports import free_address
 from tests.web.browser import Browser
 
-
-@pytest.fixture(scope="session")
-def console_address() -> str:
-    return free_address()
-
-
-@pytest.fixture(scope="session")
-def home(console_address: str) -> Iterator[Home]:
-    with served_home("--api", console_address, "--replicate", free_address()) as made:
-        yield made
-
-
-@pytest.fixture(scope="session")
-def rest(home: Home) -> Iterator[httpx.Client]:
-    """The owner's client."""
-    with home.rest() as client:
-        yield client
+__all__ = ["api_address", "home", "rest"]
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +22,11 @@ def tokens(home: Home) -> dict[str, str]:
 
 
 @pytest.fixture
-def browser(home: Home, console_address: str) -> Iterator[Callable[[], Browser]]:
+def browser(home: Home, api_address: str) -> Iterator[Callable[[], Browser]]:
     """browser(): one that nobody has signed in with."""
     trust = home.trust()
     with ExitStack() as opened:
-        yield lambda: opened.enter_context(Browser(f"https://{console_address}", trust))
+        yield lambda: opened.enter_context(Browser(f"https://{api_address}", trust))
 
 
 @pytest.fixture
