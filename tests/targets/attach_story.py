@@ -30,6 +30,7 @@ MUTUAL = Chap("target-user", "another-secret-16")
 FILE_BYTES = 24 * MEBIBYTE
 BESIDE_BYTES = 4 * MEBIBYTE
 DEATHS = 3
+MULTIPATH_CONF = Path("/etc/multipath.conf")
 URL = f"iscsi://{PORTALS[0]}"
 
 
@@ -233,23 +234,44 @@ def libiscsi_and_qemu_read_what_the_kernels_initiator_wrote(world: World) -> Non
 
 
 @fact
-def a_path_may_go_while_multipath_has_another(world: World) -> None:
-    iqn = world.target("web")["iqn"]
-    second = initiator.login(iqn, PORTALS[1])
+def a_path_may_go_while_multipathd_has_another_by_the_printed_configuration(world: World) -> None:
+    printed = world.home("attach", "web", "--as", "iscsi")
+    MULTIPATH_CONF.write_text(printed[printed.index("defaults {") : printed.index("# and in /etc/iscsi/iscsid.conf")])
+    run("modprobe", "-a", "dm-multipath", "dm-service-time")
+    Path("/run/udev").mkdir(exist_ok=True)
+    run("/lib/systemd/systemd-udevd", "--daemon")  # by whom multipathd hears of paths
+    disks_of_web(world)
+    run("udevadm", "trigger", "--action=add", "--subsystem-match=block")
+    run("udevadm", "settle", "--timeout=60")
+    run("multipathd")
+    second = initiator.login(world.target("web")["iqn"], PORTALS[1])
     paths = [disks_of_web(world)[1], second.disks(2)[1]]
     assert initiator.wwid(paths[0]) == initiator.wwid(paths[1])
-    run("modprobe", "-a", "dm-multipath", "dm-round-robin")
-    numbers = [f"{os.major(os.stat(path).st_rdev)}:{os.minor(os.stat(path).st_rdev)}" for path in paths]
-    sectors = 80 * MEBIBYTE // 512
-    table = f"0 {sectors} multipath 1 queue_if_no_path 0 1 1 round-robin 0 2 1 {numbers[0]} 1 {numbers[1]} 1"
-    run("dmsetup", "--noudevsync", "create", "both", typed=table)
-    run("dmsetup", "mknodes")
-    load = fio.verified([Path("/dev/mapper/both")], 5, "--rw=randwrite", "--bs=4k", "--iodepth=8", "--size=16m", "--do_verify=1")
-    begun = [fio.written_bytes([path]) for path in paths]
-    until(lambda: all(fio.written_bytes([path]) > before + MEBIBYTE for path, before in zip(paths, begun, strict=True)), "writes on both paths")
+    both = Path("/dev/mapper/web-data")
+    until(lambda: both.exists() and active_paths("web-data") == 2, "a multipath device with two paths", BUSY_S)
+    load = fio.verified([both], 5, "--rw=randwrite", "--bs=4k", "--iodepth=8", "--size=16m", "--rate=1m,1m", *fio.WITHOUT_END)
+    until(lambda: all(writes_more(path) for path in paths), "writes on both paths")
     second.logout()
-    load.finish()
-    run("dmsetup", "--noudevsync", "remove", "--retry", "both")
+    until(lambda: active_paths("web-data") == 1, "the path to be given up", BUSY_S)
+    assert writes_more(paths[0])
+    again = initiator.login(world.target("web")["iqn"], PORTALS[1]).disks(2)[1]
+    until(lambda: active_paths("web-data") == 2, "the path to be taken again", BUSY_S)
+    assert writes_more(again)
+    assert load.stop()[0]["write"]["io_bytes"] > 0
+    second.logout()
+    run("multipath", "-F")
+    run("multipathd", "shutdown")
+    run("udevadm", "control", "--exit")
+
+
+def writes_more(disk: Path) -> bool:
+    before = fio.written_bytes([disk])
+    return until(lambda: fio.written_bytes([disk]) > before, f"writes to {disk}")
+
+
+def active_paths(name: str) -> int:
+    """Of a multipath device, as multipathd sees them."""
+    return run("multipath", "-ll", name).count("active ready running")
 
 
 @fact
