@@ -187,7 +187,7 @@ cdef int fetch_piece(Disk* disk, const uint64_t* blocks, uint32_t count, char* o
         run = 1
         while i + run < count and run < READ_CHUNK_BLOCKS and blocks[i + run] == blocks[i] + run:
             run += 1
-        if blocks[i] + run > block_count(disk):
+        if run > block_count(disk) or blocks[i] > block_count(disk) - run:
             failure = EINVAL
         else:
             failure = read_blocks(disk, blocks[i], run, out + <uint64_t>i * BLOCK_BYTES)

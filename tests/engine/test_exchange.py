@@ -197,6 +197,7 @@ def test_what_cannot_be_is_refused(pool: Pool, other: Pool) -> None:
     for refused in (
         lambda: fetched(disk, beyond),
         lambda: prove_blocks(disk, beyond),
+        lambda: fetched(disk, struct.pack("<Q", 2**64 - 1)),
         lambda: fetched(disk, beyond[:-1]),
         lambda: fetch_blocks(disk, bytes(8), bytearray(BLOCK - 1)),
         lambda: put_blocks(disk, pack([(256, fingerprint(bytes([1]) * BLOCK))]), bytes([1]) * BLOCK),

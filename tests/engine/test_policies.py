@@ -258,3 +258,12 @@ def test_a_rate_is_lifted_while_a_round_waits_for_it() -> None:
     pace.hurry()
     spender.join(10)
     assert not spender.is_alive()
+
+
+def test_both_superblocks_tell_of_policies_once_the_log_has_one(pool: Pool) -> None:
+    """A build that does not know the record must not replay what it can of the log."""
+    disk = pool.create_vdisk(1 << 20)
+    assert not any(block.incompatible & superblock.POLICIES for block in superblock.read_both(pool.path))
+    pool.set_disk_policies([(disk, DiskPolicy("off"))])
+    told = [block.incompatible & superblock.POLICIES for block in superblock.read_both(pool.path)]
+    assert told == [superblock.POLICIES, superblock.POLICIES]

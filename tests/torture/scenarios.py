@@ -621,6 +621,25 @@ def compaction_with_guests_at_work(world: World, chosen: Random) -> None:
 
 
 @scenario
+def compaction_while_checkpoints_are_taken(world: World, chosen: Random) -> None:
+    """What the round goes by stays in its slots, though newer checkpoints do not hold it."""
+    disk = a_disk(world, 8 * LEAF)
+    fill(world, disk, chosen, 300)
+    world.flush()
+
+    def meanwhile() -> None:
+        for _ in range(3):
+            for leaf in range(8):
+                world.write(disk, leaf * LEAF + chosen.randrange(400) * BLOCK, chosen.randbytes(BLOCK))
+            world.checkpoint()
+            world.forget()
+
+    for _ in range(2):
+        writes(world, disk, chosen, 10, (64, 200))
+        world.compact(meanwhile)
+
+
+@scenario
 def compaction_beside_unflushed_overwrites(world: World, chosen: Random) -> None:
     """What a power cut takes back may reach what the maps of the moment do not."""
     disk = a_disk(world, 2 * MIB)
