@@ -151,7 +151,7 @@ class Pool:
         """
         path = os.path.abspath(os.fspath(path))
         if not superblock.is_there(path):
-            raise NotFound(f"{path} is not a pool (it has no superblock): make one with blockdevctl init")
+            raise NotFound(f"{path} is not a pool: it has no superblock; take both back from a copy if it was one, else make another home with blockdevctl init")
         lock_file = take_lock(path)
         try:
             _medium.sync_directory(os.path.dirname(path))  # whoever made the pool may not have come so far

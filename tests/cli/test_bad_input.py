@@ -124,6 +124,7 @@ def vm(home: Home) -> str:
         ("restore VM@s --disk none --yes", 3, "none"),
         ("attach VM/none", 3, "none"),
         ("attach VM/root --as floppy", 2, "nbd-client"),
+        ("vm stats VM --count 3", 2, "--watch"),
         ("attach VM/root --port 1234", 2, "--host HOST"),
         ("attach VM/root --tls psk", 2, "--host HOST"),
         ("attach VM/root --host 192.0.2.7:10809", 2, "--port 10809"),
@@ -200,7 +201,7 @@ def test_home_of_another_user_is_named_by_each_command(fresh: Home) -> None:
 def test_init_refuses_what_it_cannot_make(fresh: Home) -> None:
     assert fresh.run("init").status == 4
     fresh.path = fresh.above / "small"
-    assert "16777216" in fresh.run("init", "--capacity", "1M").error
+    assert "16 MiB" in fresh.run("init", "--capacity", "1M").error
     fresh.path = Path("/proc/none")
     assert fresh.run("init", "--capacity", "1G").status != 0
     fresh.path = fresh.above / ("long" * 25)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import shutil
 from pathlib import Path
@@ -229,6 +230,16 @@ def test_a_missing_segment_is_reported(closed: str) -> None:
     file, _ = find_in_segments(closed, expected("vm/root")[:BLOCK])
     file.unlink()
     assert outcome(closed) in ("refused", "found")
+
+
+def test_a_read_of_a_missing_segment_is_an_input_error(closed: str) -> None:
+    """NBD has no ENOENT: nbdkit would say EINVAL, and clients would think it their own mistake."""
+    file, _ = find_in_segments(closed, expected("vm/root")[:BLOCK])
+    with Pool.open(closed, background=False) as pool:
+        file.unlink()
+        with pytest.raises(errors.BlockdevError) as raised:
+            pool.find("vm/root").read(0, BLOCK)
+    assert raised.value.errno == errno.EIO
 
 
 def test_missing_map_nodes_are_reported(closed: str) -> None:

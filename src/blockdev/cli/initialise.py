@@ -12,8 +12,9 @@ from blockdev import Pool
 from blockdev.cli import values
 from blockdev.cli.output import warn_of_room
 from blockdev.cli.session import Session, Verb, pass_session
-from blockdev.errors import AlreadyExists, InvalidArgument, medium_failure
+from blockdev.errors import AlreadyExists, InvalidArgument, PoolFull, medium_failure
 from blockdev.home import Home
+from blockdev.pool import CAPACITY_BYTES_MIN
 from blockdev.written import show_size
 
 FREE_SHARE = 0.9  # of the file system's free space, when no capacity is given
@@ -35,6 +36,8 @@ def init(session: Session, capacity: int | None, no_schedules: bool) -> None:
         raise AlreadyExists(f"{home.path} is a blockdev home already: choose another --home")
     room_bytes = _room(home)
     capacity_bytes = int(room_bytes * FREE_SHARE) >> 20 << 20 if capacity is None else capacity
+    if capacity is None and capacity_bytes < CAPACITY_BYTES_MIN:
+        raise PoolFull(f"the file system at {home.path} has room for {show_size(room_bytes)} only: make room there, or choose another --home")
     made = _directories_to_make(home)
     try:
         home.make_directories()

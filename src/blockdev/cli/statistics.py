@@ -44,6 +44,8 @@ def vm_stats(session: Session, name: str, watch: bool, seconds: int | None, coun
 
     Latencies are from a request's arrival in the engine to its answer.  WAITS says what they were spent on.
     """
+    if count is not None and not watch:
+        raise InvalidArgument("--count says when --watch ends: say that, too")
     if seconds is not None:
         if watch:
             raise InvalidArgument("--since shows what was, --watch what is: give one of them")
