@@ -259,7 +259,7 @@ def a_path_may_go_while_multipathd_has_another_by_the_printed_configuration(worl
     assert writes_more(again)
     assert load.stop()[0]["write"]["io_bytes"] > 0
     second.logout()
-    run("multipath", "-F")
+    until(lambda: subprocess.run(["multipath", "-F"], capture_output=True).returncode == 0, "udev to let go of the map")
     run("multipathd", "shutdown")
     run("udevadm", "control", "--exit")
 
