@@ -72,12 +72,7 @@ class Recording:
         system.apply(self.operations[:place])
         whole = self.whole and _has_settled(system)
         if chosen.random() < KILL_CHANCE:
-            part = self._part_of_next(place, chosen)
-            system.apply(part)
-            visible = surviving_tree(system, POLICIES["everything"], chosen)
-            ground = Ground(visible, self.ground.durable, [*self.operations[:place], *part])
-            told = f"killed after {self.told(place)}" + ("" if not part else f", in a {_told(self.operations[place])}")
-            return Cut(ground, self._asked_by(legal, part, place), whole, told)
+            return self.kill(place, self._part_of_next(place, chosen), whole)
         legal = legal._replace(kept=0)
         name = chosen.choice(CHOICES)
         tree = surviving_tree(system, POLICIES[name], chosen)
@@ -87,10 +82,23 @@ class Recording:
             whole = False
         return Cut(all_durable(tree), legal, whole, told)
 
+    def kill(self, place: int, part: list[Operation], whole: bool) -> Cut:
+        """The process dies after so many operations and a part of the next one: all that is there, and may still be lost."""
+        system = FileSystem(self.ground.durable)
+        system.apply([*self.operations[:place], *part])
+        visible = surviving_tree(system, POLICIES["everything"], Random(0))
+        ground = Ground(visible, self.ground.durable, [*self.operations[:place], *part])
+        told = f"killed after {self.told(place)}" + ("" if not part else f", in a {_told(self.operations[place])}")
+        return Cut(ground, self._asked_by(self.history.legal_at(place), part, place), whole, told)
+
     def _part_of_next(self, place: int, chosen: Random) -> list[Operation]:
         """A kill may end a write between two pages: those before are there."""
+        return self.some_pages_at(place, chosen) if chosen.random() < TORN_KILL_CHANCE else []
+
+    def some_pages_at(self, place: int, chosen: Random) -> list[Operation]:
+        """The first pages of the write at a place, if there is one of several."""
         following = self.operations[place : place + 1]
-        if chosen.random() < TORN_KILL_CHANCE and following and isinstance(following[0], Write):
+        if following and isinstance(following[0], Write):
             pages = -(-len(following[0].data) // PAGE_BYTES)
             if pages > 1:
                 return [following[0]._replace(data=following[0].data[: chosen.randrange(1, pages) * PAGE_BYTES])]
@@ -118,6 +126,11 @@ class Recording:
         """Of what is no write, and is not the ground's."""
         places = range(len(self.ground.operations), len(self.operations))
         return [place for place in places if not isinstance(self.operations[place], Write)]
+
+    def places_of_writes(self) -> list[int]:
+        """Of all that are not the ground's."""
+        places = range(len(self.ground.operations), len(self.operations))
+        return [place for place in places if isinstance(self.operations[place], Write)]
 
     def told(self, place: int) -> str:
         last = "" if place == 0 else f" ({_told(self.operations[place - 1])})"

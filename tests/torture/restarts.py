@@ -1,4 +1,4 @@
-"""Restarts: the process dies where a name changes or a sync is due, and the power goes while the next one starts.
+"""Restarts: the process dies in a write, where a name changes or a sync is due; the power goes while the next one starts.
 
 That one finds what the first one did, and may lose it all the same: whatever it builds on it has to make durable first.
 Cases of other scenarios come there too, but rarely.
@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from random import Random
 
 from tests.torture.cases import Bench, Cut, Recording
-from tests.torture.file_system import Create, FileSystem, Ground, Remove, Rename, all_durable
+from tests.torture.file_system import Create, FileSystem, Remove, Rename, all_durable
 from tests.torture.power_cut import CHOICES, NAMES_ONLY, POLICIES, surviving_tree
 
 MOSTLY = 0.7
+IN_A_WRITE = 0.4
 CHANGES = (Create, Rename, Remove)
 PREFIX = "restart_in_"
 RESTARTS = [
@@ -25,6 +26,7 @@ RESTARTS = [
         "full_file_system",
         "segments_roll",
         "policies",
+        "kept_and_flushed",
     )
 ]
 
@@ -50,15 +52,14 @@ class RestartBench(Bench):
 
 
 def _kill(recording: Recording, chosen: Random) -> Cut:
-    """Mostly after a name changed, else before or after something that is no write."""
+    """Within a write, or mostly after a name changed, else before or after something that is no write."""
+    if chosen.random() < IN_A_WRITE:
+        place = chosen.choice(recording.places_of_writes())
+        return recording.kill(place, recording.some_pages_at(place, chosen), False)
     place = _after_a_name(recording, chosen)
     if place is None:
         place = chosen.choice(recording.rare_places()) + chosen.randrange(2)
-    system = FileSystem(recording.ground.durable)
-    system.apply(recording.operations[:place])
-    visible = surviving_tree(system, POLICIES["everything"], chosen)
-    ground = Ground(visible, recording.ground.durable, recording.operations[:place])
-    return Cut(ground, recording.history.legal_at(place), False, f"killed after {recording.told(place)}")
+    return recording.kill(place, [], False)
 
 
 def _cut(started: Recording, chosen: Random) -> Cut:

@@ -148,6 +148,17 @@ def kept_on_another_disk(world: World, chosen: Random) -> None:
 
 
 @scenario
+def kept_and_flushed(world: World, chosen: Random) -> None:
+    """A batch is closed that has more than was kept: a death in that write must not take what was."""
+    disk = a_disk(world)
+    for _ in range(20):
+        writes(world, disk, chosen, 2, (8, 16))
+        world.keep(disk)
+        writes(world, disk, chosen, 3, (8, 16, 32))
+        world.flush()
+
+
+@scenario
 def kept_of_what_is_there(world: World, chosen: Random) -> None:
     """The second write of the same bytes changes nothing, and the first one may be in memory only."""
     disk = a_disk(world)
