@@ -221,7 +221,7 @@ def test_a_control_plane_killed_while_it_registers_finds_out_which_are_there(lab
     killed = lab.home.control_pid()
     os.kill(killed, signal.SIGKILL)
     until(lambda: lab.home.control_pid() not in (0, killed), "the next control plane")
-    lab.home("vm", "list")  # waits for it
+    until(lambda: lab.home.run("vm", "list").status == 0, "its answer")
     lab.rest = lab.home.rest()
 
     def states() -> dict[str, str]:
