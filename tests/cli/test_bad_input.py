@@ -188,7 +188,7 @@ def test_home_that_is_none_is_named(fresh: Home) -> None:
     assert not fresh.path.exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_home_of_another_user_is_named_by_each_command(fresh: Home) -> None:
     fresh.above.chmod(0o755)
     fresh.path.chmod(0o700)
