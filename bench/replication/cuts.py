@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+from tests.ports import free_port
 
 from bench.replication import results
 from bench.replication.homes import Home, pair, same_disk, until, write
-from bench.replication.proxy import Proxy, free_port
+from bench.replication.proxy import Proxy
 from bench.replication.results import note
 from bench.workloads import GIB, MIB
 
