@@ -132,7 +132,7 @@ cdef int read_blocks(Disk* disk, uint64_t first, uint32_t count, char* out) noex
                     failure = map_lookup(disk.pool.nodes, &disk.map, first + i, count - i, &addresses[i])
                     continue
                 report_bad_block(disk, (first + i + bad) * BLOCK_BYTES, addresses[i] + bad)
-                if failure == ENOENT:  # a segment's file is gone; NBD has no word for that, and EINVAL would blame the client
+                if failure == ENOENT:  # a segment's file is gone; NBD has no word for it, and EINVAL would blame the client
                     failure = EIO
         i += run
     count_u64(&disk.pool.counters.blocks_read, count)
