@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from blockdev import _medium
 from blockdev.api.jobs import Job, Part
 from blockdev.api.schemas import DiskExport, VMExport
 from blockdev.api.services import Services
@@ -66,9 +67,12 @@ def _export_snapshot(services: Services, snapshot: Snapshot, body: VMExport, job
             disks.append({"name": disk.name, "size_bytes": disk.size_bytes, "file": file, "used_bytes": used})
             before += disk.size_bytes
         about = {"vm": snapshot.vm, "created": snapshot.created, "format": body.format, "disks": disks}
-        (made / "vm.json").write_text(json.dumps({**about, "config": snapshot.config}, indent=2) + "\n")
+        text = json.dumps({**about, "config": snapshot.config}, indent=2) + "\n"
+        _medium.write_file(str(made / "vm.json"), [text.encode()], create=True, durable=True)
+        _medium.sync_directory(str(made))
         _check_directory(target)
-        made.rename(target)  # an empty directory is replaced
+        _medium.rename_file(str(made), str(target))  # an empty directory is replaced
+        _medium.sync_directory(str(target.parent))
     return {"directory": body.directory, **about}
 
 

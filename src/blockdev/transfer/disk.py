@@ -10,6 +10,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from blockdev import _medium
 from blockdev.errors import AlreadyExists, InvalidArgument, PoolFull, ToolFailed
 from blockdev.transfer.image import FORMATS, Image, require_sound
 from blockdev.transfer.qemu_img import convert
@@ -63,7 +64,7 @@ def _check_target(target: Path, path: str, overwrite: bool) -> None:
 
 
 def export_image(uri: str, path: str, format: str, overwrite: bool, watcher: Watcher) -> int:
-    """Write the export at `uri` to the file `path`.  Returns the bytes that the file occupies."""
+    """Write the export at `uri` to the file `path`, durably.  Returns the bytes that the file occupies."""
     check_destination(path, format, overwrite)
     target = Path(path)
     # A directory beside the target, and not another name in it: a VMDK holds its own file name.
@@ -74,7 +75,8 @@ def export_image(uri: str, path: str, format: str, overwrite: bool, watcher: Wat
         except (PoolFull, ToolFailed) as error:
             raise ToolFailed(f"exporting to {path} failed: {error.message}") from None
         check_destination(path, format, overwrite)
-        made.rename(target)
+        _medium.rename_file(str(made), path)
+        _medium.sync_directory(str(target.parent))
     with suppress(FileNotFoundError):
         return target.stat().st_blocks * 512
     return 0
