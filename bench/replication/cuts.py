@@ -70,8 +70,8 @@ def random_data(size_bytes: int, seed: int) -> Iterator[tuple[int, bytes]]:
 class Run:
     """The source, and one target after the other."""
 
-    def __init__(self, folder: Path, size_bytes: int, seed: int) -> None:
-        self._folder, self._size, self._seed = folder, size_bytes, seed
+    def __init__(self, folder: Path, size_bytes: int, seed: int, rate_mb: int | None) -> None:
+        self._folder, self._size, self._seed, self._rate_mb = folder, size_bytes, seed, rate_mb
         self._engine_kills: dict[str, list[float]] = {"source": [], "target": []}
         self.source = Home(folder, "a", 4 * size_bytes + GIB)
         self.source.serve()
@@ -89,6 +89,8 @@ class Run:
             with Proxy(port) as proxy:
                 target.serve("--replicate", f"127.0.0.1:{port}")
                 pair(self.source, target, f"127.0.0.1:{proxy.port}")
+                if self._rate_mb is not None:
+                    self.source("replicate", "path", "throttle", f"to-{name}", "--rate", str(self._rate_mb))
                 before, begun = proxy.sent_bytes, time.perf_counter()
                 self.source("replicate", "protect", "web", "--path", f"to-{name}")
                 done = Counter(self._cut_at(target, proxy, before, cuts))
@@ -154,9 +156,11 @@ class Run:
             raise RuntimeError(f"something of half-received snapshots is left: {status['foreign']} {status['missing']}")
 
 
-def measure(folder: Path, size_bytes: int, cut_count: int, seed: int) -> tuple[Transfer, Transfer]:
-    """(uncut, cut)"""
-    run = Run(folder, size_bytes, seed)
+def measure(
+    folder: Path, size_bytes: int, cut_count: int, seed: int, rate_mb: int | None = None
+) -> tuple[Transfer, Transfer]:
+    """(uncut, cut); rate_mb: what a small transfer is held to, in MB/s, so that there is time for the cuts."""
+    run = Run(folder, size_bytes, seed, rate_mb)
     try:
         uncut = run.transfer("b", [])
         note(f"uncut: {uncut.sent_bytes:,} bytes in {uncut.seconds:.1f} s")

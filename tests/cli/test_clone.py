@@ -92,7 +92,7 @@ def test_a_customized_clone_cloned_again_gets_a_new_seed(home: Home, origin: str
         (["x", "--customize"], "#cloud-config\na: [1\n", 2, "line"),
         (["x", "--customize"], "#!/bin/sh\n@mac2@\n", 2, "@mac2@"),
         (["x", "--hostname", "y"], None, 2, "--customize"),
-        (["x", "--customize", "--user-data", "/none"], None, 2, "/none"),
+        (["x", "--customize", "--user-data", "/none"], None, 3, "/none"),
     ],
 )
 def test_what_cannot_be_a_seed_is_refused_before_anything_is_made(

@@ -50,7 +50,7 @@ def test_a_guest_whose_time_is_over_is_stopped(machine: AnyMachine) -> None:
 @pytest.mark.parametrize("machine", [Machine(), UserModeMachine()])
 def test_guest_and_machine_tell_each_other_of_events_through_the_share(machine: AnyMachine) -> None:
     script = """
-        echo 1 >$LAB_SHARE/begun
+        echo 1 >$LAB_SHARE/begins && mv $LAB_SHARE/begins $LAB_SHARE/begun
         until [ -e $LAB_SHARE/answer ]; do sleep 0.05; done
         until grep -q more $LAB_SHARE/answer; do sleep 0.05; done
         echo 2 >>$LAB_SHARE/begun"""

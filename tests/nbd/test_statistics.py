@@ -15,7 +15,7 @@ from blockdev.transfer.nbd import Export
 from tests.nbd.conftest import DISK, MEBIBYTE, Server
 
 READ, WRITE, FLUSH, DISCARD, ZERO = range(5)
-LATENCY_SHARE_MAX = 0.02
+LATENCY_SHARE_MAX = {"native": 0.02, "python": 0.1}  # the plugin of Python copies data that is not zeros from memory that is colder
 ATTEMPTS_MAX = 10
 HURRIED = ("chrt", "--fifo", "10") if os.geteuid() == 0 else ()
 
@@ -143,20 +143,22 @@ def test_fio_and_engine_agree_in_mean_latency_beside_the_way_between_them(server
     fio(run, server, "--rw=write", "--bs=1m", "--size=32m", "--end_fsync=1")
     hurry(run, server)
     differences: list[float] = []
-    while len(differences) < ATTEMPTS_MAX and min(differences, default=1.0) > LATENCY_SHARE_MAX:
+    share_max = LATENCY_SHARE_MAX[server.plugin]
+    while len(differences) < ATTEMPTS_MAX and min(differences, default=1.0) > share_max:
         hole_fio, hole_engine = compare_reads(run, server, "--offset=32m")
         data_fio, data_engine = compare_reads(run, server, "--offset=0")
         way = hole_fio - hole_engine
         differences.append(abs(data_fio - way - data_engine) / data_fio)
         print(f"fio {data_fio / 1000:.1f} us, engine {data_engine / 1000:.1f}, way {way / 1000:.1f}: apart {differences[-1]:.1%}")
-    assert min(differences) <= LATENCY_SHARE_MAX
+    assert min(differences) <= share_max
 
 
 def test_flush_takes_as_long_for_fio_as_for_the_engine(server: Server, run) -> None:
     """It waits for 16 MiB to reach the disk, beside which the way is nothing."""
     hurry(run, server)
     differences: list[float] = []
-    while len(differences) < ATTEMPTS_MAX and min(differences, default=1.0) > LATENCY_SHARE_MAX:
+    share_max = LATENCY_SHARE_MAX[server.plugin]
+    while len(differences) < ATTEMPTS_MAX and min(differences, default=1.0) > share_max:
         before = told(server)["kinds"][FLUSH]
         job = fio(run, server, "--rw=write", "--bs=16m", "--fsync=1", "--io_size=64m", before=HURRIED)
         after = told(server)["kinds"][FLUSH]
@@ -165,7 +167,7 @@ def test_flush_takes_as_long_for_fio_as_for_the_engine(server: Server, run) -> N
         assert job["sync"]["total_ios"] == count
         differences.append(abs(job["sync"]["lat_ns"]["mean"] - mean_ns) / mean_ns)
         print(f"{mean_ns / 1000:.0f} us, apart {differences[-1]:.1%}")
-    assert min(differences) <= LATENCY_SHARE_MAX
+    assert min(differences) <= share_max
 
 
 def hurry(run, server: Server) -> None:

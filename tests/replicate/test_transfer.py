@@ -358,7 +358,7 @@ def test_bytes_that_are_not_what_was_offered_end_the_channel_and_are_not_written
     link = link_of(source, store)
 
     def alter(message: bytes) -> bytes:
-        return message[:-1] + bytes([message[-1] ^ 1]) if message[0] == Kind.DATA else message
+        return bytes(message[:-1]) + bytes([message[-1] ^ 1]) if message[0] == Kind.DATA else message
 
     with pytest.raises(InvalidArgument, match="other blocks than it offered"):
         link.run(alter)
