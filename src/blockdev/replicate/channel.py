@@ -1,8 +1,9 @@
 """One SSH channel as a thread sees it: whole messages come out, frames go in, and both may have to wait.
 
 Threads: `send`, `received`, `receive` and `close` are for one thread that may block, `interrupt` for any; the rest is the
-loop's.  `_changed` guards what both sides see.  Memory: INCOMING_BYTES_MAX of messages and the SSH window on one side,
-OUTGOING_BYTES_MAX and a frame on the other, then Wire.HIGH_WATER_BYTES: whatever the other end does.
+loop's.  `_changed` guards what both sides see.  Memory: INCOMING_BYTES_MAX of messages, in memory at most twice as large
+(frames.py), and the SSH window on one side, OUTGOING_BYTES_MAX and a frame on the other, then Wire.HIGH_WATER_BYTES: whatever
+the other end does.
 """
 
 from __future__ import annotations
