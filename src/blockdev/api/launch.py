@@ -6,22 +6,28 @@ import os
 import select
 import subprocess
 import sys
+from collections.abc import Callable
 
 from blockdev.api.listening import Tcp
+from blockdev.clock import monotonic_seconds
 from blockdev.errors import ToolFailed, from_code
 from blockdev.home import Home
 
 READY_SECONDS_MAX = 60.0  # for another READY_CPU_SECONDS of its start, which takes 2 to 10 s of a processor
 READY_CPU_SECONDS = 1.0
 READY_PERIODS_MAX = 10
+LOOK_SECONDS = 1.0  # between calls of `meanwhile`
 # It must not outlive its supervisor: the next one starts its own.  setpriv becomes blockdevd, so the pid is the same.
 TIED_TO_PARENT = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
 def start_control(
-    home: Home, tcp: Tcp | None, nbd: str | None = None, replicate: str | None = None
+    home: Home, tcp: Tcp | None, nbd: str | None, replicate: str | None, meanwhile: Callable[[], None]
 ) -> subprocess.Popen[bytes]:
-    """A control plane that answers.  Raises what it says keeps it from serving, or ToolFailed."""
+    """A control plane that answers.  Raises what it says keeps it from serving, ToolFailed, or what `meanwhile` raises.
+
+    meanwhile: is called again and again until it answers, since that may take long.
+    """
     reader, writer = os.pipe()
     arguments = [*TIED_TO_PARENT, sys.executable, "-m", "blockdev.web.daemon", "--home", str(home.path)]
     arguments += ["--ready-fd", str(writer), *(tcp.arguments() if tcp else [])]
@@ -36,7 +42,7 @@ def start_control(
     finally:
         os.close(writer)
     try:
-        _wait_until_ready(process, reader)
+        _wait_until_ready(process, reader, meanwhile)
     except BaseException:
         process.kill()
         process.wait()
@@ -46,11 +52,11 @@ def start_control(
     return process
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], reader: int) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], reader: int, meanwhile: Callable[[], None]) -> None:
     """One that gets on is waited for: killed and begun anew it would never be there while others take the processor."""
     used_s = 0.0
     for period in range(READY_PERIODS_MAX):
-        if select.select([reader], [], [], READY_SECONDS_MAX)[0]:
+        if _says_something(reader, READY_SECONDS_MAX, meanwhile):
             break
         before_s, used_s = used_s, _cpu_seconds(process.pid)
         if used_s - before_s < READY_CPU_SECONDS or period == READY_PERIODS_MAX - 1:
@@ -63,6 +69,15 @@ def _wait_until_ready(process: subprocess.Popen[bytes], reader: int) -> None:
         code, _, message = rest.partition(" ")
         raise from_code(code, message)
     raise ToolFailed(f"blockdevd ended with status {status} before it served; what it said is above")
+
+
+def _says_something(reader: int, seconds: float, meanwhile: Callable[[], None]) -> bool:
+    deadline = monotonic_seconds() + seconds
+    while not select.select([reader], [], [], min(LOOK_SECONDS, seconds))[0]:
+        meanwhile()
+        if monotonic_seconds() >= deadline:
+            return False
+    return True
 
 
 def _cpu_seconds(pid: int) -> float:

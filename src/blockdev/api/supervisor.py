@@ -39,6 +39,10 @@ class _Stopped(Exception):
     """A stop signal came while a child was being started."""
 
 
+class _Hopeless(Exception):
+    """A child dies too often to be started again."""
+
+
 class Child:
     """A process that is to be there: the one that runs, or when the next one is to be started."""
 
@@ -77,7 +81,7 @@ class Child:
         self._deaths.append(monotonic_seconds())
         logger.warning("the %s is gone: %s", self.name, words)
         if self._deaths_max is not None and self._recent_deaths() >= self._deaths_max:
-            raise Unavailable(
+            raise _Hopeless(
                 f"the {self.name} died {self._recent_deaths()} times in {WINDOW_SECONDS:.0f} s and is not started "
                 f"again; the last time {words}"
             )
@@ -97,10 +101,15 @@ def _manner(status: int) -> str:
 class Supervisor:
     """Runs the engine and the control plane until told to stop."""
 
-    def __init__(self, start_engine: Start, start_control: Start, announce: Callable[[], None]) -> None:
-        """`announce` is called once, when both serve."""
+    def __init__(
+        self,
+        start_engine: Start,
+        start_control: Callable[[Callable[[], None]], subprocess.Popen[bytes]],
+        announce: Callable[[], None],
+    ) -> None:
+        """`announce` is called once, when both serve; start_control calls what it is given until the control plane does."""
         self._engine = Child("engine", start_engine, ENGINE_DEATHS_MAX)
-        self._control = Child("control plane", start_control)
+        self._control = Child("control plane", lambda: start_control(lambda: self._look_after(self._engine)))
         self._announce = announce
         self._stops = 0
         self._starting = False
@@ -114,12 +123,12 @@ class Supervisor:
                 while not self._stops:
                     self._wait(self._next_due())
                     for child in (self._engine, self._control):
-                        child.look()
-                        if child.due_at is not None and monotonic_seconds() >= child.due_at:
-                            with self._interruptible():
-                                child.start_again()
+                        with self._interruptible():
+                            self._look_after(child)
             except _Stopped:
                 pass
+            except _Hopeless as error:
+                raise Unavailable(str(error)) from None
             finally:
                 self._stop(self._control, CONTROL_STOP_SECONDS)
                 self._stop(self._engine, ENGINE_STOP_SECONDS)
@@ -129,6 +138,11 @@ class Supervisor:
             self._engine.start()
             self._control.start()
         self._announce()
+
+    def _look_after(self, child: Child) -> None:
+        child.look()
+        if child.due_at is not None and monotonic_seconds() >= child.due_at:
+            child.start_again()
 
     def _next_due(self) -> float | None:
         due = [child.due_at for child in (self._engine, self._control) if child.due_at is not None]

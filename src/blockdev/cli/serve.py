@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,8 +109,8 @@ def serve(
         servers[:] = [nbdkit.start(options, ENGINE_READY_SECONDS_MAX)]
         return servers[0].process
 
-    def start_api() -> subprocess.Popen[bytes]:
-        return start_control(home, tcp, _text(nbd), _text(replicate))
+    def start_api(meanwhile: Callable[[], None]) -> subprocess.Popen[bytes]:
+        return start_control(home, tcp, _text(nbd), _text(replicate), meanwhile)
 
     def announce() -> None:
         _announce(session, nbd, tcp, replicate, plugin)
