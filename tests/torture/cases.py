@@ -7,8 +7,6 @@ Runs in a torture build only.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
@@ -27,8 +25,8 @@ from tests.torture.file_system import (
     Tree,
     Write,
     all_durable,
+    planted,
     read_tree,
-    write_tree,
 )
 from tests.torture.oracle import State, Wrong
 from tests.torture.power_cut import CHOICES, POLICIES, surviving_tree
@@ -179,28 +177,17 @@ class Bench:
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
-        self._roots = 0
         self._new_pool = self._make_pool()
 
     def _make_pool(self) -> Tree:
-        with self._root({}) as root:
+        with planted({}, self.directory) as root:
             Pool.create(f"{root}/pool", CAPACITY_BYTES, segment_bytes=SEGMENT_BYTES).close()
             return read_tree(root)
 
     @contextmanager
-    def _root(self, tree: Tree) -> Iterator[str]:
-        self._roots += 1
-        root = f"{self.directory}/{os.getpid()}-{self._roots}"
-        write_tree(tree, root)
-        try:
-            yield root
-        finally:
-            shutil.rmtree(root)
-
-    @contextmanager
     def _world(self, ground: Ground, before: Legal) -> Iterator[World]:
         """A world whose operations are recorded; what it leaves open is closed unheard."""
-        with self._root(ground.visible) as root:
+        with planted(ground.visible, self.directory) as root:
             world = World(root, ground, before)
             _medium.intercept(world.recorder)
             try:

@@ -9,11 +9,9 @@ put back by somebody: then nothing that exists may be lost or hidden.  Runs in a
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from random import Random
 from typing import NamedTuple
 
@@ -30,7 +28,7 @@ from tests.torture.catalog_scenarios import (
     build_world_of_version,
     running,
 )
-from tests.torture.file_system import FileSystem, Operation, Tree, Write, read_tree, write_tree
+from tests.torture.file_system import FileSystem, Operation, Tree, Write, planted, read_tree
 from tests.torture.oracle import Wrong
 from tests.torture.power_cut import POLICIES, surviving_tree
 from tests.torture.recorder import Recorder
@@ -106,7 +104,6 @@ class Homes:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._roots = 0
         self._first_start = self._made_by(build_pool)
         self.world = self._made_by(build_world)
         self._earlier = {
@@ -125,16 +122,9 @@ class Homes:
             build(root)
             return read_tree(root)
 
-    @contextmanager
-    def home(self, tree: Tree) -> Iterator[str]:
+    def home(self, tree: Tree) -> AbstractContextManager[str]:
         """One that is this tree in the beginning."""
-        self._roots += 1
-        root = f"{self._directory}/{os.getpid()}-{self._roots}"
-        write_tree(tree, root)
-        try:
-            yield root
-        finally:
-            shutil.rmtree(root)
+        return planted(tree, self._directory)
 
 
 class CatalogBench:

@@ -16,13 +16,17 @@ Not modelled: blocks that show what another file held (ext4 with data=writeback)
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
 from typing import NamedTuple, TypeAlias
 
 SECTOR = 512
 ROOT = 0
 
 Tree: TypeAlias = dict[str, bytes | None]  # path below the root -> content; None: a directory.  Parents come first
+_NUMBERS = count(1)  # of trees on a disk
 
 
 class Create(NamedTuple):
@@ -250,3 +254,14 @@ def write_tree(tree: Tree, root: str) -> None:
         else:
             with open(place, "wb", buffering=0) as file:
                 file.write(content)
+
+
+@contextmanager
+def planted(tree: Tree, directory: str) -> Iterator[str]:
+    """The tree under a new name in a directory, gone afterwards."""
+    root = f"{directory}/{os.getpid()}-{next(_NUMBERS)}"
+    write_tree(tree, root)
+    try:
+        yield root
+    finally:
+        shutil.rmtree(root)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -14,7 +11,7 @@ from blockdev.targets.chap import ChapFiles, Credential, Credentials
 
 from blockdev import _medium, findings
 from blockdev.findings import Known
-from tests.torture.file_system import FileSystem, Operation, Tree, write_tree
+from tests.torture.file_system import FileSystem, Operation, Tree, planted
 from tests.torture.oracle import Wrong
 from tests.torture.power_cut import CHOICES, POLICIES, surviving_tree
 from tests.torture.recorder import Recorder
@@ -70,20 +67,9 @@ class SmallFileBench:
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
-        self._roots = 0
-
-    @contextmanager
-    def _root(self, tree: Tree) -> Iterator[str]:
-        self._roots += 1
-        root = f"{self.directory}/{os.getpid()}-small-{self._roots}"
-        write_tree(tree, root)
-        try:
-            yield root
-        finally:
-            shutil.rmtree(root)
 
     def record(self, scenario: str, seed: int) -> SmallRecording:
-        with self._root(BEFORE) as root:
+        with planted(BEFORE, self.directory) as root:
             recorder = Recorder(root, BEFORE)
             acknowledged: Places = []
             _medium.intercept(recorder)
@@ -101,6 +87,6 @@ class SmallFileBench:
         system.apply(recording.operations[:place])
         name = chosen.choice(CHOICES)
         told.append(f"cut after {place} of {len(recording.operations)} operations, of the rest survives: {name}")
-        with self._root(surviving_tree(system, POLICIES[name], chosen)) as root:
+        with planted(surviving_tree(system, POLICIES[name], chosen), self.directory) as root:
             recording.check(root, sum(when <= place for when in recording.acknowledged))
         yield
