@@ -23,7 +23,7 @@ from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_replication import PathRow, ProtectionRow
 from blockdev.vmmap.clock import Clock, to_text
 from blockdev.vmmap.events import Events, enumerate_some
-from blockdev.vmmap.holds import Rules, damaged_snapshots, queued_snapshots
+from blockdev.vmmap.holds import Rules, snapshots_not_there
 from blockdev.vmmap.names import is_unfinished
 
 logger = logging.getLogger(__name__)
@@ -220,8 +220,9 @@ class Dispatcher:
                 return
             row = found[0]
             is_held = is_unfinished(vm.description) or self._catalog.receiving_vm(vm.id) is not None
-            pending = [as_pending(one) for one in queued_snapshots(self._catalog, row, vm, rules)]
-            damaged = [one.name for one in damaged_snapshots(self._catalog, row, vm, rules)]
+            lacking = snapshots_not_there(self._catalog, row, vm)
+            pending = [as_pending(one) for one in lacking if rules.is_sent(vm, one)]
+            damaged = [one.name for one in lacking if rules.lacks_disk(one)]
         is_labelling = self._is_labelling(vm.id)  # after the look at what its snapshots say
         path = paths[row.path_id]
         with self._changed:

@@ -139,7 +139,6 @@ def _is_whole(descriptor: int, vm: str, version: int = layout.VERSION) -> bool:
     return os.pread(descriptor, len(wanted), 0) == wanted
 
 
-
 def _read_slots(descriptor: int, ring: Ring, first: int, count: int) -> Slots:
     """In the order of their numbers: at most two pieces of the ring."""
     parts: list[Any] = []

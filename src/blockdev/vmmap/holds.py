@@ -9,6 +9,7 @@ else: whoever deletes such a snapshot by hand may.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from blockdev.vmmap.catalog import Catalog, SnapshotRow, VMRow
@@ -22,8 +23,13 @@ class Rules:
     """What schedules say of replication, at one moment (schedule.rules.Schedule's JSON)."""
 
     def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
         self._sets = catalog.schedules()
-        self._lacking = catalog.snapshots_lacking_disks()
+
+    @cached_property
+    def _lacking(self) -> set[int]:
+        """Looked for when it is asked for: it takes a look at the disks of all snapshots."""
+        return self._catalog.snapshots_lacking_disks()
 
     def lacks_disk(self, snapshot: SnapshotRow) -> bool:
         """Whether the pool has lost a disk of it: nobody can send it any more, and those that come after it do not wait for it."""
@@ -51,15 +57,11 @@ class Rules:
 
 def queued_snapshots(catalog: Catalog, protection: ProtectionRow, vm: VMRow, rules: Rules) -> list[SnapshotRow]:
     """What is still to be sent over a path, in the order that it is sent in."""
-    return [row for row in _not_there(catalog, protection, vm) if rules.is_sent(vm, row)]
+    return [row for row in snapshots_not_there(catalog, protection, vm) if rules.is_sent(vm, row)]
 
 
-def damaged_snapshots(catalog: Catalog, protection: ProtectionRow, vm: VMRow, rules: Rules) -> list[SnapshotRow]:
-    """What would be in that queue if the pool had not lost a disk of it."""
-    return [row for row in _not_there(catalog, protection, vm) if rules.lacks_disk(row)]
-
-
-def _not_there(catalog: Catalog, protection: ProtectionRow, vm: VMRow) -> list[SnapshotRow]:
+def snapshots_not_there(catalog: Catalog, protection: ProtectionRow, vm: VMRow) -> list[SnapshotRow]:
+    """What the other end of a path has not, oldest first: of these some are sent."""
     after = -1 if protection.newest_lsn is None else protection.newest_lsn
     return catalog.snapshots_from(vm.id, max(protection.from_lsn, after + 1))
 
