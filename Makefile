@@ -37,7 +37,7 @@ lint: build
 # Variants wait for each other, and each has times with one compiler left: lint takes the other core.
 test: build
 	$(MAKE) --jobs=2 lint $(VARIANTS:%=build/%/.built)
-	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	scripts/test $(PYTHON) $(WORKERS)
 
 torture: build build/torture/.built
 	$(PYTHON) -m tests.torture --seeds $(or $(SEEDS),1000)

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "threads"
 LIBRARY = "libtsan.so"
+SUPPRESSIONS = Path(__file__).with_name("thread_sanitizer.supp")  # what it says wrongly, and why
 FOUND_STATUS = 66
 TESTS = [
     "tests/engine/test_concurrency.py",
@@ -27,7 +28,7 @@ def run_sanitized(tmp_path: Path, *arguments: str) -> subprocess.CompletedProces
         **os.environ,
         "LD_PRELOAD": os.path.realpath(found.stdout.strip()),
         "PYTHONPATH": str(BUILD),
-        "TSAN_OPTIONS": f"exitcode={FOUND_STATUS} log_path={tmp_path}/found",
+        "TSAN_OPTIONS": f"exitcode={FOUND_STATUS} log_path={tmp_path}/found suppressions={SUPPRESSIONS}",
     }
     command = [sys.executable, *arguments]
     return subprocess.run(
