@@ -228,9 +228,14 @@ def _esxi(offer: Offer) -> str:
     if offer.chap_user is not None:
         kind = "bidirectional" if offer.mutual_user is not None else "unidirectional"
         lines.append(
-            f"# before the rescan: Storage Adapters, vmhba64, Dynamic Discovery, Authentication: {kind} CHAP, name {offer.chap_user}"
-            + (f", incoming name {offer.mutual_user}" if offer.mutual_user is not None else "")
+            f"# before the rescan: Storage Adapters, vmhba64, Dynamic Discovery, Authentication, not inherited: use {kind} CHAP, "
+            f"outgoing name {offer.chap_user}" + (f", incoming name {offer.mutual_user}" if offer.mutual_user is not None else "")
         )
+    if len(offer.portals) > 1:
+        lines += [
+            "# all paths in turn, for each LUN that is seen from then on; the usual policy for ALUA (VMW_PSP_MRU) stays with one path",
+            "esxcli storage nmp satp rule add --satp=VMW_SATP_ALUA --psp=VMW_PSP_RR --claim-option=tpgs_on --vendor=BLOCKDEV --model=vdisk",
+        ]
     lines += [
         "esxcli storage core adapter rescan --adapter=vmhba64",
         "# naa." + ", naa.".join(lun.naa for lun in offer.luns),
@@ -241,12 +246,13 @@ def _esxi(offer: Offer) -> str:
 
 
 def _proxmox(offer: Offer) -> str:
-    """It logs in to all portals by itself; under multipath the names are udev's links to the multipath device."""
+    """It logs in to all portals by itself; a volume is any link below /dev/disk/by-id, which under multipath leads to the multipath device."""
     lines = [
         "# Proxmox VE: each node's name (/etc/iscsi/initiatorname.iscsi) is an initiator of the target, CHAP is set in its iscsid.conf"
         + (", and the multipath.conf above is there; then" if len(offer.portals) > 1 else "; then"),
         f"pvesm add iscsi blockdev --portal {offer.portals[0]} --target {offer.iqn} --content images",
     ]
     lines += [f"qm set <VMID> --scsi{place} blockdev:0.0.{lun.number}.scsi-3{lun.naa}" for place, lun in enumerate(offer.luns)]
+    lines.append("# pvesm list blockdev may show other links of the same disks (scsi-SBLOCKDEV_..., dm-uuid-mpath-3...): either will do")
     lines.append("# two nodes must not run a VM with one of these disks at the same time; snapshots are blockdevctl's: snapshot create")
     return "\n".join(lines)

@@ -22,6 +22,8 @@ USER_CHARACTERS = range(1, 256)
 PRINTABLE = re.compile(r"[\x21-\x7e]+")
 UNSET = "NULL"  # LIO takes what begins so as no value
 FILE_BYTES_MAX = 4096
+NAME_BYTES = 8
+NAME = re.compile(rf"[0-9a-f]{{{2 * NAME_BYTES}}}")  # of a file of ours; others in the directory are somebody's
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class ChapFiles:
     def write(self, credentials: Credentials) -> str:
         """The name of a new file that holds them."""
         _medium.make_directories(str(self._directory))
-        name = secrets.token_hex(8)
+        name = secrets.token_hex(NAME_BYTES)
         body = {way: [one.user, one.secret] for way, one in vars(credentials).items() if one is not None}
         _medium.write_file(str(self._directory / name), [json.dumps(body).encode()], True, True)
         _medium.sync_directory(str(self._directory))
@@ -91,8 +93,8 @@ class ChapFiles:
             ) from None
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Remove what no target has any more."""
+        """Remove those of our files that no target has any more."""
         with suppress(FileNotFoundError):
             for path in list(self._directory.iterdir()):
-                if path.name not in names:
+                if NAME.fullmatch(path.name) and path.name not in names:
                     path.unlink(missing_ok=True)

@@ -188,7 +188,8 @@ class Devices:
                 device.set_limits(LIMITS)
             if held.engine is None or held.engine != self._engine():
                 self._mend(family, held)
-            if device.size_bytes != wanted.size_bytes:
+            # blocks of 4096: whoever connected it ended before the second step of _connect
+            if device.size_bytes != wanted.size_bytes or (not same and device.block_bytes != LOGICAL_BLOCK_BYTES):
                 family.resize(device.index, self._prefix + wanted.key, wanted.size_bytes, LOGICAL_BLOCK_BYTES)
         return held
 

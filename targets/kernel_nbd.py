@@ -233,6 +233,10 @@ class Device:
     def size_bytes(self) -> int:
         return int(self._read("size") or 0) * SECTOR_BYTES
 
+    @property
+    def block_bytes(self) -> int:
+        return int(self._read("queue/logical_block_size") or 0)
+
     def set_limits(self, limits: dict[str, str]) -> None:
         """Files below queue/ and what to write there; a kernel may lack one, or know better."""
         for name, value in limits.items():

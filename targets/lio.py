@@ -14,11 +14,13 @@ Threads: one at a time, which the caller sees to; `sessions` may be asked by any
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import subprocess
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -148,10 +150,14 @@ class Lio:
         bs_cache.clear()  # others may have made and removed backstores meanwhile
         done = Outcome([], {spec.iqn: [] for spec in specs})
         for target in self._surplus({spec.iqn for spec in specs}):
+            _unmap_half_mapped(target.wwn)
             _try(done.changes, [], f"target {target.wwn} removed", target.delete)
         objects = self._objects()
         wanted = {lun.name for spec in specs for lun in spec.luns}
-        for name in [name for name in objects if name not in wanted]:
+        surplus = [name for name in objects if name not in wanted]
+        if surplus:
+            _unmap_half_mapped(f"{self._iqn_prefix}*")
+        for name in surplus:
             _drop(objects, name, done.changes)
         self._brought = {spec.iqn: self._brought[spec.iqn] for spec in specs if spec.iqn in self._brought}
         for spec in specs:
@@ -159,8 +165,12 @@ class Lio:
             if known == spec and not (looks and _digest(spec, objects) != digest):
                 continue
             self._brought.pop(spec.iqn, None)
+            _unmap_half_mapped(spec.iqn)
             things = self._objects_as(spec.luns, objects, done.changes)
-            _OneTarget(spec, done.changes, done.troubles[spec.iqn]).bring(things)
+            try:
+                _OneTarget(spec, done.changes, done.troubles[spec.iqn]).bring(things)
+            except FAILURES as error:  # somebody took something away while it was looked at
+                done.troubles[spec.iqn].append(f"the target cannot be looked after: {_words(error)}")
             objects |= {name: Path(thing.path) for name, thing in things.items()}
             if not done.troubles[spec.iqn]:
                 self._brought[spec.iqn] = spec, _digest(spec, objects)
@@ -297,7 +307,7 @@ class _OneTarget:
 
     def _make_object(self, lun: LunSpec) -> BlockStorageObject | None:
         try:
-            return BlockStorageObject(lun.name, dev=lun.device, wwn=lun.serial, readonly=lun.read_only)
+            return BlockStorageObject(lun.name, dev=lun.device, wwn=lun.serial, readonly=lun.read_only, index=_free_index())
         except FAILURES as error:
             self._troubles.append(f"LUN {lun.number} cannot be made of {lun.device}: {_words(error)}")
             return None
@@ -372,6 +382,25 @@ def _prepare() -> None:
 
 def _object(path: Path) -> BlockStorageObject:
     return BlockStorageObject(path.name, index=int(path.parent.name.rpartition("_")[2]))
+
+
+def _unmap_half_mapped(iqn: str) -> None:
+    """Of our targets that match: mapped LUNs without a link, as somebody's death leaves them.  rtslib does not get past them, not even
+    to remove what they are part of."""
+    for mapped in ISCSI.glob(f"{iqn}/tpgt_*/acls/*/lun_*"):
+        if not _links(str(mapped)):
+            with suppress(OSError):  # the kernel keeps it: it will be said where it is in the way
+                mapped.rmdir()
+
+
+def _free_index() -> int:
+    """For the directory of a new storage object.
+
+    rtslib by itself thinks that a number is free whose directory is there and empty, as somebody's death between its making and
+    the object's leaves it; then it could make no object any more, for whomever.
+    """
+    taken = {path.name.rpartition("_")[2] for path in CORE.glob("*_*")}
+    return next(number for number in itertools.count() if str(number) not in taken)
 
 
 def _drop(objects: dict[str, Path], name: str, changes: list[str]) -> None:

@@ -22,18 +22,21 @@ import httpx
 BLOCKDEVCTL = str(Path(sys.executable).with_name("blockdevctl"))
 TIED_TO_US = ("setpriv", "--pdeathsig", "TERM", "--")  # a killed test run leaves no server behind
 SECONDS_MAX = 120  # before something is said to hang, on a machine that does much else
+STEP_SECONDS_MAX = 5  # that count of the time between two looks: processes may be stopped, and machines suspended
 T = TypeVar("T")
 
 
 def until(found: Callable[[], T], what: str, seconds: float = SECONDS_MAX, pause: float = 0.02) -> T:
-    """What `found` returns once it is true."""
-    deadline = time.monotonic() + seconds
+    """What `found` returns once it is true.  A machine that stood still meanwhile (STEP_SECONDS_MAX) has its time all the same."""
+    waited, last = 0.0, time.monotonic()
     while True:
         value = found()
         if value:
             return value
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        assert waited < seconds, f"waited {seconds} s for {what}"
         time.sleep(pause)
+        now = time.monotonic()
+        waited, last = waited + min(now - last, STEP_SECONDS_MAX), now
 
 
 @dataclass
@@ -133,7 +136,8 @@ class Home:
         shutil.rmtree(self.above)
 
     def rest(self) -> httpx.Client:
-        transport = httpx.HTTPTransport(uds=str(self.path / "run/api.sock"))
+        # a connection for each request: one that was idle may be closed by the server in the moment in which it is used again
+        transport = httpx.HTTPTransport(uds=str(self.path / "run/api.sock"), limits=httpx.Limits(max_keepalive_connections=0))
         return httpx.Client(base_url="http://blockdev/api/v1", transport=transport, timeout=SECONDS_MAX)
 
     def trust(self) -> ssl.SSLContext:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 BLOCKDEVCTL = Path(__file__).resolve().parents[2] / ".venv" / "bin" / "blockdevctl"
-START_LIMIT_S = 30
-STOP_LIMIT_S = 20
+START_LIMIT_S = 120
+STOP_LIMIT_S = 60
 
 
 class ServedHome:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,9 @@ import pytest
 from tests.lab.guest import run
 from tests.lab.uml import UserModeMachine
 
-SCRIPT = Path(__file__).with_name("devices_guest.py")
 MEBIBYTE = 1 << 20
+TIME_LIMIT_S = 840
+pytestmark = pytest.mark.timeout(TIME_LIMIT_S + 60)
 BLOCKS = 64 * MEBIBYTE // 4096
 
 
@@ -24,7 +24,7 @@ def facts() -> dict[str, Any]:
     """What one guest saw."""
     seed = os.environ.get("BLOCKDEV_SEED") or str(random.SystemRandom().randrange(1 << 32))
     print(f"seed {seed}; again: BLOCKDEV_SEED={seed} .venv/bin/python -m pytest tests/guest/test_devices.py")
-    done = run([sys.executable, str(SCRIPT), seed], UserModeMachine(memory_mib=1536, time_limit_s=480))
+    done = run([sys.executable, "-m", "tests.guest.devices_guest", seed], UserModeMachine(memory_mib=1536, time_limit_s=TIME_LIMIT_S))
     assert done.status == 0, done.describe()
     seen: dict[str, Any] = json.loads(done.stdout)
     return seen
@@ -81,6 +81,10 @@ def test_a_device_that_was_disconnected_by_hand_is_back_and_an_open_one_elsewher
     assert found["closed"] and found["opened"] and found["present"]
     assert found["readable"] == "new end!"
     assert found["left"] is None
+
+
+def test_a_device_that_a_dead_control_plane_had_not_finished_is_finished(facts: dict[str, Any]) -> None:
+    assert facts["half_made"] == {"path": "/dev/nbd30", "logical_block_size": "512", "max_sectors_kb": "1024"}
 
 
 def test_devices_of_others_are_not_touched(facts: dict[str, Any]) -> None:

@@ -21,7 +21,8 @@ from tests.lab.qemu import Drive, Machine
 from tests.quiesce.owner import OWNER, watchdogs_of
 
 HERE = Path(__file__).parent
-LIMIT_S = 30.0
+LIMIT_S = 30.0  # of a freeze
+WAIT_S = 120.0  # for what a guest without KVM does on a busy machine
 LOOK_AT_SNAPSHOTS = "mount -t ext4 -o ro /dev/vda /mnt && ls /mnt && umount /mnt; mount -t ext4 -o ro /dev/vdb /mnt"
 
 
@@ -45,12 +46,12 @@ class WritingGuest:
         path = self.guest.share / "progress"
         return path.stat().st_size if path.exists() else 0
 
-    def await_progress(self, limit_s: float = LIMIT_S) -> None:
+    def await_progress(self, limit_s: float = WAIT_S) -> None:
         """More than what both writers may have had under way."""
         before = self.progress()
         self.wait_until(lambda: self.progress() >= before + 4, limit_s)
 
-    def wait_until(self, condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
+    def wait_until(self, condition: Callable[[], bool], limit_s: float = WAIT_S) -> None:
         deadline = time.monotonic() + limit_s
         while not condition():
             assert self.guest.is_running(), self.guest.wait().describe()
@@ -81,7 +82,7 @@ def writing(served_home: ServedHome, tmp_path_factory: pytest.TempPathFactory) -
         made.wait_until(lambda: answers(address), 60.0)
         yield made
         with Agent(address) as agent:
-            agent.thaw(LIMIT_S)  # a failed test may have left it frozen
+            agent.thaw(WAIT_S)  # a failed test may have left it frozen
         made.order("stop")
         result = guest.wait()
         assert result.status == 0, result.describe()
@@ -204,7 +205,7 @@ def test_a_freeze_that_comes_after_all_have_given_up_is_undone_by_the_next_clien
         os.kill(watchdog, signal.SIGKILL)
     hold.unlink()
     with Agent(writing.address) as agent:
-        agent.ping(LIMIT_S)
+        agent.ping(WAIT_S)
     assert writing.hooks()[hooks_before : hooks_before + 2] == ["freeze", "thaw"]
     writing.await_progress()
 

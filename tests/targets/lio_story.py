@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from blockdev.targets.lio import (
+    CONFIGFS,
+    CORE,
     ISCSI,
     KEPT_THERE,
     NO_SECRET,
@@ -176,6 +180,66 @@ def check_failing_lun(lio: Lio) -> None:
     assert sorted(one.lun for one in group_of(WEB).luns) == [0, 3]
 
 
+class Killed(BaseException):
+    """As the end of the process: nothing that catches errors holds it up."""
+
+
+class Deaths:
+    """Lets a process of this kernel do so many changes of configfs, and none after them.  An audit hook cannot be taken away: there is one."""
+
+    CHANGES = ("os.mkdir", "os.rmdir", "os.symlink", "os.remove")
+
+    def __init__(self) -> None:
+        self._left: int | None = None  # None: any number
+        sys.addaudithook(self._see)
+
+    def _see(self, event: str, given: tuple[Any, ...]) -> None:
+        if self._left is None or not self._is_change(event, given):
+            return
+        if self._left == 0:
+            raise Killed
+        self._left -= 1
+
+    def _is_change(self, event: str, given: tuple[Any, ...]) -> bool:
+        if event == "open":
+            return str(given[0]).startswith(str(CONFIGFS)) and bool(given[2] & (os.O_WRONLY | os.O_RDWR))
+        return event in self.CHANGES and any(str(one).startswith(str(CONFIGFS)) for one in given)
+
+    def after(self, changes: int, specs: Sequence[TargetSpec]) -> bool:
+        """Bring that, and die after so many changes; whether it was before the end."""
+        self._left = changes
+        try:
+            Lio(IQNS, OBJECTS).bring(specs)
+        except Killed:
+            return True
+        finally:
+            self._left = None
+        return False
+
+
+def check_deaths() -> None:
+    """At whichever step one dies that makes a target, or removes it, the next one ends what it began."""
+    deaths = Deaths()
+    bring(Lio(IQNS, OBJECTS), WEB, DB)
+    wanted, other = known(WEB), content(ISCSI / DB.iqn)
+    for begin, end, what in (((DB,), (WEB, DB), "made"), ((WEB, DB), (DB,), "removed")):
+        changes = 0
+        while True:
+            bring(Lio(IQNS, OBJECTS), *begin)
+            died = deaths.after(changes, end)
+            done = Lio(IQNS, OBJECTS).bring(end)
+            assert not any(done.troubles.values()), (what, changes, done)
+            assert known(WEB) == (wanted if WEB in end else None), (what, changes, known(WEB))
+            assert len(list(CORE.glob(f"iblock_*/{OBJECTS}*"))) == sum(len(spec.luns) for spec in end), (what, changes)
+            if not died:
+                break
+            changes += 1
+        print("deaths while it is", what, changes, flush=True)
+        assert changes > 20, "there are more steps"
+    assert content(ISCSI / DB.iqn) == other
+    bring(Lio(IQNS, OBJECTS), WEB, DB)
+
+
 def main() -> None:
     lio = Lio(IQNS, OBJECTS)
     assert lio.missing() is None
@@ -186,6 +250,7 @@ def main() -> None:
     check_put_right(lio)
     check_changes(lio)
     check_failing_lun(lio)
+    check_deaths()
     again = Lio(IQNS, OBJECTS)  # another process
     assert not bring(again, WEB, DB).changes and again.sessions([WEB.iqn, DB.iqn]) == {WEB.iqn: [], DB.iqn: []}
     bring(again, DB)

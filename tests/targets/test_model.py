@@ -84,6 +84,15 @@ def test_secrets_are_in_files_of_their_owner_alone_and_in_no_text(tmp_path: Path
     assert SECRET not in str(missing.value)
 
 
+def test_what_somebody_else_put_beside_the_secrets_is_left_there(tmp_path: Path) -> None:
+    files = ChapFiles(tmp_path)
+    name = files.write(Credentials(Credential("me", SECRET)))
+    (tmp_path / "db.secret").write_text("somebody's")
+    (tmp_path / "before").mkdir()
+    files.keep_only([])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "db.secret"] and len(name) == 16
+
+
 TARGET = {
     "vm": "web",
     "iqn": "iqn.2026-11.io.blockdev:0c0c6b9a:web.8d0c6b9a",
@@ -110,6 +119,7 @@ def test_a_target_is_attached_by_the_names_that_the_kernel_gives_its_luns() -> N
 def test_proxmox_ve_is_given_the_port_and_multipath_takes_what_it_did_not_have_before() -> None:
     text = attach_iscsi.describe(attach_iscsi.offer_of({**TARGET, "portals": ["192.0.2.7:3261", "192.0.2.8:3261"]}, None, None, None))
     assert "pvesm add iscsi blockdev --portal 192.0.2.7:3261 --target" in text
+    assert "satp rule add --satp=VMW_SATP_ALUA --psp=VMW_PSP_RR" in text, "ESXi stays with one path by default"
     assert "find_multipaths yes" in text, "Debian's default makes no map of a LUN that it sees for the first time"
 
 
@@ -136,7 +146,7 @@ def test_one_disk_alone_is_attached_from_another_address_without_multipath() -> 
     offer = attach_iscsi.offer_of(target, "root", "s1", "2001:db8::7")
     assert [lun.number for lun in offer.luns] == [3] and offer.portals == ["[2001:db8::7]:3260"]
     text = attach_iscsi.describe(offer)
-    assert "multipath" not in text and "CHAP" not in text.split("ESXi")[0].replace("LIBISCSI_CHAP_PASSWORD", "")
+    assert "multipath.conf" not in text and "VMW_PSP_RR" not in text and "CHAP" not in text.split("ESXi")[0].replace("LIBISCSI_CHAP_PASSWORD", "")
     assert "<host name=\"2001:db8::7\" port='3260'/>" in text
     with pytest.raises(NotFound, match=r"web/root@s2 is no LUN of .*--snapshot s2"):
         attach_iscsi.offer_of(TARGET, "root", "s2", None)
