@@ -6,9 +6,10 @@
   goes to a home that has nothing of it.  Seconds are from `protect` until the snapshot is there, MB are of the disk.
 - `unchanged`: a VM of which every block is mapped (a few blocks over and over, which makes maps as large as any) has a
   snapshot taken of which nothing changed: seconds until it is there.
-- `guest`: fio writes and reads blocks of 4 KiB of one VM while another one replicates, and while nothing does, in turns; once
-  as fast as it can, once at a rate that leaves the machine room.  Both ends and fio share this machine's cores, which is
-  harder than two machines are; so in the same turns fio runs beside a bare asyncssh channel that has nothing to do with it.
+- `guest`: fio writes and reads blocks of 4 KiB of one VM while another one replicates, and while nothing does, in turns: one
+  request after the other, as fast as it can, and at a rate (where fio spins between requests, and competes for the CPU
+  itself).  Both ends and fio share this machine's cores, which is harder than two machines are; so in the same turns fio runs
+  beside a bare asyncssh channel that has nothing to do with it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ FEW_BLOCKS_BYTES = MIB  # that a large disk is filled with, over and over
 BESIDES = {"alone": "alone", "bare": "beside a bare channel", "beside": "beside replication"}
 GUEST_BYTES = 512 * MIB
 GUEST_SECONDS = 8
-GUEST_LOADS = {"as fast as it can, depth 16": ("--iodepth=16",), "2,000 IOPS, depth 4": ("--iodepth=4", "--rate_iops=1400,600")}
+GUEST_LOADS = {
+    "one request after the other": ("--iodepth=1",),
+    "as fast as it can, depth 16": ("--iodepth=16",),
+    "2,000 IOPS, depth 4": ("--iodepth=4", "--rate_iops=1400,600"),
+}
 
 
 def make_vm(pair: Pair, vm: str, size_bytes: int, seed: int) -> None:
