@@ -274,8 +274,11 @@ class Inspector(Runner[Report]):
         self._path = path
         self._known_lock = threading.Lock()  # guards what follows; taken without `_lock`
         self._known: Known | None = None
+        self.checksum_errors_scrubbed = 0  # that guests had met when the latest scrub that came to its end began
+        self._checksum_errors_begun = 0  # when the latest inspection began
 
     def _make(self, pool: Pool, kind: str, pace: Pace) -> Inspection:
+        self._checksum_errors_begun = self._core.stats()["checksum_errors"]
         return Inspection(subject_of(pool), "scrub" if kind == "scrub" else "check", pace)
 
     # what is known
@@ -308,6 +311,8 @@ class Inspector(Runner[Report]):
                 named, dropped = findings.bounded((*report.findings, *left), report.dropped)
                 report = report._replace(findings=named, dropped=dropped)
             ran = Ran(now_seconds(), report.done_bytes, len(report.findings) + report.dropped, len(report.healed))
+            if report.kind == "scrub":
+                self.checksum_errors_scrubbed = self._checksum_errors_begun
             known = known._replace(findings=report.findings, dropped=report.dropped)
             self._store(known._replace(check=ran) if report.kind == "check" else known._replace(scrub=ran))
         return report

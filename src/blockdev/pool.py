@@ -609,6 +609,7 @@ class Pool:
             file_system_available_bytes=room_bytes,
             vdisk_count=sum(isinstance(o, VDisk) for o in list(self._objects.values())),
             snapshot_count=sum(isinstance(o, VDiskSnapshot) for o in list(self._objects.values())),
+            checksum_errors_since_scrub=stats["checksum_errors"] - self.inspector.checksum_errors_scrubbed,
             checkpoints=self._checkpoint_count,
             log_bytes_since_checkpoint=stats["segment_bytes_added"] - self._log_bytes_at_checkpoint,
         )

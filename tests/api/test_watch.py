@@ -17,7 +17,7 @@ EVERY = ["info", "warning", "error"]
 
 
 def status(pid: int = 7, **stats: Any) -> dict[str, Any]:
-    return {"pid": pid, "stats": {"poisoned": False, "level": "ok", "available_bytes": 3 << 30, "checksum_errors": 0, **stats}}
+    return {"pid": pid, "stats": {"poisoned": False, "level": "ok", "available_bytes": 3 << 30, "checksum_errors_since_scrub": 0, **stats}}
 
 
 class Seen:
@@ -69,11 +69,13 @@ def test_a_pool_that_fills_up_is_told_at_each_level_and_once_when_it_is_well_for
     assert seen(status(level="ok"), SETTLE_SECONDS) == [("info", "pool", "the pool has room again: 3.0 GiB left for guests' data")]
 
 
-def test_damage_that_a_guest_met_is_told_once_for_an_engine() -> None:
+def test_damage_that_a_guest_met_is_told_once_until_a_scrub_looked() -> None:
     seen = Seen()
     seen(status())
-    assert [one[:2] for one in seen(status(checksum_errors=1))] == [("error", "pool")]
-    assert seen(status(checksum_errors=9)) == []
+    assert [one[:2] for one in seen(status(checksum_errors_since_scrub=1))] == [("error", "pool")]
+    assert seen(status(checksum_errors_since_scrub=9)) == []
+    assert seen(status(checksum_errors_since_scrub=0)) == []
+    assert [one[:2] for one in seen(status(checksum_errors_since_scrub=1))] == [("error", "pool")]
 
 
 @pytest.fixture

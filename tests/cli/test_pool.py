@@ -91,6 +91,22 @@ def test_findings_stay_until_they_are_gone_whatever_is_restarted(served: Home) -
     assert "sound" in served("pool", "scrub")
 
 
+def test_what_a_guest_met_asks_for_a_scrub_until_one_has_looked(served: Home) -> None:
+    damage(served, 700)
+    with pytest.raises(AssertionError, match="Input/output error"):
+        run_tool("qemu-io", "-r", "-f", "raw", "-c", f"read {700 * BLOCK} {BLOCK}", served.uri("web/root"))
+    assert "met a block that did not verify, since the last scrub: run pool scrub" in served("pool", "status")
+    assert "run pool scrub" in served.run("pool", "status", "--check").stderr
+    served.run("pool", "scrub")
+    checked = served.run("pool", "status", "--check")
+    assert checked.status == 8 and "pool status names it" in checked.stderr and "run pool scrub" not in checked.stdout + checked.stderr
+    served("vm", "delete", "test", "--yes")
+    served("snapshot", "delete", "web@monday", "--yes")
+    served("disk", "remove", "web/root", "--yes")
+    assert served.run("pool", "status", "--check").status == 0
+    assert served.json("pool", "status")["engine"]["stats"]["checksum_errors"] > 0
+
+
 def test_what_is_there_twice_is_healed_and_no_failure(served: Home) -> None:
     served.stop()
     with open(served.path / "pool/map/nodes-mirror", "r+b") as file:

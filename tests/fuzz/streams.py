@@ -12,7 +12,7 @@ import struct
 import xxhash
 import zstandard
 
-from blockdev.errors import Corrupt, UnknownFormat
+from blockdev.errors import Corrupt, InvalidArgument, UnknownFormat
 from blockdev.transfer import stream_format as format
 from blockdev.transfer.stream_file import Record, StreamEncoder, StreamReader
 from blockdev.vmmap.copies import CopiedDisk, SnapshotCopy
@@ -42,7 +42,7 @@ class Streams(Harness):
         for content in (data, signed(data)):
             try:
                 copy, records = read(content)
-            except (Corrupt, UnknownFormat) as error:
+            except (Corrupt, InvalidArgument, UnknownFormat) as error:
                 assert error.message.startswith("FILE ") and error.message.encode()
                 continue
             ends = [0] * len(copy.disks)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
+import re
 import sqlite3
 import stat
 import threading
@@ -19,7 +21,7 @@ from blockdev.vmmap import catalog_schema, catalog_targets
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_jobs import JobFilter
 from blockdev.vmmap.catalog_schema import APPLICATION_ID, SCHEMA_VERSION
-from blockdev.vmmap.intents import BeginCopy, CreateSnapshot, FinishCopy, load_intent
+from blockdev.vmmap.intents import BeginCopy, CreateSnapshot, CreateVM, FinishCopy, load_intent
 from blockdev.vmmap.model import Terms
 from tests.vmmap.world import LATER
 
@@ -28,6 +30,7 @@ VERSION_2 = Path(__file__).with_name("catalog-version-2.db.gz")
 VERSION_3 = Path(__file__).with_name("catalog-version-3.db.gz")
 VERSION_4 = Path(__file__).with_name("catalog-version-4.db.gz")
 VERSION_5 = Path(__file__).with_name("catalog-version-5.db.gz")
+VERSION_6 = Path(__file__).with_name("catalog-version-6.db.gz")
 UUID = "8d0c6b9a-3c11-4c4e-9a39-0b6f6d2f3b11"
 OTHER_UUID = "0d0c6b9a-3c11-4c4e-9a39-0b6f6d2f3b12"
 NOW = "2026-11-22T12:00:00.000Z"
@@ -235,6 +238,27 @@ def test_a_catalog_of_version_5_is_brought_to_this_one_and_keeps_all(catalog: Ca
         again.insert_target(web.id, "iqn.2026-11.io.blockdev:0c0c6b9a:web.8d0c6b9a", False, 64, NOW)
     assert [name for _, _, name, _, _ in again.lunless_disks()] == ["root", "data"]
     again.close()
+
+
+def test_a_catalog_of_version_6_is_brought_to_this_one_without_the_passwords_that_it_kept(catalog: Catalog, tmp_path: Path) -> None:
+    """The file was made by the last build of version 6."""
+    path = tmp_path / "old.db"
+    kept = "<domain><devices><graphics type='vnc'/></devices></domain>"
+    for old in opened_twice(VERSION_6, path, catalog):
+        other, same, web = old.vms()
+        assert [old.config_text(vm.config_id) for vm in (other, same, web)] == ["<other/>", kept, kept]
+        assert [one.config_id for one in old.snapshots(web.id)] == [web.config_id] == [same.config_id]
+        assert config_texts(old) == [kept, "<other/>"]
+        [intent] = [load_intent(row) for row in old.intents()]
+        assert isinstance(intent, CreateVM) and intent.config == kept
+        assert [json.loads(receipt.body)["config"] for receipt in old.receipts()] == [kept]
+        with old.transaction():
+            old.set_config(other.id, kept)
+        assert config_texts(old) == [kept]
+        with old.transaction():
+            old.set_config(other.id, "<other/>")
+    before, after = (set(re.findall(rb"secret\d+", content)) for content in (gzip.decompress(VERSION_6.read_bytes()), path.read_bytes()))
+    assert before == {b"secret7", b"secret8", b"secret9", b"secret10"} and not after
 
 
 def number_disks(catalog: Catalog) -> None:

@@ -40,7 +40,7 @@ class Watched:
     refuses_since: float | None = None
     level: str = "ok"  # how full the pool is: a word of the engine's status
     better_since: float | None = None  # than `level` says
-    damaged: bool = False  # blocks did not verify since the engine was started
+    damaged: bool = False  # blocks did not verify since the last scrub, or since the engine was started
 
 
 class Told(NamedTuple):
@@ -125,7 +125,7 @@ def compare(known: Watched, status: dict[str, Any] | None, reason: str, now: flo
     now_known = replace(known, pid=pid, away_since=None)
     now_known = _compare_writes(now_known, bool(stats.get("poisoned")), now, told)
     now_known = _compare_level(now_known, str(stats.get("level", "ok")), int(stats.get("available_bytes", 0)), now, told)
-    damaged = int(stats.get("checksum_errors", 0)) > 0
+    damaged = int(stats.get("checksum_errors_since_scrub", 0)) > 0
     if damaged and not known.damaged:
         told.append(Told("error", "pool", "blocks that were read did not verify: run blockdevctl pool scrub to learn whose they are"))
     return replace(now_known, damaged=damaged), told

@@ -10,7 +10,7 @@ from blockdev.cli import values
 from blockdev.cli.hypervisor import check_hypervisor, register_options, show_registrations, start_registration
 from blockdev.cli.output import ask
 from blockdev.cli.session import Session, Verb, force_option, pass_session, read_text, yes_option
-from blockdev.errors import InvalidArgument
+from blockdev.errors import InvalidArgument, NotFound
 from blockdev.written import show_count
 
 
@@ -94,6 +94,8 @@ def restore(session: Session, source: values.Ref, disk: str | None, beside: str 
         _restore_beside(session, source, disk, beside)
         return
     snapshot = session.client.get(f"/vms/{source.vm}/snapshots/{source.snapshot}")
+    if disk is not None and disk not in [one["name"] for one in snapshot["disks"]]:
+        raise NotFound(f"snapshot {source} has no disk {disk}")
     what = f"disk {source.vm}/{disk}" if disk else f"VM {source.vm}"
     ask(f"put {what} back to {source} of {snapshot['created']}; its present state becomes a snapshot", yes)
     body = {"snapshot": source.snapshot, "disk": disk, "force": force}

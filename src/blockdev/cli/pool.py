@@ -49,8 +49,10 @@ def _require_well(found: dict[str, Any]) -> None:
     stats, known = found["engine"]["stats"], found["inspections"]
     if stats["poisoned"]:
         raise Poisoned("a write to the log failed: start serve again")
-    if stats["checksum_errors"] or (known and (known["findings"] or known["more_findings"])):
-        raise Corrupt("damage is known: see pool status, and run pool scrub")
+    if stats["checksum_errors_since_scrub"]:
+        raise Corrupt(_unscrubbed(stats))
+    if known and (known["findings"] or known["more_findings"]):
+        raise Corrupt("damage is known: pool status names it and says what to do")
     is_below = _room(found["engine"]) < found["engine"]["capacity_bytes"]
     relief = "make room on the file system below the pool" if is_below else "raise the capacity with pool resize"
     advice = f"{show_size(stats['available_bytes'])} left: delete something, or {relief}"
@@ -130,9 +132,14 @@ def _space(engine: dict[str, Any]) -> list[tuple[str, str]]:
         fields.append((stats["level"].upper(), f"{show_size(stats['available_bytes'])} left for guests' data"))
     if stats["poisoned"]:
         fields.append(("POISONED", "a write to the log failed: writes are refused until serve is started again"))
-    if stats["checksum_errors"]:
-        fields.append(("DAMAGED", f"{show_count(stats['checksum_errors'], 'block')} did not verify: run pool scrub"))
+    if stats["checksum_errors_since_scrub"]:
+        fields.append(("DAMAGED", _unscrubbed(stats)))
     return fields
+
+
+def _unscrubbed(stats: dict[str, Any]) -> str:
+    count = show_count(stats["checksum_errors_since_scrub"], "read")
+    return f"{count} met a block that did not verify, since the last scrub: run pool scrub, which says whose it is"
 
 
 def _room(engine: dict[str, Any]) -> int:

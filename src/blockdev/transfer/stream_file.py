@@ -11,9 +11,9 @@ from typing import BinaryIO, NamedTuple
 
 import xxhash
 
-from blockdev.errors import Corrupt, MediumError, UnknownFormat
+from blockdev.errors import Corrupt, InvalidArgument, MediumError, UnknownFormat
 from blockdev.transfer import stream_format as format
-from blockdev.transfer.stream_format import Head, Malformed, OtherVersion, Packed
+from blockdev.transfer.stream_format import Head, Malformed, NoStream, OtherVersion, Packed
 from blockdev.vmmap.copies import SnapshotCopy
 
 
@@ -28,10 +28,10 @@ class Record(NamedTuple):
 
 
 class StreamReader:
-    """A stream file, opened for reading.  Every method raises Corrupt, UnknownFormat, MediumError."""
+    """A stream file, opened for reading.  Every method raises Corrupt, MediumError; making one InvalidArgument, UnknownFormat, too."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        """Reads the header and the metadata; `name` is what messages call the file."""
+        """Reads the header and the metadata; `name` is what messages call the file.  InvalidArgument: it is no stream."""
         self._file = file
         self._name = name
         self.position = 0  # bytes that were read
@@ -46,6 +46,8 @@ class StreamReader:
             if format.digest_of(content) != head.digest:
                 raise Malformed("the metadata does not verify")
             self.copy: SnapshotCopy = format.decode_metadata(content)
+        except NoStream as error:
+            raise InvalidArgument(f"{name} is no stream file: {error}; name one that blockdevctl snapshot export wrote") from None
         except OtherVersion as error:
             raise UnknownFormat(f"{name} cannot be read: {error}") from None
         except Malformed as error:
@@ -98,6 +100,8 @@ class StreamReader:
 
     def _take(self, byte_count: int) -> bytes:
         data = self._read(byte_count)
+        if self.position == 0:
+            format.check_magic(data)
         if len(data) < byte_count:
             raise Corrupt(f"{self._name} is cut off at byte {self.position + len(data)}: get a whole copy of it")
         self.position += byte_count

@@ -45,6 +45,10 @@ class OtherVersion(Malformed):
     """They are a stream of a version, or with a feature, that this build does not read."""
 
 
+class NoStream(Malformed):
+    """They are something else."""
+
+
 class Head(NamedTuple):
     """What a record begins with."""
 
@@ -78,11 +82,15 @@ def encode_header() -> bytes:
     return MAGIC + xxhash.xxh3_64_intdigest(rest).to_bytes(8, "little") + rest
 
 
+def check_magic(data: bytes) -> None:
+    """NoStream: what begins with `data`, which may be cut short, is something else."""
+    if data[: len(MAGIC)] != MAGIC[: len(data)]:
+        raise NoStream(f"it does not begin with {MAGIC.decode()}")
+
+
 def decode_header(data: bytes) -> None:
     """Malformed, OtherVersion: unless it is the header of a stream that this build reads."""
-    magic, check, version, zero, incompatible, _compatible, zeros = HEADER.unpack(data)
-    if magic != MAGIC:
-        raise Malformed("it is no stream file: it does not begin with BDSTREAM")
+    _magic, check, version, zero, incompatible, _compatible, zeros = HEADER.unpack(data)
     if check != xxhash.xxh3_64_intdigest(data[CHECKED_FROM:]):
         raise Malformed("the header does not verify")
     if version != VERSION:

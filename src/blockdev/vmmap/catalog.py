@@ -6,7 +6,6 @@ Threads: any; one lock, held for a whole transaction.  Durable: a transaction th
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,9 +15,9 @@ from blockdev.vmmap.catalog_domains import DomainRecords
 from blockdev.vmmap.catalog_events import EventRecords
 from blockdev.vmmap.catalog_jobs import JobRecords
 from blockdev.vmmap.catalog_replication import ReplicationRecords
+from blockdev.vmmap.catalog_schema import config_digest
 from blockdev.vmmap.catalog_targets import TargetRecords
 from blockdev.vmmap.catalog_tokens import TokenRecords
-from blockdev.vmmap.machine import without_passwords
 from blockdev.vmmap.model import MANUAL, Terms
 
 
@@ -186,11 +185,10 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Targe
     # configurations: equal texts are kept once, since each snapshot and clone has one
 
     def config_text(self, config_id: int) -> str:
-        """Without passwords, which earlier versions kept."""
-        return without_passwords(self._rows(str, "SELECT text FROM config WHERE id = ?", config_id)[0])
+        return self._rows(str, "SELECT text FROM config WHERE id = ?", config_id)[0]
 
     def _config_id(self, text: str) -> int:
-        digest = hashlib.sha256(text.encode()).digest()
+        digest = config_digest(text)
         found = self._row(int, "SELECT id FROM config WHERE digest = ?", digest)
         if found is not None:
             return found

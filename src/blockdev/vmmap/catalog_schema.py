@@ -6,16 +6,21 @@ index of its log is in memory, because the file that it would be in needs room o
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sqlite3
 import uuid
+from typing import Any
 
 from blockdev.errors import BlockdevError, Busy, Corrupt, MediumError, UnknownFormat
+from blockdev.vmmap.machine import without_passwords
 from blockdev.vmmap.reserve import full
 
 APPLICATION_ID = 0x42444341  # "BDCA"
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 BUSY_SECONDS_MAX = 5.0
+SECURE_DELETE = "PRAGMA secure_delete = FAST"  # Debian's default writes every page that a deletion frees
 
 SCHEMA = """
 CREATE TABLE setting (
@@ -358,12 +363,36 @@ UPGRADES = {
     4: "UPDATE schedule SET body = json_set(body, '$.replicate', json('true'));"
     "ALTER TABLE snapshot_disk ADD COLUMN digest BLOB;" + REPLICATION_TABLES,
     5: TARGET_TABLES,
+    # before, passwords of VNC and SPICE were kept; what is the same without them is one configuration from then on
+    6: "CREATE TEMP TABLE kept (id INTEGER PRIMARY KEY, kept_id INTEGER NOT NULL);"
+    "INSERT INTO kept SELECT id, min(id) OVER (PARTITION BY without_passwords(text)) FROM config;"
+    "UPDATE vm SET config_id = (SELECT kept_id FROM kept WHERE id = config_id);"
+    "UPDATE snapshot SET config_id = (SELECT kept_id FROM kept WHERE id = config_id);"
+    "DELETE FROM config WHERE id NOT IN (SELECT kept_id FROM kept);"
+    "UPDATE config SET text = without_passwords(text);"
+    "UPDATE config SET digest = config_digest(text) WHERE digest <> config_digest(text);"
+    "UPDATE intent SET body = body_without_passwords(body);"
+    "UPDATE receipt SET body = body_without_passwords(body);"
+    "DROP TABLE temp.kept;",
 }
 
 
 def snapshot_uuid(vm_uuid: str, name: str, created: str) -> str:
     """Which snapshot it is, wherever it is copied to: made of what the pool knows, so that a lost catalog loses it not."""
     return str(uuid.uuid5(uuid.UUID(vm_uuid), f"{name}@{created}"))
+
+
+def config_digest(text: str) -> bytes:
+    """By which equal configurations are found."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _body_without_passwords(body: str) -> str:
+    """Of an operation, or of a snapshot that comes, which may have a configuration with it."""
+    fields: dict[str, Any] = json.loads(body)
+    if isinstance(fields.get("config"), str):
+        fields["config"] = without_passwords(fields["config"])
+    return json.dumps(fields)
 
 
 def open_database(path: str) -> sqlite3.Connection:
@@ -382,9 +411,12 @@ def open_database(path: str) -> sqlite3.Connection:
         raise MediumError(f"cannot open the catalog {path}: {error}") from error
     try:
         database.create_function("snapshot_uuid", 3, snapshot_uuid, deterministic=True)
+        database.create_function("without_passwords", 1, without_passwords, deterministic=True)
+        database.create_function("config_digest", 1, config_digest, deterministic=True)
+        database.create_function("body_without_passwords", 1, _body_without_passwords, deterministic=True)
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("PRAGMA temp_store = MEMORY")
-        database.execute("PRAGMA secure_delete = FAST")  # Debian's default writes every page that a deletion frees
+        database.execute(SECURE_DELETE)
         _check_format(database, path)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
@@ -429,9 +461,11 @@ def _upgrade(database: sqlite3.Connection) -> None:
     """All the way to this version in one transaction."""
     steps = [UPGRADES[version] for version in range(_pragma(database, "user_version"), SCHEMA_VERSION)]
     if steps:
+        database.execute("PRAGMA secure_delete = ON")  # what a step takes away is not to be found in the file
         database.executescript(
             f"BEGIN IMMEDIATE; {' '.join(steps)} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
+        database.execute(SECURE_DELETE)
 
 
 def _pragma(database: sqlite3.Connection, name: str) -> int:

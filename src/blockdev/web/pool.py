@@ -103,7 +103,7 @@ def _level(status: dict[str, Any]) -> tuple[str, str]:
     stats, known = status["engine"]["stats"], status["inspections"]
     if stats["poisoned"]:
         return "bad", "a write to the log failed: writes are refused until serve is started again"
-    if stats["checksum_errors"] or (known and (known["findings"] or known["more_findings"])):
+    if stats["checksum_errors_since_scrub"] or (known and (known["findings"] or known["more_findings"])):
         return "bad", "damage is known"
     if stats["level"] == "critical":
         return "bad", "critically full"
