@@ -11,6 +11,8 @@ TAG_BYTES_MAX = 1024  # an object's opaque tag
 SEGMENT_BYTES = 64 << 20
 
 FORMAT_VERSION = 2
+DURATION_SECONDS_MAX = 100 * 366 * 86400  # that something is kept or valid: a time that is so far away can be written down
+KEEP_SECONDS_MIN = 60  # of a snapshot that goes by itself
 CHUNK_EXTENTS_MAX = 1 << 16  # extents in one answer of the engine socket
 INVITATION_SECONDS_MAX = 86400  # that the code of another home is valid
 REPLICATION_PORT = 10810  # where peers reach a home, unless another is given

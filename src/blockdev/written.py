@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from blockdev.constants import SECTOR_BYTES, VDISK_BYTES_MAX
+from blockdev.constants import DURATION_SECONDS_MAX, SECTOR_BYTES, VDISK_BYTES_MAX
 from blockdev.errors import InvalidArgument
 
 SIZE_BYTES_MAX = 4 * 10**18  # what the API takes
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 DURATION_TEXT = re.compile(r"([0-9]{1,10})\s*([smhdw])", re.IGNORECASE)
-DURATION_SECONDS_MAX = 100 * 366 * 86400
 FOREVER = SAME = 0  # as a duration
 NO_LIMIT = 0  # as a rate
 MB = 10**6

@@ -63,8 +63,11 @@ class DirectTransport:
     def start(self) -> None:
         self.net.homes[self._key] = self
 
-    def stop(self, seconds: float) -> None:
+    def cut(self) -> None:
         self.net.homes.pop(self._key, None)
+
+    def stop(self, seconds: float) -> None:
+        pass
 
     def run(self, path: PathRow, sender: Sending, halt: Halt) -> None:
         other = self.net.homes.get(path.key)

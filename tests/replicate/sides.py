@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from blockdev.replicate.transport import Transport
 from blockdev.vmmap.catalog_replication import PathRow, PeerRow
 
 SECONDS_MAX = 60.0
+BYTES_SENT_AT = 200  # in the kernel's tcp_info: u64 tcpi_bytes_sent
 STUFF, ASK, GOT, DONE = 200, 201, 202, 203  # kinds of messages that no protocol has
 
 
@@ -135,8 +137,11 @@ class Side:
 
     @property
     def sent_bytes(self) -> int:
-        """Over the socket of the path, SSH's own bytes, too."""
-        return self.transport._links[1].traffic.sent_bytes
+        """Over the socket of the path, as the kernel counted them: SSH's own bytes, too."""
+        connection = self.transport._links[1]._connection
+        assert connection is not None
+        info = connection.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_SENT_AT + 8)
+        return int.from_bytes(info[BYTES_SENT_AT:], "little")
 
     def path_to(self, other: Side, port: int | None = None, key: str | None = None, throttle: str = "{}") -> PathRow:
         return PathRow(1, "there", "127.0.0.1", port or other.port, key or other.key, 3, throttle, "")

@@ -36,13 +36,13 @@ class Carried:
 
     def __call__(self, errand: Errand, flow: Flow, halt: Halt, reached: Callable[[], None]) -> None:
         outcome: queue.Queue[Any] = queue.Queue()
-        halt.on_said(lambda: outcome.put(None))
-        self.begun.put((errand, flow, halt, outcome))
-        said = outcome.get()
-        halt.check()
-        while said is REACHED:
-            reached()
+        with halt.waking(lambda: outcome.put(None)):
+            self.begun.put((errand, flow, halt, outcome))
             said = outcome.get()
+            halt.check()
+            while said is REACHED:
+                reached()
+                said = outcome.get()
         if not isinstance(said, Unreached):
             reached()
         if isinstance(said, Exception):

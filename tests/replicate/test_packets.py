@@ -16,7 +16,7 @@ import pytest
 
 from blockdev.replicate import packets, ssh
 from blockdev.replicate.frames import ROOM_BYTES
-from blockdev.replicate.wire import Dialer, Doorkeeper, Traffic, Wire
+from blockdev.replicate.wire import Dialer, Doorkeeper, Wire
 
 SECONDS_MAX = 60
 MIB = 1 << 20
@@ -98,14 +98,14 @@ class Pair:
         key = asyncssh.generate_private_key("ssh-ed25519")
         options: dict[str, Any] = {"server_factory": lambda: Host(self.there), "server_host_keys": [key], **self._options}
         if self._server_has_wire:
-            door = Doorkeeper(self._listener, Traffic(), lambda _transport: True, lambda _transport: None)
+            door = Doorkeeper(self._listener, lambda _transport: True, lambda _transport: None)
             self._acceptor = await asyncssh.listen("", 0, tunnel=door, **options)
         else:
             self._acceptor = await asyncssh.listen(sock=self._listener, **options)
         if self._alter is not None:
             self._between = await asyncio.start_server(self._pass_on(port), "127.0.0.1", 0)
             port = self._between.sockets[0].getsockname()[1]
-        options = {"tunnel": Dialer(Traffic())} if self._client_has_wire else {}
+        options = {"tunnel": Dialer()} if self._client_has_wire else {}
         self.connection = await asyncssh.connect(
             "127.0.0.1", port, known_hosts=None, client_keys=None, username="x", agent_path=None, **options, **self._options
         )

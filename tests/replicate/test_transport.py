@@ -387,6 +387,31 @@ def test_stop_lets_receiving_machines_save(tmp_path: Path) -> None:
         assert len(raised) == 1 and isinstance(raised[0], Unavailable)  # a Cut, if the answer to the opening was through
 
 
+def test_stop_does_not_wait_for_a_machine_whose_engine_hangs_nor_for_a_name_that_is_looked_up(tmp_path: Path) -> None:
+    gate, busy = threading.Event(), threading.Event()
+
+    class Hanging(Sink):
+        def handle(self, message: Message) -> list[Frame]:
+            busy.set()
+            gate.wait()
+            return []
+
+    async def look_up() -> None:
+        sender.transport._loop.asyncio.run_in_executor(None, gate.wait)
+
+    with two_sides(tmp_path, Hanging) as (sender, receiver):
+        try:
+            thread, raised = run_in_thread(sender, receiver, Pusher(10, 10), Halt())
+            assert busy.wait(SECONDS_MAX)
+            sender.transport._loop.call(look_up())
+            receiver.transport.stop(0.1)
+            sender.transport.stop(0.1)
+            thread.join(SECONDS_MAX)
+            assert len(raised) == 1 and not receiver.doors.machines[0].closed.is_set()
+        finally:
+            gate.set()
+
+
 def test_environment_that_a_peer_sets_is_not_kept(sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
     started = server.GuestSession.session_started
@@ -431,6 +456,7 @@ def test_peer_is_let_in_while_every_name_look_up_hangs(sides: tuple[Side, Side])
 
 def test_connection_whose_peer_never_reads_is_aborted_before_it_costs_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "UNSENT_BYTES_MAX", MIB)
+    said: list[int] = []
 
     class Parrot(asyncio.Protocol):
         """As SSH's own answers before a login: written without asking whether the socket takes more."""
@@ -442,12 +468,13 @@ def test_connection_whose_peer_never_reads_is_aborted_before_it_costs_much(monke
             self.transport = transport
 
         def data_received(self, data: bytes) -> None:
+            said.append(MIB)
             self.transport.write(bytes(MIB))  # type: ignore[attr-defined]
 
     async def talk() -> int:
-        traffic, ended = wire.Traffic(), asyncio.Event()
+        ended = asyncio.Event()
         listener = await asyncio.get_running_loop().create_server(
-            lambda: wire.Wire(Parrot(), traffic, lambda _transport: ended.set()), "127.0.0.1", 0
+            lambda: wire.Wire(Parrot(), lambda _transport: ended.set()), "127.0.0.1", 0
         )
         _reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
         _reader._transport.pause_reading()  # type: ignore[attr-defined]
@@ -458,7 +485,7 @@ def test_connection_whose_peer_never_reads_is_aborted_before_it_costs_much(monke
             await asyncio.sleep(0)
         writer.transport.abort()
         listener.close()
-        return traffic.sent_bytes
+        return sum(said)
 
     assert asyncio.run(asyncio.wait_for(talk(), SECONDS_MAX)) < 100 * MIB
 
@@ -474,6 +501,14 @@ def test_what_was_made_when_a_halt_was_said_is_not_lost(sides: tuple[Side, Side]
     assert sender.transport._loop.call(make(), halt) == 7
     with pytest.raises(Halted):
         sender.transport._loop.call(asyncio.sleep(SECONDS_MAX), halt)
+
+
+def test_halt_keeps_nothing_of_attempts_that_have_ended(sides: tuple[Side, Side]) -> None:
+    sender, receiver = sides
+    halt, path = Halt(), sender.path_to(receiver)
+    for _ in range(3):
+        sender.transport.run(path, Pusher(1, 1), halt)
+    assert halt._wakers == []
 
 
 def test_sender_does_not_wait_for_a_channel_whose_writing_failed(

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from blockdev.cloudinit.files import TEXT_BYTES_MAX
-from blockdev.constants import SECTOR_BYTES, VDISK_BYTES_MAX
+from blockdev.constants import DURATION_SECONDS_MAX, KEEP_SECONDS_MIN, SECTOR_BYTES, VDISK_BYTES_MAX
 from blockdev.errors import InvalidArgument
 from blockdev.policies import LEVELS, Compression, Dedup
-from blockdev.schedule.rules import KEEP_SECONDS_MAX, KEEP_SECONDS_MIN, Schedule
+from blockdev.schedule.rules import Schedule
 from blockdev.schedule.times import local_zone
 from blockdev.types import ExtentState
 from blockdev.vmmap import model
@@ -61,7 +61,7 @@ FilePath = Annotated[
         json_schema_extra={"pattern": r"^/[^\x00]*$"},
     ),
 ]
-KeepSeconds = Annotated[int, Field(ge=KEEP_SECONDS_MIN, le=KEEP_SECONDS_MAX, description="a minute to a hundred years")]
+KeepSeconds = Annotated[int, Field(ge=KEEP_SECONDS_MIN, le=DURATION_SECONDS_MAX, description="a minute to a hundred years")]
 
 
 def _time(text: str) -> str:

@@ -6,14 +6,13 @@ from pydantic import BaseModel, Field
 
 from blockdev.api.access import Role
 from blockdev.api.schemas import Body, Name
-
-VALID_SECONDS_MAX = 100 * 366 * 86400
+from blockdev.constants import DURATION_SECONDS_MAX
 
 
 class NewToken(Body):
     name: Name
     role: Role
-    valid_seconds: int | None = Field(None, ge=1, le=VALID_SECONDS_MAX, description="it expires so long from now; absent: never")
+    valid_seconds: int | None = Field(None, ge=1, le=DURATION_SECONDS_MAX, description="it expires so long from now; absent: never")
 
 
 class TokenView(BaseModel):

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from blockdev.constants import DURATION_SECONDS_MAX
 from blockdev.errors import BlockdevError, Busy, InvalidArgument, NotAllowed, NotFound
-from blockdev.replicate.control import SECONDS_MAX
 from blockdev.vmmap.catalog import Catalog, SnapshotRow, VMRow
 from blockdev.vmmap.catalog_replication import PathRow, PeerRow, ReceivedRow
 from blockdev.vmmap.clock import Clock, to_text
@@ -183,7 +183,7 @@ def _text(arguments: Mapping[str, Any], field: str) -> str:
 
 def _seconds(arguments: Mapping[str, Any], field: str) -> int | None:
     found = arguments.get(field)
-    if found is not None and (type(found) is not int or not 0 < found <= SECONDS_MAX):
+    if found is not None and (type(found) is not int or not 0 < found <= DURATION_SECONDS_MAX):
         raise InvalidArgument(f"a request whose {field} cannot be")
     return found
 

@@ -26,7 +26,7 @@ from blockdev.replicate.frames import (
     room_around,
     with_room,
 )
-from blockdev.replicate.gate import SMALL_BYTES, Gate
+from blockdev.replicate.gate import UNHELD_BYTES_MAX, Gate
 from blockdev.replicate.halt import Halted
 from blockdev.replicate.wire import Wire
 
@@ -214,7 +214,7 @@ class Channel:
 
     async def _write_frame(self, frame: Frame) -> None:
         memory, first, end = room_around(frame), ROOM_BYTES, ROOM_BYTES + len(frame)
-        is_small = len(frame) <= SMALL_BYTES
+        is_small = len(frame) <= UNHELD_BYTES_MAX
         while first < end:
             await self._room()
             count = min(self._gate.piece_bytes, PACKET_BYTES, end - first)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgpack
 
+from blockdev.constants import DURATION_SECONDS_MAX
 from blockdev.errors import BlockdevError, InvalidArgument, from_code
 from blockdev.replicate.frames import Frame, ProtocolError, frame
 from blockdev.replicate.messages import BLOCKS_MAX, DIGEST_BYTES, Kind
@@ -33,7 +34,6 @@ VERSIONS_MAX = 16
 FEATURES_MAX = 64
 SOFTWARE_CHARACTERS_MAX = 200
 REASON_CHARACTERS_MAX = 2000
-SECONDS_MAX = 100 * 366 * 86400  # of a retention, as of schedules: a time that is so far away can be written down
 ITEMS_MAX = 65_536  # in the arguments of a request, or its answer
 DEPTH_MAX = 8
 LIST_ITEMS_MAX = DISKS_MAX  # room is made for as many as a list says that it has, before they come
@@ -311,7 +311,7 @@ def _flag(value: Any) -> bool:
 
 
 def _seconds(value: Any) -> int | None:
-    return None if value is None else check_number(value, SECONDS_MAX)
+    return None if value is None else check_number(value, DURATION_SECONDS_MAX)
 
 
 def _word(value: Any) -> str:

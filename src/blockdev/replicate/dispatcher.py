@@ -80,16 +80,21 @@ class Dispatcher:
         self._looking = threading.Thread(target=self._run, name="replicate", daemon=True)
         self._looking.start()
 
-    def stop(self, seconds: float) -> None:
-        """Begin nothing more, halt what is under way, and wait so long for it."""
-        deadline = monotonic_seconds() + seconds
+    def halt(self) -> None:
+        """Begin nothing more, and halt what is under way."""
         with self._changed:
             self._stopping = True
             halts = [lane.halt for lane in self._lanes.values() if lane.halt is not None]
-            threads = [*self._working, *([self._looking] if self._looking else [])]
             self._changed.notify_all()
         for halt in halts:
             halt.say()
+
+    def stop(self, seconds: float) -> None:
+        """As `halt`, and wait so long for it."""
+        deadline = monotonic_seconds() + seconds
+        self.halt()
+        with self._changed:
+            threads = [*self._working, *([self._looking] if self._looking else [])]
         for thread in threads:
             thread.join(max(deadline - monotonic_seconds(), 0.0))
 

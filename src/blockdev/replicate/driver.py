@@ -35,7 +35,11 @@ class Receiving(Protocol):
 
 def run_sender(machine: Sending, channel: Channel, halt: Halt) -> None:
     """Until it is done.  Halted; Cut; what the machine raises."""
-    halt.on_said(channel.interrupt)
+    with halt.waking(channel.interrupt):
+        _run_sender(machine, channel)
+
+
+def _run_sender(machine: Sending, channel: Channel) -> None:
     machine.start()
     while not machine.is_done:
         for message in channel.received():

@@ -19,7 +19,7 @@ Message = bytes | bytearray | memoryview  # a kind and its body
 Frame = memoryview  # that `frame` made
 ROOM_BYTES = 64  # around what is to be sent, for what SSH puts in front of each piece and behind it
 ROOM = bytes(ROOM_BYTES)
-SMALL_BYTES, LARGE_BYTES = 1 << 16, (1 << 20) + (1 << 16)  # of memory for messages, at once
+MEMORY_BYTES_MIN, MEMORY_BYTES_USUAL = 1 << 16, (1 << 20) + (1 << 16)  # for messages, at once: in a channel of small ones, and of data
 
 
 class ProtocolError(InvalidArgument):
@@ -108,7 +108,7 @@ class Frames:
         least = count if len(rest) else max(count, len(self._memory) // 4)  # a message that begins here is to end here
         if first + len(rest) + least > len(self._memory):
             wanted = before + len(rest) + count
-            self._memory = np.empty(SMALL_BYTES if wanted <= SMALL_BYTES else max(LARGE_BYTES, wanted), np.uint8).data
+            self._memory = np.empty(MEMORY_BYTES_MIN if wanted <= MEMORY_BYTES_MIN else max(MEMORY_BYTES_USUAL, wanted), np.uint8).data
             first = before
         elif first == self._begin:
             return

@@ -8,7 +8,7 @@ from contextlib import suppress
 from blockdev.clock import monotonic_seconds, now_seconds
 from blockdev.replicate.throttle import Bucket, Throttle
 
-SMALL_BYTES = 4096  # acknowledgements and the like: counted, never held up
+UNHELD_BYTES_MAX = 4096  # acknowledgements and the like: counted, never held up
 OVERHEAD_BYTES = 120  # of SSH and TCP for a piece: the headers, padding and tag of a packet, and of one that says nothing
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from blockdev.errors import NotAllowed, Unavailable
 
@@ -42,13 +43,23 @@ class Halt:
         """Whether it is said by then."""
         return self._said.wait(seconds)
 
-    def on_said(self, wake: Callable[[], object]) -> None:
-        """Have `wake` called when it is said, in that thread; at once if it was said.  It must not wait or raise."""
+    @contextmanager
+    def waking(self, wake: Callable[[], object]) -> Iterator[None]:
+        """Have `wake` called when it is said inside, in that thread; at once if it was said.  It must not wait or raise.
+
+        It is kept no longer: a copy that is cut again and again for days has one halt, and a channel for each attempt.
+        """
         with self._lock:
-            if not self._said.is_set():
+            is_said = self._said.is_set()
+            if not is_said:
                 self._wakers.append(wake)
-                return
-        wake()
+        if is_said:
+            wake()
+        try:
+            yield
+        finally:
+            with self._lock, suppress(ValueError):  # said meanwhile
+                self._wakers.remove(wake)
 
     def check(self) -> None:
         """Halted."""

@@ -18,7 +18,7 @@ from blockdev.replicate.halt import Rejected, Unreached
 from blockdev.replicate.identity import KeyPair, public_line
 from blockdev.replicate.keys import fingerprint
 from blockdev.replicate.sessions import Handing
-from blockdev.replicate.wire import Dialer, Traffic, Wire
+from blockdev.replicate.wire import Dialer, Wire
 
 CONNECT_SECONDS_MAX = 10.0
 IDLE_SECONDS_MAX = 30.0
@@ -60,7 +60,7 @@ class _Session(Handing, asyncssh.SSHClientSession):
 
 
 async def connect(
-    end: End, own: KeyPair, traffic: Traffic, secret: bytes | None = None
+    end: End, own: KeyPair, secret: bytes | None = None
 ) -> tuple[asyncssh.SSHClientConnection, _Client]:
     """A connection by our key, or by an invitation's secret.  Unreached; Rejected."""
     client = _Client(end.fingerprint)
@@ -78,7 +78,7 @@ async def connect(
         made = await asyncssh.connect(
             end.host,
             end.port,
-            tunnel=Dialer(traffic),
+            tunnel=Dialer(),
             client_factory=lambda: client,
             client_version="blockdev",
             known_hosts=([], [], []),  # so that it asks the client
@@ -120,7 +120,6 @@ class Link:
     def __init__(self, end: End, own: KeyPair, gate: Gate) -> None:
         self.end = end
         self.gate = gate
-        self.traffic = Traffic()
         self._own = own
         self._connection: asyncssh.SSHClientConnection | None = None
         self._connecting: asyncio.Task[asyncssh.SSHClientConnection] | None = None
@@ -170,7 +169,7 @@ class Link:
 
     async def _connect(self) -> asyncssh.SSHClientConnection:
         try:
-            made, client = await connect(self.end, self._own, self.traffic)
+            made, client = await connect(self.end, self._own)
         finally:
             self._connecting = None
         if client.lost.is_set():

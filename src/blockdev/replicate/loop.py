@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from blockdev.errors import Unavailable
@@ -19,13 +21,49 @@ THREADS_MAX = 128  # for what blocks: each path's name that is looked up, and lo
 T = TypeVar("T")
 
 
+class _Aside(ThreadPoolExecutor):
+    """Threads for what blocks, which end with the process: a name is looked up for a minute where nobody answers."""
+
+    def __init__(self) -> None:
+        super().__init__(1)  # asyncio takes no executor of another class; that one never has a thread
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._count = 0  # of threads
+
+    def submit(self, work: Callable[..., T], /, *args: Any, **named: Any) -> Future[T]:
+        future: Future[T] = Future()
+        with self._lock:
+            self._waiting.append((future, partial(work, *args, **named)))
+            if self._count == THREADS_MAX:
+                return future
+            self._count += 1
+        threading.Thread(target=self._run, name="ssh aside", daemon=True).start()
+        return future
+
+    def _run(self) -> None:
+        while (found := self._next()) is not None:
+            future, work = found
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+
+    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._count -= 1
+            return None
+
+
 class Loop:
     """Starts with `start`, ends with `stop`."""
 
     def __init__(self) -> None:
         self.asyncio = asyncio.new_event_loop()
         self.asyncio.set_exception_handler(_tell)
-        self.asyncio.set_default_executor(ThreadPoolExecutor(THREADS_MAX, "ssh"))
+        self.asyncio.set_default_executor(_Aside())
         self._thread = threading.Thread(target=self._run, name="ssh", daemon=True)
 
     def start(self) -> None:
@@ -63,12 +101,11 @@ class Loop:
             with suppress(RuntimeError):  # the loop has ended
                 self.asyncio.call_soon_threadsafe(task.cancel)
 
-        if halt is not None:
-            halt.on_said(cancel)
-        return await work
+        with nullcontext() if halt is None else halt.waking(cancel):
+            return await work
 
     def stop(self) -> None:
-        """What is under way in it is cancelled."""
+        """What is under way in it is cancelled; what blocks is not waited for."""
         if self._thread.is_alive():
             self.asyncio.call_soon_threadsafe(self.asyncio.stop)
             self._thread.join()
@@ -81,7 +118,6 @@ class Loop:
         for task in tasks:
             task.cancel()
         self.asyncio.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self.asyncio.run_until_complete(self.asyncio.shutdown_default_executor())
         self.asyncio.close()
 
 

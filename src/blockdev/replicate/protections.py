@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blockdev.constants import DURATION_SECONDS_MAX, KEEP_SECONDS_MIN
 from blockdev.errors import AlreadyExists, Busy, InvalidArgument
 from blockdev.replicate.model import Protection, Queued
 from blockdev.replicate.parts import Parts
@@ -12,7 +13,6 @@ from blockdev.vmmap.model import Terms
 from blockdev.vmmap.names import is_unfinished
 
 RPO_SECONDS_MIN, RPO_SECONDS_MAX = 1, 10 * 366 * 86400
-KEEP_SECONDS_MIN, KEEP_SECONDS_MAX = 60, 100 * 366 * 86400  # as of schedules
 
 
 class ProtectionOperations(Parts):
@@ -27,7 +27,7 @@ class ProtectionOperations(Parts):
         AlreadyExists: it goes to that home over another path.
         """
         check_seconds("an RPO", rpo_seconds, RPO_SECONDS_MIN, RPO_SECONDS_MAX)
-        check_seconds("what the other end keeps", keep_seconds, KEEP_SECONDS_MIN, KEEP_SECONDS_MAX)
+        check_seconds("what the other end keeps", keep_seconds, KEEP_SECONDS_MIN, DURATION_SECONDS_MAX)
         row, way = self._vm(vm), self._path(path)
         self._refuse_unsuitable(row, way)
         self._see_to_a_snapshot(row, way)

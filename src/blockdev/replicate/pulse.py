@@ -65,10 +65,9 @@ class Pulse:
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
         self._thread.start()
 
-    def stop(self, seconds: float) -> None:
+    def stop(self) -> None:
+        """Nobody waits for it."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(seconds)
 
     def _run(self) -> None:
         beat = 0

@@ -26,14 +26,14 @@ from blockdev.replicate.driver import Receiving, run_receiver
 from blockdev.replicate.identity import KeyPair, public_line
 from blockdev.replicate.pairing import Admission, Invitations, Invited, Ticket
 from blockdev.replicate.sessions import Handing
-from blockdev.replicate.wire import Doorkeeper, Traffic, Wire
+from blockdev.replicate.wire import Doorkeeper, Wire
 from blockdev.vmmap.catalog_replication import PeerRow
 
 logger = logging.getLogger(__name__)
 CONNECTIONS_MAX = 256
 STRANGERS_MAX = 32  # connections that have not logged in,
 STRANGERS_OF_ADDRESS_MAX = 8  # from one address
-CONNECTIONS_OF_PEER_MAX = 2  # the oldest goes: it is what a cut cable has left
+CONNECTIONS_OF_PEER_MAX = 2  # the oldest goes: it is what a cut cable has left; paths.PATHS_OF_HOME_MAX is as many
 CHANNELS_MAX = 16  # of a connection
 CHANNELS_IN_ALL_MAX = 256
 CHANNELS_WIDE_MAX = 4  # of a connection; the others, of which a home has half a dozen, get a window of
@@ -63,7 +63,6 @@ class Server:
     def __init__(self, own: KeyPair, doors: Doors, invitations: Invitations) -> None:
         self.doors = doors
         self.invitations = invitations
-        self.traffic = Traffic()
         self._own = own
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self._transports: dict[asyncio.BaseTransport, str | None] = {}  # of strangers: the address
@@ -76,7 +75,7 @@ class Server:
         self._acceptor = await asyncssh.listen(
             "",
             0,
-            tunnel=Doorkeeper(listener, self.traffic, self._admit, self._ended),
+            tunnel=Doorkeeper(listener, self._admit, self._ended),
             server_factory=lambda: Guest(self),
             server_version="blockdev",
             server_host_keys=[self._own.private],

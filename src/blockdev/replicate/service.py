@@ -12,7 +12,7 @@ from blockdev.replicate.peers import PeerOperations
 from blockdev.replicate.protections import ProtectionOperations
 from blockdev.replicate.status import StatusOperations
 
-STOP_SECONDS_MAX = 5.0
+STOP_SECONDS_MAX = 2.0  # all wait at once: a save takes tenths of a second, and one that hangs is of a second of work
 
 
 class Replication(PeerOperations, PathOperations, ProtectionOperations, StatusOperations, DisasterOperations):
@@ -26,8 +26,10 @@ class Replication(PeerOperations, PathOperations, ProtectionOperations, StatusOp
         self._pulse.start()
 
     def stop(self) -> None:
-        """End what is under way, which goes on from there after the next start; within STOP_SECONDS_MAX."""
+        """End what is under way, which goes on from there after the next start; within STOP_SECONDS_MAX, also when the engine hangs."""
         deadline = monotonic_seconds() + STOP_SECONDS_MAX
-        self._pulse.stop(0.0)
-        self._dispatcher.stop(STOP_SECONDS_MAX / 2)
+        self._pulse.stop()
+        self._dispatcher.halt()
+        self._transport.cut()
+        self._dispatcher.stop(max(deadline - monotonic_seconds(), 0.0))
         self._transport.stop(max(deadline - monotonic_seconds(), 0.0))

@@ -15,7 +15,7 @@ from blockdev.clock import monotonic_seconds, now_seconds
 from blockdev.errors import InvalidArgument, NotAllowed, Unavailable
 from blockdev.home import Home
 from blockdev.replicate import pairing
-from blockdev.replicate.channel import Channel
+from blockdev.replicate.channel import Channel, Cut
 from blockdev.replicate.control import encode_hello
 from blockdev.replicate.driver import Sending, run_sender
 from blockdev.replicate.gate import Gate
@@ -29,7 +29,6 @@ from blockdev.replicate.pairing import Invitations, Invited
 from blockdev.replicate.sender import Requester
 from blockdev.replicate.server import Doors, Server
 from blockdev.replicate.throttle import Throttle
-from blockdev.replicate.wire import Traffic
 from blockdev.vmmap.catalog_replication import PathRow
 
 MEASURE_SECONDS_MAX = 30.0
@@ -66,8 +65,8 @@ class Transport:
         self._loop.call(server.listen(listener))
         self._server = server
 
-    def stop(self, seconds: float) -> None:
-        """What is under way is cut; waits so long for what receives to save how far it is."""
+    def cut(self) -> None:
+        """What is under way, and let nobody in any more."""
         if not self._loop.is_running:
             return
         with self._lock:
@@ -76,6 +75,11 @@ class Transport:
             self._loop.call(link.close())
         if self._server is not None:
             self._loop.call(self._server.close())
+
+    def stop(self, seconds: float) -> None:
+        """As `cut`, and wait so long for what receives to save how far it is."""
+        self.cut()
+        if self._server is not None:
             self._server.join(seconds)
         self._loop.stop()
 
@@ -189,13 +193,18 @@ class Transport:
 
     async def _pair(self, end: End, secret: bytes) -> str:
         own = self.own()
-        connection, client = await connect(end, own, Traffic(), secret)
+        connection, client = await connect(end, own, secret)
         try:
             channel = await open_channel(connection)
             requester = Requester(pairing.REQUEST, pairing.pair_arguments(own.key))
             asking = self._loop.asyncio.run_in_executor(None, run_sender, requester, channel, Halt())
             await asyncio.wait_for(asking, PAIR_SECONDS_MAX)
             channel.close()
+        except Cut as error:
+            raise Unavailable(
+                f"{error.message}; {end} may know this home already: if blockdevctl replicate peer list there shows it, add the path "
+                "with that home's key (--key), else have it invite again"
+            ) from None
         except TimeoutError:
             connection.abort()  # which ends that thread, too
             raise Unavailable(f"{end} did not answer within {PAIR_SECONDS_MAX:g} s: see its log, then have it invite again") from None

@@ -1,4 +1,4 @@
-"""What is between an SSH connection and its socket: it counts the bytes, and knows when the socket takes no more.
+"""What is between an SSH connection and its socket: it reads and writes packets of data, and knows when the socket takes no more.
 
 asyncssh writes to its transport without asking whether that is full, as the peer's windows are to bound it; a peer may open
 these as wide as it likes.  So whoever writes much waits for `writable` first.  All in the loop's thread.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from blockdev.replicate.packets import Packets
@@ -18,23 +17,14 @@ HIGH_WATER_BYTES = 1 << 20  # in the process, on the way to the socket
 UNSENT_BYTES_MAX = 32 << 20  # likewise, of all channels: more only comes of answers of SSH's own to a peer that never reads
 
 
-@dataclass
-class Traffic:
-    """Bytes that went over sockets, SSH's own among them; to be read from any thread."""
-
-    sent_bytes: int = 0
-    received_bytes: int = 0
-
-
 class Wire(asyncio.BufferedProtocol):
     """One connection: the protocol of its socket, and the transport of the SSH connection above."""
 
     def __init__(
-        self, above: asyncio.Protocol, traffic: Traffic, ended: Callable[[asyncio.Transport], object] = lambda transport: None
+        self, above: asyncio.Protocol, ended: Callable[[asyncio.Transport], object] = lambda transport: None
     ) -> None:
         self.above = above
         self.packets = Packets(above, self._unsent_bytes)
-        self._traffic = traffic
         self._ended = ended
         self.socket: asyncio.Transport | None = None
         self._writable = asyncio.Event()
@@ -60,7 +50,6 @@ class Wire(asyncio.BufferedProtocol):
         return self.packets.room()
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._traffic.received_bytes += nbytes
         self.packets.came(nbytes)
 
     def eof_received(self) -> bool | None:
@@ -82,7 +71,6 @@ class Wire(asyncio.BufferedProtocol):
 
     def write(self, data: bytes | memoryview) -> None:
         assert self.socket is not None
-        self._traffic.sent_bytes += len(data)
         self.socket.write(data)
         if self._unsent_bytes() > UNSENT_BYTES_MAX:
             self.socket.abort()
@@ -108,12 +96,9 @@ class Wire(asyncio.BufferedProtocol):
 class Dialer:
     """What asyncssh.connect takes as a tunnel: it makes the connection that SSH runs over."""
 
-    def __init__(self, traffic: Traffic) -> None:
-        self._traffic = traffic
-
     async def create_connection(self, factory: Callable[[], asyncio.Protocol], host: str, port: int) -> tuple[Any, Any]:
         loop = asyncio.get_running_loop()
-        transport, wire = await loop.create_connection(lambda: Wire(factory(), self._traffic), host, port)
+        transport, wire = await loop.create_connection(lambda: Wire(factory()), host, port)
         return transport, wire.above
 
 
@@ -123,12 +108,10 @@ class Doorkeeper:
     def __init__(
         self,
         listener: socket.socket,
-        traffic: Traffic,
         admit: Callable[[asyncio.Transport], bool],
         ended: Callable[[asyncio.Transport], object],
     ) -> None:
         self._listener = listener
-        self._traffic = traffic
         self._admit = admit
         self._ended = ended
 
@@ -136,7 +119,7 @@ class Doorkeeper:
         self, factory: Callable[[str, int], asyncio.Protocol], _host: str, _port: int
     ) -> asyncio.Server:
         def make() -> asyncio.Protocol:
-            return _Entrance(lambda: factory("", 0), self._traffic, self._admit, self._ended)
+            return _Entrance(lambda: factory("", 0), self._admit, self._ended)
 
         return await asyncio.get_running_loop().create_server(make, sock=self._listener, backlog=128)
 
@@ -147,12 +130,10 @@ class _Entrance(asyncio.Protocol):
     def __init__(
         self,
         factory: Callable[[], asyncio.Protocol],
-        traffic: Traffic,
         admit: Callable[[asyncio.Transport], bool],
         ended: Callable[[asyncio.Transport], object],
     ) -> None:
         self._factory = factory
-        self._traffic = traffic
         self._admit = admit
         self._ended = ended
 
@@ -161,6 +142,6 @@ class _Entrance(asyncio.Protocol):
         if not self._admit(transport):
             transport.abort()
             return
-        wire = Wire(self._factory(), self._traffic, self._ended)
+        wire = Wire(self._factory(), self._ended)
         transport.set_protocol(wire)
         wire.connection_made(transport)

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, get_args
 from zoneinfo import ZoneInfo
 
+from blockdev.constants import DURATION_SECONDS_MAX, KEEP_SECONDS_MIN
 from blockdev.errors import InvalidArgument
 from blockdev.schedule.times import When, parse_when, parse_zone
 from blockdev.vmmap.model import Consistency, IfNotFrozen
@@ -15,7 +16,6 @@ from blockdev.vmmap.names import check_name
 
 SCHEDULES_MAX = 3  # of one VM
 NAME_CHARACTERS_MAX = 32  # the time follows it in the names of snapshots
-KEEP_SECONDS_MIN, KEEP_SECONDS_MAX = 60, 100 * 366 * 86400
 HOUR, DAY = 3600, 86400
 
 
@@ -55,7 +55,7 @@ def check_schedule(schedule: Schedule) -> None:
         raise InvalidArgument(f"schedule {schedule.name}: a schedule's name may have {NAME_CHARACTERS_MAX} characters")
     schedule.when()
     for keep in (schedule.keep_seconds, schedule.keep_remote_seconds):
-        if keep is not None and not KEEP_SECONDS_MIN <= keep <= KEEP_SECONDS_MAX:
+        if keep is not None and not KEEP_SECONDS_MIN <= keep <= DURATION_SECONDS_MAX:
             raise InvalidArgument(f"schedule {schedule.name}: a snapshot is kept for a minute to a hundred years")
     if schedule.consistency not in get_args(Consistency):
         raise InvalidArgument(f"schedule {schedule.name}: consistency is crash or vm, not {schedule.consistency!r}")
