@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 import struct
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pytest
 
+from blockdev.constants import DURATION_SECONDS_MAX
+from blockdev.engine import client
 from blockdev.errors import Corrupt, InvalidArgument, NotAllowed, PoolFull
 from blockdev.replicate import control, inbound, messages
 from blockdev.replicate.control import Begin
@@ -163,10 +167,10 @@ def test_half_received_snapshots_and_vms_of_a_peer_are_bounded(sites: Sites, mon
 
 
 def test_a_retention_that_no_clock_can_reach_is_refused(sites: Sites) -> None:
-    for keep_seconds in (1 << 40, control.SECONDS_MAX + 1):
+    for keep_seconds in (1 << 40, DURATION_SECONDS_MAX + 1):
         with pytest.raises(InvalidArgument):
             sites.begin(a_begin(keep_seconds=keep_seconds))
-    longest = a_begin(keep_seconds=control.SECONDS_MAX)
+    longest = a_begin(keep_seconds=DURATION_SECONDS_MAX)
     channel = sites.begin(longest)
     digests = sites.there.vms.receipt_digests(receipt_of(sites, longest))
     say(channel, control.encode_end(control.End(digests, [MEBIBYTE])))
@@ -221,6 +225,28 @@ def test_a_message_of_lists_and_maps_is_refused_before_it_takes_much_memory(bomb
 def test_a_message_of_as_many_disks_as_there_may_be_is_understood() -> None:
     begin = a_begin(disks=DISKS_MAX)
     assert control.decode_begin(memoryview(control.encode_begin(begin))[LENGTH_BYTES + 1 :]) == begin
+
+
+def test_beginning_with_as_many_disks_as_there_may_be_asks_the_engine_no_more_than_with_one(
+    sites: Sites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others wait for it: nobody else changes anything while a receipt is begun."""
+    asked: list[str] = []
+    ask_engine = client._Connection.ask
+
+    def ask(self: client._Connection, operation: str, *arguments: Any) -> dict[str, Any]:
+        if threading.current_thread() is threading.main_thread():
+            asked.append(operation)
+        return ask_engine(self, operation, *arguments)
+
+    monkeypatch.setattr(client._Connection, "ask", ask)
+    counts = []
+    for begin in (a_begin(), a_begin(disks=DISKS_MAX)):
+        for _ in range(2):  # it begins, and goes on
+            asked.clear()
+            sites.begin(begin)
+            counts.append(len(asked))
+    assert counts[2] <= counts[0] and counts[3] <= counts[1], counts
 
 
 def test_vms_that_were_begun_and_are_no_more_are_forgotten(sites: Sites, monkeypatch: pytest.MonkeyPatch) -> None:

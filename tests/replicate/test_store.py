@@ -231,6 +231,17 @@ def test_a_base_that_is_deleted_at_the_receiver_under_way_does_not_matter(here: 
     assert deleted and link.sender.is_done and same(here, there, "s2")
 
 
+def test_a_receipt_whose_vdisk_somebody_else_deletes_is_begun_anew(here: Home, there: Home) -> None:
+    sender, receiver = sender_of(here, "s1"), receiver_of(there)
+    message = begun(sender, receiver)
+    [lost, *_] = there.catalog.receipt_disks()
+    there.engine.delete([lost.object_id])
+    with pytest.raises(NotFound):
+        go_on(sender, receiver, message)
+    send(here, there, "s1")
+    assert same(here, there, "s1") and there.catalog.receipts() == []
+
+
 def test_an_engine_that_is_restarted_under_way_saves_nothing_that_may_be_lost(here: Home, there: Home) -> None:
     sender, receiver = sender_of(here, "s1"), receiver_of(there)
     message = begun(sender, receiver)

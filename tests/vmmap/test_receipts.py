@@ -148,7 +148,9 @@ def test_a_receipt_that_lost_a_vdisk_is_dropped_with_the_others(
         world.save_receipt(first, [1, 1], 1)
     again = begin(world, peer)
     client.delete([again.disks[0].object_id])
-    anew = begin(world, peer)  # without an agreement in between
+    assert begin(world, peer).id == again.id, "nobody has noticed yet"
+    world.doubt_receipts()
+    anew = begin(world, peer)
     assert anew.id > again.id and len([name for name in names(pool) if "~" in str(name)]) == 2
 
 

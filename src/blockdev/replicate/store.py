@@ -7,14 +7,14 @@ is given to the latest that begins with it.  Threads: one at a time.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
 from blockdev.engine.client import EngineClient
-from blockdev.errors import BlockdevError, NotAllowed
+from blockdev.errors import BlockdevError, NotAllowed, NotFound
 from blockdev.replicate.answers import matches
 from blockdev.replicate.control import Begin, DiskState, State
 from blockdev.replicate.holding import Hold, Holds
@@ -113,22 +113,33 @@ class PeerStore:
                     f"this peer may not send VM {name}: blockdevctl replicate peer change {peer.name} --allow {name} there lets it"
                 )
 
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """With what is written to."""
+        with self._held:
+            try:
+                yield
+            except NotFound:
+                self._vms.doubt_receipts()
+                raise
+
     def known(self, disk: int, offers: bytes) -> bytes:
-        return self._engine.known(self._object(disk), offers)
+        with self._working():
+            return self._engine.known(self._object(disk), offers)
 
     def take(self, disk: int, offers: bytes, proofs: bytes) -> bytes:
-        with self._held:
+        with self._working():
             return self._engine.take(self._object(disk), offers, proofs)
 
     def put(self, disk: int, offers: bytes, data: bytes | memoryview) -> None:
         self._space.take(self._peer, len(data))
-        with self._held:
+        with self._working():
             self._engine.put(self._object(disk), offers, data)
 
     def clear(self, disk: int, runs: Runs) -> None:
         packed = np.empty((len(runs), 2), "<u8")
         packed[:, 0], packed[:, 1] = runs["block"], runs["count"]
-        with self._held:
+        with self._working():
             self._engine.clear(self._object(disk), packed.tobytes())
 
     def begin_save(self, next_blocks: list[int], data_bytes: int) -> None:

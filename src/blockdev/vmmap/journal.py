@@ -107,6 +107,11 @@ class Journal:
         if not self.agreed:
             self.agree()
 
+    def ensure_agreed_with(self, instance: bytes) -> None:
+        """For what changes nothing in the engine, and so does not hear that it is another process by now."""
+        if instance != self._instance:
+            self.agree()
+
     def run(self, intent: Intent, apply: Callable[[], list[EngineObject] | None]) -> None:
         """One operation; `apply` is its engine step and returns what it made."""
         with self._catalog.transaction(grows=not intent.frees):
@@ -170,7 +175,6 @@ class Journal:
     def forget_import(self, import_id: int) -> None:
         """It has ended, or is to be dropped by the next agreement if it has not."""
         self._live_imports.pop(import_id, None)
-
 
     def keep_temporaries(self, object_ids: Sequence[int]) -> None:
         """They stay for as long as this control plane and this engine process do, or until they are forgotten."""
