@@ -15,8 +15,10 @@ import pytest
 
 from blockdev.errors import AlreadyExists, Busy, InvalidArgument, NotAllowed, NotFound, ReadOnly, Unavailable
 from blockdev.quiesce.snapshots import take_snapshot
-from blockdev.replicate import lanes, pulse
+from blockdev.replicate import lanes, pulse, service
 from blockdev.replicate.messages import Kind
+from blockdev.replicate.paths import PATHS_OF_HOME_MAX
+from blockdev.replicate.server import CONNECTIONS_OF_PEER_MAX
 from blockdev.vmmap.catalog_replication import PathRow
 from blockdev.vmmap.model import Terms
 from tests.cli.served import until
@@ -70,6 +72,27 @@ def test_a_cut_costs_a_row_only_if_something_had_come_and_the_transfer_goes_on_b
     assert world.there.read("web/root@s2", 299) == b"block 299"
     assert {row.error_code for row in world.here.service.history("web")} >= {None}
     assert world.here.events() == []
+
+
+def test_replication_stops_although_an_engine_hangs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, busy = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        busy.set()
+        gate.wait()
+        raise Unavailable("the engine has gone")
+
+    monkeypatch.setattr(service, "STOP_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(world.there.engine, "known", hang)
+    try:
+        world.here.service.protect("web", "far")
+        assert busy.wait(60)
+        world.here.service.stop()
+        [hung] = [thread for thread in threading.enumerate() if thread.name == "send web"]
+    finally:
+        gate.set()
+    hung.join(60)
+    assert not hung.is_alive()
 
 
 def test_a_link_that_is_down_is_tried_until_it_is_up(world: World) -> None:
@@ -361,6 +384,15 @@ def test_a_peers_globs_are_kept_as_they_were_given(world: World) -> None:
     assert world.there.service.show_peer("origin").vms == ["web*"]
     row = world.there.catalog.peer("origin")
     assert row is not None and json.loads(row.vms) == ["web*"]
+
+
+def test_a_home_has_no_more_paths_to_another_than_that_serves_at_a_time(world: World) -> None:
+    assert PATHS_OF_HOME_MAX == CONNECTIONS_OF_PEER_MAX
+    world.here.service.add_path("slow", "there.example", 10811, key=world.there.key)
+    with pytest.raises(AlreadyExists, match="paths far, slow go to that home"):
+        world.here.service.add_path("slower", "there.example", 10812, key=world.there.key)
+    world.here.service.remove_path("slow")
+    world.here.service.add_path("slower", "there.example", 10812, key=world.there.key)
 
 
 def test_paths_are_tested_shown_and_changed(world: World) -> None:

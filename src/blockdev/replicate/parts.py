@@ -138,7 +138,3 @@ class Parts:
         if other is not None:
             raise AlreadyExists(f"that home is peer {other.name} already: change that one")
 
-    def _check_new_path(self, name: str) -> None:
-        check_name("path", name)
-        if self._catalog.path_named(name) is not None:
-            raise AlreadyExists(f"there is a path {name} already: choose another name")

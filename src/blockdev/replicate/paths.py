@@ -9,16 +9,19 @@ from typing import Any
 
 from blockdev.clock import monotonic_seconds
 from blockdev.constants import REPLICATION_PORT
-from blockdev.errors import Busy, InvalidArgument
+from blockdev.errors import AlreadyExists, Busy, InvalidArgument
 from blockdev.replicate.keys import fingerprint, parse_key
 from blockdev.replicate.model import Path, PathTest
 from blockdev.replicate.parts import ANSWER_SECONDS_MAX, Parts
 from blockdev.replicate.sender import Requester
 from blockdev.replicate.throttle import Throttle
 from blockdev.vmmap.catalog_replication import PathRow
+from blockdev.vmmap.events import enumerate_some
+from blockdev.vmmap.names import check_name
 from blockdev.written import show_count
 
 PORT = REPLICATION_PORT
+PATHS_OF_HOME_MAX = 2  # as it lets a home have so many connections (server.py), and ends the oldest for another
 LEVEL = 3
 LEVEL_MAX = 19
 _HOST = re.compile(r"[A-Za-z0-9.:_%-]{1,255}")  # a name, or an IPv4 or IPv6 address
@@ -45,19 +48,29 @@ class PathOperations(Parts):
         """A way to the home at host:port, which must have this public key, or whose invitation's code is this.
 
         With a key nothing is connected yet.  With a code both ends know each other's keys afterwards.
-        InvalidArgument; AlreadyExists; NotAllowed: the code is not (or no more) valid, or the other end's key is not
+        InvalidArgument; AlreadyExists, also for one path more to a home than it serves at a time; NotAllowed: the code is not (or no more) valid, or the other end's key is not
         what the code says; Unavailable.
         """
         if (key is None) == (code is None):
             raise InvalidArgument("give the other end's public key, or the code of its invitation")
         check_endpoint(host, port)
         check_level(level)
-        self._check_new_path(name)
+        self._check_new_path(name, None if key is None else parse_key(key))
         pinned = parse_key(key) if key is not None else self._pair(host, port, code or "")
         with self._catalog.transaction(grows=True):
-            self._check_new_path(name)
+            self._check_new_path(name, pinned)
             self._catalog.insert_path(name, host, port, pinned, level, "{}", self._now())
         return self.show_path(name)
+
+    def _check_new_path(self, name: str, key: str | None) -> None:
+        check_name("path", name)
+        if self._catalog.path_named(name) is not None:
+            raise AlreadyExists(f"there is a path {name} already: choose another name")
+        same = [one.name for one in self._catalog.paths() if one.key == key]
+        if len(same) >= PATHS_OF_HOME_MAX:
+            raise AlreadyExists(
+                f"paths {enumerate_some(same)} go to that home already, which serves {PATHS_OF_HOME_MAX} at a time: remove one of them, or use it"
+            )
 
     def _pair(self, host: str, port: int, code: str) -> str:
         """The key of the other end, which knows ours then."""
