@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from unittest import mock
 
-from blockdev.replicate.control import End
+from blockdev.replicate.control import Begin, End
 from blockdev.replicate.receiver import Receiver
 from blockdev.replicate.source import SnapshotSource
 from blockdev.replicate.store import PeerStore
+from blockdev.vmmap.copies import SnapshotCopy
 from blockdev.vmmap.receipts import Receipt, ReceiptOperations
 
 Plant = Callable[[], AbstractContextManager[object]]
@@ -43,6 +44,14 @@ def _based_on_nothing(self: SnapshotSource, base_uuid: str | None, is_based: lis
     return _set_base(self, None, [False] * len(is_based))
 
 
+def _first_look(self: PeerStore, begin: Begin, copy: SnapshotCopy) -> Receipt | None:
+    """Whether a channel that had the receipt has ended it meanwhile is not looked at."""
+    receipt = self._vms.begin_receipt(self._peer_id, begin.purpose, copy, begin.ancestors)
+    if receipt is not None:
+        self._hold = self._holds.take(receipt.id)
+    return receipt
+
+
 def _ended_unseen(self: Receiver, end: End) -> bytes:
     """Digests are not compared."""
     self._store.digests = lambda: end.digests  # type: ignore[method-assign]
@@ -66,5 +75,6 @@ BUGS: dict[str, Plant] = {
     "another base, and digests are not compared": lambda: _both(
         mock.patch.object(SnapshotSource, "set_base", _newest_base), mock.patch.object(Receiver, "_ended", _ended_unseen)
     ),
+    "a receipt is not looked at again when it was taken": lambda: mock.patch.object(PeerStore, "_take_hold", _first_look),
     "all is sent again": lambda: mock.patch.object(PeerStore, "known", lambda self, disk, offers: bytes(len(offers) // 24)),
 }

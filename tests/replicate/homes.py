@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +21,7 @@ from blockdev.engine.client import EngineClient
 from blockdev.engine.operations import Operations, Session
 from blockdev.engine.room import make_room
 from blockdev.errors import PoolFull, Unavailable
-from blockdev.replicate.holding import Holds
+from blockdev.replicate.holding import Hold, Holds
 from blockdev.replicate.space import PeerSpace
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.reserve import ReserveSize
@@ -169,6 +170,18 @@ class Clock:
         return self.seconds
 
 
+class LateHolds(Holds):
+    """Between that a channel has looked at a receipt and that it takes it others may do something, as threads may."""
+
+    def __init__(self, home: Home) -> None:
+        super().__init__()
+        self._home = home
+
+    def take(self, receipt_id: int) -> Hold:
+        self._home.meanwhile()
+        return super().take(receipt_id)
+
+
 class Home:
     """Both planes of one home at `path`, a directory that is not there yet."""
 
@@ -178,6 +191,7 @@ class Home:
         self.clock = Clock()
         self.process: EngineProcess | None = None
         self.killed_in: int | None = None  # the control plane, so many of its steps from now
+        self.meanwhile: Callable[[], None] = lambda: None  # what others do before a channel takes a receipt
         self._keeps_durable = keeps_durable
         self._lives = 0
         os.mkdir(path)
@@ -195,7 +209,7 @@ class Home:
         self.catalog = Catalog(f"{self.path}/catalog.db", SMALL_RESERVE)
         self.vms = VMs(self.catalog, self.engine, clock=self.clock, at_step=self._at_step)
         self.space = PeerSpace(self.vms.peer_bytes)
-        self.holds = Holds()
+        self.holds = LateHolds(self)
 
     def _at_step(self, _step: str) -> None:
         if self.killed_in is not None:

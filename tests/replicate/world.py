@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import zip_longest
 
 from blockdev.errors import BlockdevError, Corrupt, NotAllowed
+from blockdev.replicate.control import Begin
 from blockdev.replicate.frames import Frames
 from blockdev.replicate.receiver import Receiver
 from blockdev.replicate.sender import Sender
@@ -116,8 +118,7 @@ class Flow:
             row = queued[0]
             source = SnapshotSource(self.source.vms, self.source.engine, self.vm_id, row.uuid)
             self.world.learn(self.source)
-            begin = source.begin("protect", None, None)
-            sender = Sender(begin, source, self.world.choice.choice([0, 1, 3]), self.world.monotonic)
+            sender = Sender(self._begin(source), source, self.world.choice.choice([0, 1, 3]), self.world.monotonic)
         peer_id = self.target.catalog.peers()[0].id
         target = self.target
         later = Later()
@@ -129,6 +130,9 @@ class Flow:
                 connection.was_alone = False
         self.world.counts["connections"] += 1
         return True
+
+    def _begin(self, source: SnapshotSource) -> Begin:
+        return source.begin("protect", None, None)
 
     def drop(self, connection: Connection, is_seen: bool = True) -> None:
         """The cable is cut.  is_seen: by the receiver, too, which closes; else it hangs on."""
@@ -217,6 +221,53 @@ class Flow:
             self.retry = again, connection.snapshot
 
 
+class Copying(Flow):
+    """One copy of a snapshot, which becomes a VM of its own there, whose guest writes then."""
+
+    def __init__(self, world: World, source: Home, target: Home, vm_name: str) -> None:
+        super().__init__(world, source, target, vm_name)
+        self.row = source.catalog.snapshots(self.vm_id)[-1]
+        self.copy_name = f"{vm_name}-copy"
+        self._begins_twice = world.choice.random() < 0.5
+        self.heads: Content | None = None  # what its disks have to hold; None: that is not known
+
+    def queue(self) -> list[SnapshotRow]:
+        is_wanted = not self.done and self.source.catalog.snapshot_by_id(self.row.id) is not None
+        return [self.row] if is_wanted else []
+
+    def connect(self) -> bool:
+        is_made = super().connect()
+        if is_made and self._begins_twice:
+            self._begins_twice = False
+            super().connect()
+        return is_made
+
+    def write(self) -> None:
+        """As its guest."""
+        if self.done:
+            self.check()
+            self.world._write(self.target, self.copy_name)
+            self.heads = self._read()
+
+    def check(self) -> None:
+        if self.done and self.heads is not None and self._read() != self.heads:
+            raise Wrong(f"{self.copy_name}: its disks are not what its guest has written")
+
+    def _begin(self, source: SnapshotSource) -> Begin:
+        return source.begin("copy", None, None, self.copy_name)
+
+    def _done(self, connection: Connection) -> None:
+        self.done.add(connection.snapshot.uuid)
+        self.world.counts["copies"] += 1
+        self.world.tell(f"{self.copy_name} is there")
+        self.heads = self.heads or self.world.contents[connection.snapshot.uuid]
+        self.drop(connection)
+
+    def _read(self) -> Content:
+        disks = self.target.vms.show_vm(self.copy_name).disks
+        return {disk.name: self.target.pool.find(disk.export).read(0, disk.size_bytes) for disk in disks}
+
+
 class World:
     """Everything that one seed decides."""
 
@@ -226,6 +277,7 @@ class World:
         self.counts: Counter[str] = Counter()
         self.contents: dict[str, Content] = {}  # by uuid of the snapshot
         self._seconds = 1000.0
+        self.forgetful: set[Home] = set()  # whose engine was killed
         self._palette = [self._any_block() for _ in range(40)]
         self.home_a = Home(f"{root}/a", self.choice.random() < 0.15)
         self.home_b = Home(f"{root}/b", self.choice.random() < 0.35)
@@ -233,6 +285,10 @@ class World:
         self.flows = [self._protect(self.home_a, self.home_b, "web")]
         if self.choice.random() < 0.4:
             self.flows.append(self._protect(self.home_b, self.home_a, "db"))
+        self.copies = [Copying(self, self.home_a, self.home_b, "web")] if self.choice.random() < 0.5 else []
+        for home in self.homes:
+            home.meanwhile = lambda home=home: self._meanwhile(home)  # type: ignore[misc]
+        self._is_meanwhile = False
 
     def stop(self) -> None:
         for home in self.homes:
@@ -265,10 +321,12 @@ class World:
         add_peer(target.catalog, "peer")
         return Flow(self, source, target, vm)
 
-    def _write(self, home: Home, vm: str) -> None:
+    def _write(self, home: Home, vm: str) -> int:
+        """How many blocks it touched, perhaps some of them twice, and some to be what they were."""
         disks = [disk for disk in home.vms.show_vm(vm).disks if disk.state == "ok"]
         if not disks:
-            return
+            return 0
+        touched = 0
         disk = self.choice.choice(disks)
         vdisk = home.pool.find(disk.export)
         sectors = disk.size_bytes // 512
@@ -277,11 +335,13 @@ class World:
             length = min(self.choice.choice([1, 8, 8, 8 * 20, 8 * 60]), sectors - first)
             if self.choice.random() < 0.5:
                 first -= first % 8
+            touched += length // 8 + 2
             if self.choice.random() < 0.25:
                 vdisk.discard(first * 512, length * 512)
                 continue
             blocks = [self.choice.choice(self._palette) if self.choice.random() < 0.7 else self._any_block() for _ in range(length // 8 + 1)]
             vdisk.write(first * 512, b"".join(blocks)[: length * 512])
+        return touched
 
     # knowing
 
@@ -316,7 +376,7 @@ class World:
         """Its connections are gone without a word."""
         self.tell(f"control plane of {home.path[-1]} killed")
         self.counts["control planes killed"] += 1
-        for flow in self.flows:
+        for flow in self._all():
             for connection in list(flow.connections):
                 if flow.target is home:  # nothing is saved
                     connection.receiver.is_closed = True
@@ -342,6 +402,7 @@ class World:
             (self._change_disks, 0.5),
             (self._restore, 0.3),
             (self._connect_twice, 0.6),
+            (self._guest_of_copy, 2 if self.copies else 0),
             (self._cut, 4),
             (self._kill_engine, 0.8),
             (self._kill_control, 0.8),
@@ -352,9 +413,12 @@ class World:
             (self._look, 0.3),
         ]
 
+    def _all(self) -> list[Flow]:
+        return [*self.flows, *self.copies]
+
     def _move(self) -> None:
         """A burst on one flow."""
-        flow = self.choice.choice(self.flows)
+        flow = self.choice.choice(self._all())
         for _ in range(self.choice.randrange(1, 40)):
             self._revive()
             if not flow.connections and not self._connect(flow):
@@ -427,12 +491,35 @@ class World:
         self.learn(flow.source)
 
     def _connect_twice(self) -> None:
-        flow = self._flow()
+        flow = self.choice.choice(self._all())
         if len(flow.connections) < 3:
             flow.connect()
 
+    def _guest_of_copy(self) -> None:
+        copy = self.choice.choice(self.copies)
+        if self._is_up(copy.target):
+            copy.write()
+
+    def _meanwhile(self, home: Home) -> None:
+        """Other channels go on, perhaps to their end, guests write, and snapshots are deleted, while one of a home is beginning."""
+        others = [(flow, one) for flow in self._all() if flow.target is home for one in flow.connections if one.receiver.begin is not None]
+        if self._is_meanwhile or not others or self.choice.random() < 0.3:
+            return
+        self._is_meanwhile = True
+        try:
+            flow, connection = self.choice.choice(others)
+            for _ in range(self.choice.choice([1, 40, 400, 400])):
+                if self._is_up(home) and connection in flow.connections:
+                    flow.move(connection)
+            for step in (self._delete_at_source, self._delete_at_target, *([self._guest_of_copy] * 3 if self.copies else [])):
+                if self.choice.random() < 0.3:
+                    with suppress(BlockdevError):
+                        step()
+        finally:
+            self._is_meanwhile = False
+
     def _cut(self) -> None:
-        flow = self._flow()
+        flow = self.choice.choice(self._all())
         if flow.connections:
             connection = self.choice.choice(flow.connections)
             flow.drop(connection, is_seen=self.choice.random() < 0.7)
@@ -449,7 +536,11 @@ class World:
         """What it did not make durable may be lost, and what it knew of fingerprints."""
         home.kill_engine(self.choice.random() < 0.5)
         self.counts["engines killed"] += 1
+        self.forgetful.add(home)
         self.tell(f"engine of {home.path[-1]} killed")
+        for copy in self.copies:
+            if copy.target is home:
+                copy.heads = None
         for flow in self.flows:
             if flow.target is home:
                 under_way = sum(connection.store.put_bytes for connection in flow.connections)
@@ -494,19 +585,19 @@ class World:
     def mend(self) -> None:
         """Nothing goes wrong any more, and all is sent."""
         for home in self.homes:
-            home.is_full, home.killed_in = False, None
+            home.is_full, home.killed_in, home.meanwhile = False, None, lambda: None
             if home.process is not None:
                 home.process.dies_in = None
         self._revive()
         self._agree()
-        for flow in self.flows:
+        for flow in self._all():
             for connection in list(flow.connections):
                 self._guard(lambda flow=flow, connection=connection: flow.drop(connection))  # type: ignore[misc]
             flow.retry = None
             self.learn(flow.source)
         for _ in range(MEND_STEPS_MAX):
             self._revive()
-            open_flows = [flow for flow in self.flows if flow.connections or (not flow.is_refused and flow.queue())]
+            open_flows = [flow for flow in self._all() if flow.connections or (not flow.is_refused and flow.queue())]
             if not open_flows:
                 break
             for flow in open_flows:
@@ -517,6 +608,8 @@ class World:
 
     def check(self) -> None:
         self._agree()
+        for copy in self.copies:
+            copy.check()
         for flow in self.flows:
             self._check_flow(flow)
         for home in self.homes:
@@ -563,13 +656,13 @@ class World:
         if {name: head.read(0, head.size_bytes) for name, head in heads.items()} != self.contents[rows[-1].uuid]:
             raise Wrong(f"{vm.name} was promoted to something else than its newest snapshot")
         self._refuse_after_promotion(flow)
-        self._write(flow.target, vm.name)
+        touched = self._write(flow.target, vm.name)
         taken = flow.target.vms.create_snapshot(vm.name)
         back = self._protect_back(flow, vm.name, taken.lsn)
         self.flows = [back, *self.flows[1:]]
         self.mend()
         self.check()
-        self._check_only_difference(back, rows[-1].uuid, taken.uuid)
+        self._check_only_difference(back, rows[-1].uuid, taken.uuid, touched)
         self.counts["reversals"] += 1
 
     def _refuse_after_promotion(self, flow: Flow) -> None:
@@ -592,7 +685,8 @@ class World:
             source.catalog.put_protection(row.id, path_id, None, None, lsn, NOW)
         return Flow(self, source, target, name)
 
-    def _check_only_difference(self, flow: Flow, base_uuid: str, newer_uuid: str) -> None:
+    def _check_only_difference(self, flow: Flow, base_uuid: str, newer_uuid: str, touched: int) -> None:
+        """Of an engine that has forgotten fingerprints also what was written again as it was."""
         if not flow.target.catalog.snapshots_of_uuid(base_uuid):
             return  # it was deleted there: nobody can compare with it
         older, newer = self.contents[base_uuid], self.contents[newer_uuid]
@@ -601,7 +695,7 @@ class World:
             for disk, content in newer.items()
             for before, after in zip_longest(blocks_of(older.get(disk, b"")), blocks_of(content))
         )
-        if flow.sent_bytes > changed * BLOCK:
+        if flow.sent_bytes > (max(changed, touched) if flow.target in self.forgetful else changed) * BLOCK:
             raise Wrong(f"{flow.vm_name}: {flow.sent_bytes} bytes went back where {changed} blocks differ")
 
     def _check_home(self, home: Home) -> None:

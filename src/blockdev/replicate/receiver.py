@@ -74,7 +74,7 @@ class Store(Protocol):
         """
 
     def digests(self) -> list[bytes]:
-        """The content digest of each disk as it is now, durable.  Unavailable: as `end_save`.  Not while a save goes on."""
+        """The content digest of each disk as it is now, durable.  Unavailable: as `end_save`, and whatever a save does that goes on."""
 
     def finish(self, digests: list[bytes]) -> None:
         """Make the snapshot."""
@@ -362,7 +362,6 @@ class Receiver:
             raise ProtocolError("the sender ends before all that it offered is here")
         if end.sizes != [disk.size_bytes for disk in disks]:
             raise ProtocolError("the sender ends with disks of other sizes than it began with")
-        self._end_save(wait=True)
         digests = self._store.digests()
         wrong = [disk.name for disk, own, other in zip(disks, digests, end.digests, strict=True) if own != other]
         if wrong:
