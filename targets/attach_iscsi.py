@@ -148,7 +148,8 @@ def _multipath(offer: Offer) -> str:
             for line in ("    multipath {", f"        wwid 3{lun.naa}", f"        alias {_alias(lun)}", "    }")
         ),
         "}",
-        "# and in /etc/iscsi/iscsid.conf, so that a dead path is given up soon: node.session.timeo.replacement_timeout = 15",
+        "# a dead path is given up about 15 s after the last word over it: open-iscsi asks every 5 s and waits 5 s for the answer, and",
+        "# multipathd holds requests back for 5 s more (fast_io_fail_tmo, which goes before iscsid's replacement_timeout)",
     ]
     return "\n".join(lines)
 

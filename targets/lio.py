@@ -40,7 +40,8 @@ from rtslib_fb import (
 from rtslib_fb.tcm import bs_cache
 from rtslib_fb.utils import RTSLibError, fwrite
 
-from blockdev.addresses import bracketed
+from blockdev.addresses import bracketed, listen, show_address
+from blockdev.errors import Busy
 
 warnings.filterwarnings("ignore", message="Cannot set dbroot", module="rtslib")  # another one's is as good
 
@@ -353,7 +354,7 @@ class _OneTarget:
             MappedLUN(acl, number, number, write_protect=read_only[number])
 
     def _bring_portals(self, group: TPG) -> None:
-        wanted = {(bracketed(host), port) for host, port in self._spec.portals}
+        wanted = {(bracketed(host), port): (host, port) for host, port in self._spec.portals}
         there = set()
         for portal in list(group.network_portals):
             place = (portal.ip_address, portal.port)
@@ -361,8 +362,17 @@ class _OneTarget:
                 there.add(place)
             else:
                 self._do(f"portal {place[0]}:{place[1]} closed", portal.delete)
-        for host, port in sorted(wanted - there):
-            self._do(f"portal {host}:{port} opened", lambda host=host, port=port: NetworkPortal(group, host, port))  # type: ignore[misc]
+        for place in sorted(wanted.keys() - there):
+            self._open_portal(group, place, *wanted[place])
+
+    def _open_portal(self, group: TPG, place: tuple[str, int], host: str, port: int) -> None:
+        try:
+            NetworkPortal(group, *place)
+        except FAILURES as error:
+            # of a place that somebody has the kernel says EINVAL
+            self._troubles.append(f"portal {show_address(host, port)} cannot be opened: {_listening_trouble(host, port) or _words(error)}")
+        else:
+            self._changes.append(f"target {self._spec.iqn}: portal {show_address(host, port)} opened")
 
 
 def _prepare() -> None:
@@ -378,6 +388,15 @@ def _prepare() -> None:
         Path(root.dbroot, name).mkdir(parents=True, exist_ok=True)
     list(FabricModule("iscsi").targets)
     FabricModule("iscsi")._check_self()  # loads its module
+
+
+def _listening_trouble(host: str, port: int) -> str | None:
+    """Why no program could listen there; None: one could."""
+    try:
+        listen(host, port).close()
+    except Busy as busy:
+        return busy.message
+    return None
 
 
 def _object(path: Path) -> BlockStorageObject:

@@ -92,7 +92,8 @@ def check_portals(portals: Sequence[tuple[str, int]]) -> list[Portal]:
     found = []
     for host, port in dict.fromkeys(portals):
         try:
-            found.append(Portal(str(ipaddress.ip_address(host)), port))
+            address = ipaddress.ip_address(host)
+            found.append(Portal(str(getattr(address, "ipv4_mapped", None) or address), port))  # LIO tells nobody the other form
         except ValueError:
             raise InvalidArgument(f"{host!r} is not an address: a portal is ADDR:PORT, like 192.0.2.7:{PORT}") from None
     if not 1 <= len(found) <= PORTALS_MAX:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blockdev.targets import chap, model
 from blockdev.targets.chap import ChapFiles, Credentials
+from blockdev.targets.claim import Claim
 from blockdev.targets.devices import Devices, Wanted
 
 from blockdev.clock import monotonic_seconds, thread_cpu_seconds
@@ -74,6 +75,7 @@ class _Kernel(NamedTuple):
 
     devices: Devices
     lio: Lio
+    claim: Claim
 
 
 class _Picture(NamedTuple):
@@ -134,6 +136,7 @@ class Targets(Offers):
             self._thread.join(STOP_SECONDS_MAX)
         if self._kernel is not None:
             self._kernel.devices.stop()
+            self._kernel.claim.release()
 
     def _run(self) -> None:
         look_at = 0.0
@@ -336,8 +339,9 @@ class Targets(Offers):
                 return None
             short = home_id[: model.HOME_CHARACTERS]
             devices = Devices(home_id, self._home.nbd_socket)
-            made = _Kernel(devices, lio.Lio(f"{model.AUTHORITY}:{short}:", f"blockdev-{short}-"))
-            self._missing = made.lio.missing() or devices.missing()
+            claim = Claim(home_id, self._home.path)
+            made = _Kernel(devices, lio.Lio(f"{model.AUTHORITY}:{short}:", f"blockdev-{short}-"), claim)
+            self._missing = made.lio.missing() or devices.missing() or claim.missing()
             if self._missing is not None:
                 return None
             devices.start()

@@ -29,6 +29,8 @@ from blockdev.targets.lio import (
 from rtslib_fb import LUN as KernelLun
 from rtslib_fb import TPG, BlockStorageObject, FabricModule, NetworkPortal, NodeACL, Target
 
+from blockdev.addresses import listen
+
 IQNS, OBJECTS = "iqn.2026-11.io.blockdev:aaaaaaaa:", "blockdev-aaaaaaaa-"
 INITIATOR, OTHER = "iqn.1993-08.org.debian:01:a1", "iqn.1993-08.org.debian:01:b2"
 FOREIGN = "iqn.2003-01.org.example:foreign"
@@ -180,6 +182,19 @@ def check_failing_lun(lio: Lio) -> None:
     assert sorted(one.lun for one in group_of(WEB).luns) == [0, 3]
 
 
+def check_taken_portal(lio: Lio) -> None:
+    """Somebody listens where a target should: it is said so, and the other portals are there."""
+    with listen("127.0.0.1", 0) as theirs:
+        place = theirs.getsockname()
+        crowded = dataclasses.replace(WEB, portals=(*WEB.portals, place))
+        [trouble] = lio.bring([crowded, DB]).troubles[WEB.iqn]
+        assert f"portal 127.0.0.1:{place[1]} cannot be opened" in trouble and "already in use" in trouble, trouble
+        assert len(list(group_of(WEB).network_portals)) == 2
+    bring(lio, crowded, DB)
+    assert len(list(group_of(WEB).network_portals)) == 3
+    bring(lio, WEB, DB)
+
+
 class Killed(BaseException):
     """As the end of the process: nothing that catches errors holds it up."""
 
@@ -250,6 +265,7 @@ def main() -> None:
     check_put_right(lio)
     check_changes(lio)
     check_failing_lun(lio)
+    check_taken_portal(lio)
     check_deaths()
     again = Lio(IQNS, OBJECTS)  # another process
     assert not bring(again, WEB, DB).changes and again.sessions([WEB.iqn, DB.iqn]) == {WEB.iqn: [], DB.iqn: []}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tests.targets import fio, initiator
 from tests.targets.facts import fact
-from tests.targets.initiator import OURS
-from tests.targets.world import BUSY_S, DIRECTORY, MEBIBYTE, World, no_kernel_error
+from tests.targets.initiator import BUSY_S, OURS
+from tests.targets.world import DIRECTORY, MEBIBYTE, World, no_kernel_error
 
 VMS = int(os.environ.get("BLOCKDEV_TARGETS_VMS") or 10)
 LOADED = ("vm-03", "vm-07")
@@ -30,7 +30,7 @@ def all_vms_are_exported_at_once_with_two_luns_each(world: World) -> None:
         world.make_vm(name, root=16, data=16)
         world.offer(name, portals=[PORTAL])
     print(f"made and offered in {time.monotonic() - begun:.1f} s", flush=True)
-    initiator.until(lambda: all_are_up(world), "all targets to be up", BUSY_S)
+    initiator.until(lambda: all_are_up(world), "all targets to be up")
     listed = {one["vm"]: one for one in world.ask("GET", "/targets")["targets"]}
     assert sorted(listed) == names() and all(len(one["luns"]) == 2 for one in listed.values())
     assert initiator.discover(PORTAL) == {one["iqn"] for one in listed.values()}
@@ -75,7 +75,7 @@ def a_new_engine_has_all_devices_connected_again(world: World) -> None:
             ["iscsi-readcapacity16", "--initiator-name", OURS, url], capture_output=True, text=True, timeout=BUSY_S
         )
         assert done.returncode == 0 and str(16 * MEBIBYTE) in done.stdout, done
-    initiator.until(lambda: all_are_up(world), "all targets to be up", BUSY_S)
+    initiator.until(lambda: all_are_up(world), "all targets to be up")
 
 
 def all_are_up(world: World) -> bool:

@@ -12,10 +12,12 @@ from typing import Any
 
 import httpx
 from blockdev.targets.chap import ChapFiles
+from blockdev.targets.claim import DIRECTORY as DIRECTORY_OF_CLAIMS
+from blockdev.targets.claim import Claim
 
 from tests.targets.facts import fact
-from tests.targets.initiator import OURS, Chap, Refused, Session, login, run, sizes, until
-from tests.targets.world import BUSY_S, DIRECTORY, MEBIBYTE, World
+from tests.targets.initiator import BUSY_S, OURS, Chap, Refused, Session, login, run, sizes, until
+from tests.targets.world import DIRECTORY, MEBIBYTE, World
 
 OTHER = "iqn.2026-11.org.example:other"
 CONFIGFS = Path("/sys/kernel/config/target")
@@ -129,8 +131,8 @@ def a_restore_by_force_cuts_initiators_off_and_they_come_back_by_themselves(worl
     done = world.ask("POST", "/vms/shop/restore", {"snapshot": "s1", "force": True})
     assert done["cut_off"] == [f"target of shop by {OURS}"]
     assert serials(is_up(world, "shop", 6)) == before
-    until(lambda: world.target("shop")["sessions"] == [OURS], "the initiator's next login", 60)
-    until(lambda: all(path.read_text().strip() == "LOGGED_IN" for path in Path("/sys/class/iscsi_session").glob("*/state")), "the session", 60)
+    until(lambda: world.target("shop")["sessions"] == [OURS], "the initiator's next login")
+    until(lambda: all(path.read_text().strip() == "LOGGED_IN" for path in Path("/sys/class/iscsi_session").glob("*/state")), "the session")
     assert read(root) == wanted
 
 
@@ -150,6 +152,13 @@ def without_sessions_everything_goes_as_without_a_target(world: World) -> None:
     _root, data, more = session.disks(3)
     assert read(data) == hashlib.sha256(image.read_bytes()).hexdigest()
     assert sizes(more)["size"] == 4 * MEBIBYTE
+
+
+@fact
+def a_copy_of_the_home_is_told_whose_the_targets_are(world: World) -> None:
+    [lock] = DIRECTORY_OF_CLAIMS.iterdir()
+    said = Claim(lock.name.removeprefix("targets-"), Path("/srv/copy")).missing()
+    assert said is not None and f"those of {world.home.path} on this machine" in said, said
 
 
 @fact

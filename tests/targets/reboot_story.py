@@ -10,12 +10,12 @@ from tests.targets import initiator
 from tests.targets.attach_story import CHAP, MUTUAL, assert_refused
 from tests.targets.facts import fact
 from tests.targets.initiator import run, until
-from tests.targets.world import BUSY_S, DIRECTORY, MEBIBYTE, World, mount_first_disk
+from tests.targets.world import DIRECTORY, MEBIBYTE, World, mount_first_disk
 
 
 @fact
 def targets_are_as_they_were(world: World) -> None:
-    until(lambda: world.target("guarded")["state"] == "up", "the target after the boot", BUSY_S)
+    until(lambda: world.target("guarded")["state"] == "up", "the target after the boot")
     expected = json.loads((DIRECTORY / "expected.json").read_text())
     found = world.target("guarded")
     for shown in (found, expected["target"]):

@@ -10,7 +10,7 @@ from tests.lab.uml import UserModeMachine
 
 def tell(story: str, *modules: str, memory_mib: int = 1024) -> None:
     """Runs a story in the guest; what it printed is shown when it fails."""
-    machine = UserModeMachine(modules=modules, memory_mib=memory_mib)
+    machine = UserModeMachine(modules=modules, memory_mib=memory_mib, time_limit_s=560)
     result = run([sys.executable, "-m", f"tests.targets.{story}"], machine)
     assert result.status == 0, f"{result.stdout.decode()}\n{result.stderr.decode()}"
 

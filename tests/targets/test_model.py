@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from blockdev.targets import attach_iscsi, chap, model
 from blockdev.targets.chap import ChapFiles, Credential, Credentials
+from blockdev.targets.claim import Claim
 
 from blockdev.errors import InvalidArgument, NotFound
 
@@ -36,6 +37,7 @@ def test_initiators_are_normalised_and_what_is_no_name_of_one_is_refused() -> No
 def test_portals_are_addresses_each_once() -> None:
     portals = [("127.0.0.1", 3260), ("127.0.0.1", 3260), ("::1", 3261)]
     assert [str(one) for one in model.check_portals(portals)] == ["127.0.0.1:3260", "[::1]:3261"]
+    assert model.check_portals([("::ffff:192.0.2.7", 3260)]) == [("192.0.2.7", 3260)], "LIO would tell initiators of it without brackets"
     for portals in ([], [("example.com", 3260)], [("127.0.0.1", port) for port in range(1, 18)]):
         with pytest.raises(InvalidArgument):
             model.check_portals(portals)
@@ -91,6 +93,18 @@ def test_what_somebody_else_put_beside_the_secrets_is_left_there(tmp_path: Path)
     (tmp_path / "before").mkdir()
     files.keep_only([])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "db.secret"] and len(name) == 16
+
+
+def test_one_home_of_a_machine_has_the_targets_of_a_pool_and_a_copy_is_told_which(tmp_path: Path) -> None:
+    first, second = (Claim("0c0c6b9a", Path(f"/srv/{name}"), tmp_path / "locks") for name in ("first", "copy"))
+    assert first.missing() is None and first.missing() is None
+    assert "those of /srv/first" in str(second.missing())
+    assert Claim("1d0c6b9a", Path("/srv/other"), tmp_path / "locks").missing() is None
+    (tmp_path / "file").touch()
+    assert "cannot be opened" in str(Claim("0c0c6b9a", Path("/srv/web"), tmp_path / "file").missing())
+    first.release()
+    assert second.missing() is None and "those of /srv/copy" in str(first.missing())
+    assert stat.S_IMODE((tmp_path / "locks").stat().st_mode) == 0o700
 
 
 TARGET = {

@@ -19,7 +19,7 @@ from tests.ports import free_port
 from tests.targets import outside_guest
 from tests.targets.outside_guest import DISK_BYTES, INITIATOR, SECRET, USER
 
-TIME_LIMIT_S = 400
+TIME_LIMIT_S = 800
 
 
 @dataclass
@@ -52,7 +52,7 @@ def target() -> Iterator[Target]:
 
 
 def tool(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*map(str, words)], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+    return subprocess.run([*map(str, words)], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
 
 
 @pytest.mark.timeout(TIME_LIMIT_S + 60)

@@ -16,12 +16,11 @@ import httpx
 
 from tests.cli.served import Home
 from tests.targets import facts, initiator
-from tests.targets.initiator import OURS, run, until
+from tests.targets.initiator import BUSY_S, OURS, run, until
 
 DIRECTORY = Path("/srv")
 PORTALS = ("127.0.0.1:3260", "127.0.0.1:3261")
 MEBIBYTE = 1 << 20
-BUSY_S = 240  # a process starts in 5 s in the guest of an idle machine
 KERNEL_ERRORS = ("I/O error", "rejecting I/O", "Buffer I/O", "blk_update_request", "BUG:", "Oops", "WARNING:")
 
 
@@ -105,13 +104,13 @@ class World:
         old = self.engine_pid()
         assert old, "there is no engine to kill"
         os.kill(old, signal.SIGKILL)
-        until(lambda: self.engine_pid() not in (0, old), "another engine", BUSY_S)
+        until(lambda: self.engine_pid() not in (0, old), "another engine")
 
     def kill_control(self) -> None:
         """Kill the control plane; returns when another one answers."""
         old = self.home.control_pid()
         os.kill(old, signal.SIGKILL)
-        until(lambda: self.home.control_pid() not in (0, old) and self._answers(), "another control plane", BUSY_S)
+        until(lambda: self.home.control_pid() not in (0, old) and self._answers(), "another control plane")
 
     def _answers(self) -> bool:
         try:
