@@ -30,6 +30,7 @@ LONGEST_FIRST = (  # below tests/, by what they took
     "engine/test_scale.py",
     "nbd/test_full_pool.py",
     "replicate/test_simulation.py",
+    "targets/test_paths.py",
     "targets/test_many.py",
     "cli/test_pool.py",
     "engine/test_thread_sanitizer.py",
