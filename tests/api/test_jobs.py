@@ -193,7 +193,7 @@ def test_a_follower_waits_for_what_comes_and_misses_nothing(rest: httpx.Client) 
     for name in ("heard-1", "heard-2"):
         rest.post("/vms", json={"name": name, "disks": [DISK]})
         rest.delete(f"/vms/{name}")
-    waiting.join(20)
+    waiting.join(120)
     [first] = answers
     following = rest.get("/events", params={**asked, "after": first["next"], "wait_seconds": 0}).json()
     told = [one["vm"] for one in (*first["events"], *following["events"])]

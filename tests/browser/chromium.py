@@ -25,7 +25,7 @@ Role = Literal["viewer", "operator", "admin"]
 Scheme = Literal["light", "dark"]
 AXE = Path(__file__).with_name("axe") / "axe.min.js"
 CHROMIUM = "chromium"
-WAIT_MS = 15_000
+WAIT_MS = 60_000
 DESKTOP, PHONE, SMALL_PHONE = (1280, 900), (390, 844), (320, 640)
 SERIOUS = ("serious", "critical")
 

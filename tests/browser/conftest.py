@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.chromium import Site, chromium, console_site, signed_in
+from tests.browser.chromium import WAIT_MS, Site, chromium, console_site, signed_in
+
+expect.set_options(timeout=WAIT_MS)  # by itself it waits for five seconds, which a busy machine takes
 
 
 class Visit(Protocol):

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.cli.served import TIED_TO_US, Home, run_tool
+from tests.cli.served import SECONDS_MAX, TIED_TO_US, Home, run_tool
 
 BLOCK = 4096
 
@@ -26,7 +26,7 @@ def fio(home: Home, export: str, iops: int = 400, kind: str = "randrw", seed: in
         assert running.poll() is None, running.communicate()[0]
     finally:
         running.terminate()
-        running.communicate(timeout=60)
+        running.communicate(timeout=SECONDS_MAX)
 
 
 def write(home: Home, export: str, pattern: int, offset: int = 0, length: int = 1 << 20) -> None:

@@ -16,8 +16,8 @@ from tests.ports import free_address
 VM, PATH = "web", "site-b"
 MEBIBYTE = 1 << 20
 BEFORE, AFTER = 0x11, 0x22  # what the guest wrote before the snapshot and after it
-FIGURE_MS = 30_000
-ARRIVAL_MS = 60_000
+FIGURE_MS = 120_000
+ARRIVAL_MS = 120_000
 
 
 @pytest.fixture(scope="module")

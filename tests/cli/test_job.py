@@ -13,7 +13,7 @@ import pytest
 from blockdev.api.jobs import JobState
 from blockdev.cli import events, job
 from blockdev.vmmap.events import Kind
-from tests.cli.served import Home, until
+from tests.cli.served import SECONDS_MAX, Home, until
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_detached_job_is_watched_and_cancelled_by_others(home: Home, slow: str
     watching = home.start_command("job", "watch", slow)
     told = home("job", "cancel", slow)
     assert told == "pool.compact of pool: cancelled\n"
-    _, error = watching.communicate(timeout=60)
+    _, error = watching.communicate(timeout=SECONDS_MAX)
     assert watching.returncode == 1 and "cancelled" in error
     assert home.run("job", "watch", slow).status == 1
     assert home.json("job", "cancel", slow)["state"] == "cancelled", "it stays as it ended"
@@ -74,7 +74,7 @@ def test_who_stops_watching_does_not_stop_the_job(home: Home, slow: str) -> None
     watching = home.start_command("job", "watch", slow)
     assert watching.stderr is not None and watching.stderr.readline().startswith("pool.compact of pool: ")
     watching.send_signal(signal.SIGINT)
-    watching.communicate(timeout=60)
+    watching.communicate(timeout=SECONDS_MAX)
     assert watching.returncode == 130
     assert home.json("job", "show", slow)["state"] == "running"
     home("job", "cancel", slow)
@@ -103,6 +103,6 @@ def test_a_follower_sees_what_comes_without_asking_again(home: Home, name: str) 
     seen = json.loads(following.stdout.readline())
     assert (seen["kind"], seen["vm"]) == ("vm", name) and "was deleted by owner" in seen["message"]
     following.send_signal(signal.SIGINT)
-    following.communicate(timeout=60)
+    following.communicate(timeout=SECONDS_MAX)
     assert following.returncode == 130
     until(lambda: name in home("events", "--kind", "vm"), "the list")

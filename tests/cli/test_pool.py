@@ -15,7 +15,7 @@ import pytest
 from blockdev import Pool
 from blockdev.api.schemas import Compacted
 from blockdev.cli.progress import Lines
-from tests.cli.served import Home, run_tool, until
+from tests.cli.served import SECONDS_MAX, Home, run_tool, until
 from tests.cli.test_terminal import Terminal
 from tests.engine.content import distinct_blocks
 
@@ -140,7 +140,7 @@ def test_a_scrub_outlives_the_control_plane_and_is_joined(served: Home) -> None:
     process = served.start_command("pool", "scrub", "--rate", SLOW)
     first = until(lambda: known(served)["running"], "the scrub to be seen")
     os.kill(served.control_pid(), signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=SECONDS_MAX)
     until(lambda: served.run("pool", "status").status == 0, "the control plane's next start")
     again = known(served)["running"]
     assert again["started"] == first["started"]
@@ -150,7 +150,7 @@ def test_a_scrub_outlives_the_control_plane_and_is_joined(served: Home) -> None:
         until(lambda: rest.get(f"/jobs/{job['id']}").json()["total_bytes"], "the job's progress")
         assert known(served)["running"]["started"] == first["started"]
         assert rest.delete(f"/jobs/{job['id']}").status_code == 200
-    assert process.wait(60) != 0
+    assert process.wait(SECONDS_MAX) != 0
     process.communicate()
     until(lambda: known(served)["running"] is None, "the scrub to end")
 
@@ -161,8 +161,8 @@ def test_serve_stops_while_work_on_the_pool_runs(served: Home, verb: str) -> Non
     until(lambda: compacting(served) if verb == "compact" else known(served)["running"], f"the {verb} to be seen")
     before = time.monotonic()
     served.stop()
-    assert time.monotonic() - before < 30
-    assert process.wait(60) != 0
+    assert time.monotonic() - before < 90
+    assert process.wait(SECONDS_MAX) != 0
     process.communicate()
 
 

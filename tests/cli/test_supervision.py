@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import nbd
-from tests.cli.served import Home, read_until, run_tool, until
+from tests.cli.served import SECONDS_MAX, Home, read_until, run_tool, until
 from tests.ports import free_address
 
 
@@ -79,9 +79,10 @@ def test_control_plane_killed_in_a_job_leaves_nothing_of_it(served: Home, scratc
     running = served.start_command(*arguments)
     with served.rest() as rest:
         until(lambda: any(0 < j["fraction"] < 1 for j in rest.get("/jobs").json()["jobs"]), "progress")
+    served.hold_transfer()
     assert served.state() != before
     os.kill(served.control_pid(), signal.SIGKILL)
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=SECONDS_MAX)
     assert running.returncode != 0 and errors.splitlines()[-1].startswith("error: ")
     served("pool", "status")  # waits for the next control plane
     until(lambda: served.state() == before, "the state before")
@@ -149,7 +150,7 @@ def test_engine_that_cannot_live_is_given_up(served: Home) -> None:
     for superblock in (served.path / "pool").glob("superblock-*"):
         os.truncate(superblock, 10)
     os.kill(served.engine_pid(), signal.SIGKILL)
-    output, _ = served.serving.communicate(timeout=60)
+    output, _ = served.serving.communicate(timeout=SECONDS_MAX)
     assert served.serving.returncode != 0
     assert output.splitlines()[-1].startswith("error: the engine died 5 times")
     served.serving = None

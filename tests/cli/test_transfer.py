@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.served import Home, run_tool, until
+from tests.cli.served import SECONDS_MAX, Home, run_tool, until
 
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
 MIB = 1 << 20
@@ -133,8 +133,9 @@ def test_interrupted_import_leaves_nothing(home: Home, name: str, scratch: Path)
     with home.rest() as rest:
         job = until(lambda: [j for j in rest.get("/jobs").json()["jobs"] if j["subject"] == name], "the job")[0]
         until(lambda: rest.get(f"/jobs/{job['id']}").json()["fraction"] > 0, "progress")
+        home.hold_transfer()
         running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=60)
+        _, errors = running.communicate(timeout=SECONDS_MAX)
         assert running.returncode == 130 and errors.splitlines()[-1].startswith("error: "), errors
         assert rest.get(f"/jobs/{job['id']}").json()["state"] == "cancelled"
     assert home.state() == before

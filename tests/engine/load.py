@@ -13,6 +13,7 @@ from typing import Any
 from tests.engine.content import read_stamps, stamped
 from tests.engine.model import SECTOR
 
+JOIN_SECONDS_MAX = 400  # under the thread sanitizer all is ten times slower
 WRITE_SECTORS = (1, 1, 3, 7, 8, 8, 8, 9, 16, 40, 120)
 
 
@@ -44,7 +45,7 @@ class Crew:
 
     def join(self) -> None:
         for thread in self.threads:
-            thread.join(120)
+            thread.join(JOIN_SECONDS_MAX)
             assert not thread.is_alive(), "a thread hangs"
         if self.failures:
             raise self.failures[0]

@@ -10,7 +10,7 @@ import pytest
 
 from blockdev import Pool, errors
 from tests.engine.content import read_stamps, stamped
-from tests.engine.load import Crew, Reader, Writer, assert_last_writes_won
+from tests.engine.load import JOIN_SECONDS_MAX, Crew, Reader, Writer, assert_last_writes_won
 from tests.engine.model import BLOCK, SECTOR
 
 MEBIBYTE = 1 << 20
@@ -148,7 +148,7 @@ def test_resize_clone_and_delete_under_load(pool: Any, seed: int) -> None:
             side.start(resize)
             side.start(clone)
             for thread in crew.threads:
-                thread.join(120)
+                thread.join(JOIN_SECONDS_MAX)
     vdisk.resize(MEBIBYTE)
     assert_last_writes_won(vdisk, writers)
     assert pool.check() == []

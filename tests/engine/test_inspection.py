@@ -20,7 +20,7 @@ from tests.engine.model import BLOCK
 MEBIBYTE = 1 << 20
 NODE = 4608
 SMALL: dict[str, Any] = {"map_cache_bytes": 1 << 18, "dedup_bytes": 1 << 20, "background": False}
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 LEAF = 512  # blocks
 
 

@@ -41,7 +41,10 @@ def test_the_corpus_and_what_a_moment_of_fuzzing_adds_find_nothing(name: str) ->
 def test_a_defect_ends_the_session(tmp_path: Path, defect: str, told: str) -> None:
     culprit = tmp_path / "input"
     culprit.write_text(defect)
-    outcome = session.run("canary", [*session.flags("canary", SEED), str(culprit)], quiet=True)
+    limits = session.flags("canary", SEED)
+    if defect == "hang":
+        limits.append("-timeout=2")  # the last one counts
+    outcome = session.run("canary", [*limits, str(culprit)], quiet=True)
     assert outcome.status != 0 and told in outcome.output, outcome.output[-2000:]
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.served import TIED_TO_US
+
 BLOCKDEVCTL = Path(__file__).resolve().parents[2] / ".venv" / "bin" / "blockdevctl"
 START_LIMIT_S = 120
 STOP_LIMIT_S = 60
@@ -50,7 +52,7 @@ class ServedHome:
         log = self.directory / "serve.log"
         with open(log, "wb") as output:
             server = subprocess.Popen(
-                [BLOCKDEVCTL, "--home", self.directory, "serve"], stdout=output, stderr=output
+                [*TIED_TO_US, BLOCKDEVCTL, "--home", self.directory, "serve"], stdout=output, stderr=output
             )
         try:
             deadline = time.monotonic() + START_LIMIT_S

@@ -79,7 +79,7 @@ def writing(served_home: ServedHome, tmp_path_factory: pytest.TempPathFactory) -
     with Guest(["/usr/bin/python3", "-S", str(HERE / "quiesce_guest.py")], machine) as guest:
         made = WritingGuest(guest, served_home, address)
         made.await_progress(120.0)
-        made.wait_until(lambda: answers(address), 60.0)
+        made.wait_until(lambda: answers(address))
         yield made
         with Agent(address) as agent:
             agent.thaw(WAIT_S)  # a failed test may have left it frozen
@@ -134,18 +134,18 @@ def test_a_frozen_snapshot_needs_no_journal_replay_and_one_under_the_same_load_d
 
 
 def test_a_killed_process_leaves_a_guest_that_writes_on(writing: WritingGuest) -> None:
-    command = [sys.executable, "-c", OWNER, writing.address, "30"]
+    command = [sys.executable, "-c", OWNER, writing.address, "60"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stdout.readline() == "frozen\n"
         os.kill(process.pid, signal.SIGKILL)
         killed = time.monotonic()
-        writing.await_progress(20.0)
+        writing.await_progress(45.0)
     print(f"writes go on {time.monotonic() - killed:.2f} s after the kill")
 
 
 def test_a_body_beyond_the_limit_lets_the_guest_write_on(writing: WritingGuest) -> None:
-    with frozen(writing.address, 2.0) as held:
-        writing.await_progress(30.0)
+    with frozen(writing.address, 5.0) as held:
+        writing.await_progress()
     assert not held.was_whole
 
 

@@ -128,7 +128,7 @@ def test_a_killed_process_leaves_a_guest_that_writes_on(quiet: RunningVM) -> Non
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stdout.readline() == "frozen\n"
         os.kill(process.pid, signal.SIGKILL)
-        quiet.await_progress(10.0)
+        quiet.await_progress()
 
 
 def test_a_killed_watchdog_leaves_the_thaw_to_its_owner(quiet: RunningVM) -> None:
@@ -139,7 +139,7 @@ def test_a_killed_watchdog_leaves_the_thaw_to_its_owner(quiet: RunningVM) -> Non
         os.kill(watchdog, signal.SIGKILL)
         process.stdin.close()
         assert process.stdout.readline() == "True\n"
-    quiet.await_progress(10.0)
+    quiet.await_progress()
 
 
 def test_a_control_plane_killed_while_the_guest_is_frozen(quiet: RunningVM) -> None:

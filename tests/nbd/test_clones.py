@@ -76,7 +76,7 @@ def test_500_clones_of_a_running_vm_take_no_time_and_no_room(home: Home, seed: i
         assert written[0] > began, "nobody wrote meanwhile"
         print(f"{CLONES} clones: {taken:.3f} s, {each:.0f} bytes of the log each, {written[0] - began} writes meanwhile")
         assert each < BLOCK
-        assert taken < 5, "a second where nothing else runs"
+        assert taken < 20, "a second where nothing else runs"
         for number in range(1, CLONES + 1):
             handle = connect(home, f"c-{number}/data")
             assert handle.pread(BLOCK, 2 * MEBIBYTE) == marks["data"]
@@ -99,7 +99,7 @@ def test_500_customized_clones_take_seconds(home: Home) -> None:
     each = (log_bytes(home) - before) / CLONES  # without the blocks that no other seed has: one or two
     print(f"{CLONES} customized clones: {taken:.2f} s, {each:.0f} bytes of the log each besides")
     assert each < 2 * BLOCK
-    assert taken < 30, "two or three seconds where nothing else runs"
+    assert taken < 60, "two or three seconds where nothing else runs"
     handles = [connect(home, f"c-{number}/seed") for number in (1, CLONES // 2, CLONES)]
     seeds = [handle.pread(handle.get_size(), 0) for handle in handles]
     for number, seed in zip((1, CLONES // 2, CLONES), seeds, strict=True):

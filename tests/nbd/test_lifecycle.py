@@ -20,6 +20,7 @@ from blockdev.errors import Busy, InvalidArgument, NotFound, ToolFailed, Unknown
 from tests.nbd.conftest import DISK, DISK_BYTES, Server
 
 BLOCK = 4096
+ENDED_SECONDS_MAX = 120  # on a machine that does much else
 
 
 def test_sigterm_with_an_idle_client_ends_it_at_once_and_keeps_what_was_written(
@@ -31,7 +32,7 @@ def test_sigterm_with_an_idle_client_ends_it_at_once_and_keeps_what_was_written(
     assert server.engine is not None
     pid = server.engine.pid
     os.kill(pid, signal.SIGTERM)
-    assert server.engine.process.wait(20) == 0
+    assert server.engine.process.wait(ENDED_SECONDS_MAX) == 0
     server.stop()
     pool = Pool.open(str(server.home.pool))
     assert pool.find(DISK).read(BLOCK, 16 * BLOCK) == data
@@ -50,7 +51,7 @@ def test_sigterm_in_the_middle_of_writes_keeps_every_flushed_one(server: Server)
             done = index + 1
             if done == 200:
                 os.kill(server.engine.pid, signal.SIGTERM)
-    assert server.engine.process.wait(20) == 0
+    assert server.engine.process.wait(ENDED_SECONDS_MAX) == 0
     server.stop()
     pool = Pool.open(str(server.home.pool))
     disk = pool.find(DISK)
@@ -67,7 +68,7 @@ def test_a_client_that_reads_no_replies_cannot_keep_the_engine_from_ending(serve
         handle.aio_pread(nbd.Buffer(4 << 20), 0)
     assert server.engine is not None
     os.kill(server.engine.pid, signal.SIGTERM)
-    assert server.engine.process.wait(30) == 0
+    assert server.engine.process.wait(ENDED_SECONDS_MAX) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
@@ -75,7 +76,7 @@ def test_the_other_signals_that_end_nbdkit_end_it_cleanly_too(server: Server, nu
     server.connect()
     assert server.engine is not None
     os.kill(server.engine.pid, number)
-    assert server.engine.process.wait(20) == 0
+    assert server.engine.process.wait(ENDED_SECONDS_MAX) == 0
 
 
 def test_after_stop_no_socket_is_left_and_the_next_engine_starts(server: Server) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 SYNC, STATUS = "guest-sync-delimited", "guest-fsfreeze-status"
 FREEZE, THAW = "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"
-WAIT_SECONDS = 15.0
+WAIT_SECONDS = 60.0
 
 Behaviour = Callable[["StandIn", dict[str, Any]], bytes]
 

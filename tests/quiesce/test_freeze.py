@@ -31,12 +31,14 @@ from tests.quiesce.agent_stand_in import (
 )
 from tests.quiesce.owner import OWNER, watchdogs_of
 
+LONG_BEFORE_THE_LIMIT_S = 40.0  # of owner()
+
 
 def watchdogs(agent: StandIn) -> list[int]:
     return watchdogs_of(agent.address)
 
 
-def await_no_watchdog(agent: StandIn, limit_s: float = 30.0) -> None:
+def await_no_watchdog(agent: StandIn, limit_s: float = 120.0) -> None:
     deadline = time.monotonic() + limit_s
     while watchdogs(agent):
         assert time.monotonic() < deadline, f"a watchdog goes on: {watchdogs(agent)}"
@@ -50,7 +52,7 @@ def no_watchdog_is_left(agent: StandIn) -> Iterator[None]:
 
 
 @contextmanager
-def owner(agent: StandIn, limit_s: float = 10.0) -> Iterator[subprocess.Popen[str]]:
+def owner(agent: StandIn, limit_s: float = 60.0) -> Iterator[subprocess.Popen[str]]:
     """A process that holds the guest frozen until its standard input ends."""
     command = [sys.executable, "-c", OWNER, agent.address, str(limit_s)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -165,9 +167,9 @@ def test_a_body_that_exceeds_the_limit_loses_the_freeze(agent: StandIn) -> None:
     with frozen(agent.address, 0.5) as held:
         started = time.monotonic()
         agent.wait_until(lambda: not agent.frozen_count)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 8  # by default it is ten
     assert not held.was_whole
-    assert held.frozen_ms is not None and held.frozen_ms < 2000
+    assert held.frozen_ms is not None and held.frozen_ms < 8000
 
 
 @pytest.mark.parametrize("left_count", [0, 1])
@@ -214,7 +216,7 @@ def test_a_thaw_without_an_answer_does_not_hide_the_bodys_error(agent: StandIn, 
 def test_a_process_killed_while_it_holds_a_guest_frozen(agent: StandIn) -> None:
     with owner(agent) as process:
         os.kill(process.pid, signal.SIGKILL)
-        agent.wait_until(lambda: not agent.frozen_count, 8.0)
+        agent.wait_until(lambda: not agent.frozen_count, LONG_BEFORE_THE_LIMIT_S)
 
 
 def test_a_process_killed_while_the_guest_is_freezing(agent: StandIn) -> None:
@@ -225,18 +227,18 @@ def test_a_process_killed_while_the_guest_is_freezing(agent: StandIn) -> None:
         return well_behaved(stand_in, request)
 
     agent.behaviours[FREEZE] = late
-    with subprocess.Popen([sys.executable, "-c", OWNER, agent.address, "10"], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", OWNER, agent.address, "60"], stdin=subprocess.PIPE) as process:
         agent.wait_until(lambda: FREEZE in agent.requests)
         process.kill()
         process.wait()
         go_on.set()
-        agent.wait_until(lambda: THAW in agent.requests and not agent.frozen_count, 8.0)
+        agent.wait_until(lambda: THAW in agent.requests and not agent.frozen_count, LONG_BEFORE_THE_LIMIT_S)
 
 
 def test_a_process_that_is_stopped_while_it_holds_a_guest_frozen(agent: StandIn) -> None:
     with owner(agent, 1.0) as process:
         os.kill(process.pid, signal.SIGSTOP)
-        agent.wait_until(lambda: not agent.frozen_count, 8.0)
+        agent.wait_until(lambda: not agent.frozen_count)
         os.kill(process.pid, signal.SIGCONT)
         assert process.communicate(timeout=60)[0] == "False\n"
 

@@ -50,7 +50,7 @@ class Carried:
 
     def next(self) -> tuple[str, Callable[[Any], None]]:
         """VM@SNAPSHOT of the next one that begins, and how to end it."""
-        errand, flow, _halt, outcome = self.begun.get(timeout=30)
+        errand, flow, _halt, outcome = self.begun.get(timeout=120)
         return f"{flow.vm}@{errand.snapshot.name}", outcome.put
 
     def end(self, said: Any = None) -> str:
@@ -136,7 +136,7 @@ def test_the_next_one_is_sent_when_it_was_looked_at_what_the_one_before_has_chan
     assert not by_hand._working
     by_hand._look()
     by_hand._begin()
-    errand, _flow, _halt, outcome = carried.begun.get(timeout=30)
+    errand, _flow, _halt, outcome = carried.begun.get(timeout=120)
     assert (errand.snapshot.name, errand.protection.newest_lsn) == ("s2", 1)
     outcome.put(None)
     by_hand.stop(10)
@@ -219,7 +219,7 @@ def test_a_transfer_that_made_progress_is_tried_again_at_once(world: World, monk
     vm, path = world.vm("web"), world.path("far")
     world.snapshot(vm, "s1")
     world.protect(vm, path)
-    errand, flow, _halt, outcome = world.carried.begun.get(timeout=30)
+    errand, flow, _halt, outcome = world.carried.begun.get(timeout=120)
     moving = Moving("s1", errand.snapshot.uuid, 0.0, lambda: Count(4096, 5000), lambda: None)
     flow.begin(moving)
     flow.end(moving)
@@ -265,7 +265,7 @@ def test_a_paused_vm_is_not_sent_and_goes_on_when_it_is_resumed(world: World) ->
     vm, path = world.vm("web"), world.path("far")
     world.snapshot(vm, "s1")
     world.protect(vm, path)
-    _errand, _flow, halt, _outcome = world.carried.begun.get(timeout=30)
+    _errand, _flow, halt, _outcome = world.carried.begun.get(timeout=120)
     with world.catalog.transaction():
         world.catalog.pause_protection(vm, path, True)
     world.dispatcher.look(vm)
@@ -282,7 +282,7 @@ def test_a_transfer_of_a_vm_that_is_protected_no_more_is_stopped(world: World) -
     vm, path = world.vm("web"), world.path("far")
     world.snapshot(vm, "s1")
     world.protect(vm, path)
-    _errand, _flow, halt, _outcome = world.carried.begun.get(timeout=30)
+    _errand, _flow, halt, _outcome = world.carried.begun.get(timeout=120)
     with world.catalog.transaction():
         world.catalog.delete_path(path)
     world.dispatcher.look()
@@ -311,7 +311,7 @@ def test_a_stop_halts_what_is_under_way_and_begins_nothing(world: World) -> None
     vm, path = world.vm("web"), world.path("far")
     world.snapshot(vm, "s1")
     world.protect(vm, path)
-    world.carried.begun.get(timeout=30)
+    world.carried.begun.get(timeout=120)
     world.dispatcher.stop(10)
     assert not [one for one in threading.enumerate() if one.name in ("send web", "replicate")]
     assert world.newest(vm) is None and world.carried.begun.empty()

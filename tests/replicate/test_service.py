@@ -126,7 +126,7 @@ def test_a_pairing_lets_each_end_know_the_other(pair: Pair) -> None:
     [peer] = pair.there.ask("GET", "/replication/peers")["peers"]
     assert (peer["name"], peer["key"]) == ("origin", pair.here.ask("GET", "/replication/identity")["key"])
     test = pair.here.ask("POST", "/replication/paths/far/test")
-    assert (test["peer"], test["vms"], test["path_back"]) == ("origin", ["*"], None) and test["rtt_ms"] < 1000
+    assert (test["peer"], test["vms"], test["path_back"]) == ("origin", ["*"], None) and test["rtt_ms"] < 60_000
 
 
 def test_snapshots_of_a_protected_vm_arrive_bit_by_bit_the_second_one_by_what_changed(pair: Pair, vm: str) -> None:

@@ -10,7 +10,7 @@ from blockdev.errors import PoolFull
 from blockdev.replicate.space import COUNT_PART, COUNT_SECONDS_MIN, PeerSpace
 from blockdev.vmmap.catalog_replication import PeerRow
 
-SECONDS_MAX = 20.0
+SECONDS_MAX = 120.0
 
 
 class Pool:

@@ -287,7 +287,7 @@ def test_small_messages_are_not_held_up_by_the_throttle(tmp_path: Path) -> None:
         assert receiver.doors.opened.wait(SECONDS_MAX)
         small, began = Pusher(20, 100, ahead=1), time.monotonic()
         sender.transport.run(path, small, Halt())
-        assert small.is_done and time.monotonic() - began < 20.0  # behind the big ones it would be half an hour
+        assert small.is_done and time.monotonic() - began < 120.0  # behind the big ones it would be half an hour
         halt.say()
         thread.join(SECONDS_MAX)
 

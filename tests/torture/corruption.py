@@ -33,7 +33,7 @@ from tests.engine.content import distinct_blocks
 from tests.torture.regions import Region, regions
 from tests.torture.specimens import BLOCK, KINDS, SMALL, Specimen, State, Tree, make, write_tree
 
-CASE_SECONDS = 60  # a case takes a tenth of a second; a hang ends the process with a traceback
+CASE_SECONDS = 120  # a case takes a tenth of a second; a hang ends the process with a traceback
 READ_BLOCKS = 128
 ZERO = bytes(BLOCK)
 ZEROS = bytes(READ_BLOCKS * BLOCK)

@@ -38,7 +38,7 @@ from tests.torture.oracle import Atomic, State, Wrong, settle
 from tests.torture.page_cache import PageCache
 from tests.torture.trial import Findings, ReadBlocks, Trial, blocks_that_verify, observe_by_name
 
-CASE_SECONDS = 60  # a case takes a tenth of a second; a hang ends the process with a traceback
+CASE_SECONDS = 120  # a case takes a tenth of a second; a hang ends the process with a traceback
 CHANGES = {
     "create",
     "write",

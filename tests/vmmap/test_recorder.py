@@ -112,10 +112,10 @@ def test_more_than_can_wait_is_lost_and_ends_of_jobs_are_not(catalog: Catalog, r
     def hold(catalog: Catalog) -> None:
         catalog.insert_job(start("long"), JobEnd("running", None))
         writing.set()
-        assert held.wait(10)
+        assert held.wait(60)
 
     recorder.put(hold, at_once=True)
-    assert writing.wait(10)
+    assert writing.wait(60)
     for number in range(PENDING_MAX + 50):
         note(recorder, number)
     recorder.put(lambda catalog: catalog.finish_job("long", JobEnd("failed", NOW)), grows=False)
