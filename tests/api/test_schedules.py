@@ -124,7 +124,7 @@ def test_blockdevd_takes_what_is_due_lets_go_of_what_expired_and_notes_what_fail
     def snapshots() -> list[dict[str, Any]]:
         return [one for one in ok(rest.get(f"/vms/{vm}/snapshots"))["snapshots"] if one["name"] != "short"]
 
-    taken = until(snapshots, "the first run", 100)
+    taken = until(snapshots, "the first run", 200)
     assert {(one["origin"], one["schedule"]) for one in taken} == {("schedule", "minutely")}
     asked = {"vm": vm, "level": "error"}
     [event] = until(lambda: ok(rest.get("/events", params=asked))["events"], "the event")

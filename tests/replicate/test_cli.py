@@ -320,8 +320,8 @@ def test_check_fails_when_the_other_end_is_behind_its_rpo(apart: Sites) -> None:
     assert state(a.home, "web")["level"] == "error"
     until(lambda: any(one["kind"] == "replication" for one in a.home.json("events")["events"]), "the event")
     b.serve()
-    until(lambda: "late" in names(b.home, "web"), "the next try", 90)
-    assert a.home.run("replicate", "status", "--check").status == 0
+    until(lambda: "late" in names(b.home, "web"), "the next try", 240)
+    until(lambda: a.home.run("replicate", "status", "--check").status == 0, "this end to know that it arrived")
 
 
 def test_a_home_that_moved_is_reached_at_its_new_address(apart: Sites) -> None:

@@ -15,6 +15,6 @@ def test_each_snapshot_of_a_vm_under_load_arrives_and_its_clone_mounts_clean(tmp
     if guest.missing() is not None:
         pytest.skip("mounting a file system needs root")
     found = endurance.run(tmp_path, SECONDS, EVERY_SECONDS, 64 * MIB, seed)
-    assert found.taken == found.compared >= 5
+    assert found.taken == found.compared >= 3
     assert all(found.files_in_clones)
     assert found.fio["write_bytes"] > MIB
