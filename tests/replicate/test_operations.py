@@ -387,12 +387,13 @@ def test_a_peers_globs_are_kept_as_they_were_given(world: World) -> None:
 
 
 def test_a_home_has_no_more_paths_to_another_than_that_serves_at_a_time(world: World) -> None:
-    assert PATHS_OF_HOME_MAX == CONNECTIONS_OF_PEER_MAX
-    world.here.service.add_path("slow", "there.example", 10811, key=world.there.key)
-    with pytest.raises(AlreadyExists, match="paths far, slow go to that home"):
-        world.here.service.add_path("slower", "there.example", 10812, key=world.there.key)
-    world.here.service.remove_path("slow")
-    world.here.service.add_path("slower", "there.example", 10812, key=world.there.key)
+    assert PATHS_OF_HOME_MAX < CONNECTIONS_OF_PEER_MAX
+    for number in range(1, PATHS_OF_HOME_MAX):
+        world.here.service.add_path(f"far-{number}", "there.example", 10811, key=world.there.key)
+    with pytest.raises(AlreadyExists, match="paths far, far-1, .* go to that home"):
+        world.here.service.add_path("one-more", "there.example", 10812, key=world.there.key)
+    world.here.service.remove_path("far-7")
+    world.here.service.add_path("one-more", "there.example", 10812, key=world.there.key)
 
 
 def test_paths_are_tested_shown_and_changed(world: World) -> None:

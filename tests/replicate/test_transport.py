@@ -327,17 +327,40 @@ def test_windows_of_many_channels_are_small_and_of_few_large(sides: tuple[Side, 
     assert windows == [channel.WINDOW_BYTES] * server.CHANNELS_WIDE_MAX + [server.WINDOW_BYTES_NARROW] * 2
 
 
-def test_third_connection_of_a_peer_ends_the_first(sides: tuple[Side, Side]) -> None:
+def test_seventeen_paths_to_one_home_are_connected_at_once(sides: tuple[Side, Side]) -> None:
+    sender, receiver = sides
+    path = sender.path_to(receiver)
+    connections = [sender.transport._loop.call(sender.transport._link(path._replace(id=id)).open()) for id in range(1, 18)]
+    windows = [one._ssh._send_window for one in connections]  # type: ignore[union-attr]
+    narrow = len(windows) - server.CHANNELS_WIDE_OF_PEER_MAX
+    assert sorted(windows) == [server.WINDOW_BYTES_NARROW] * narrow + [channel.WINDOW_BYTES] * server.CHANNELS_WIDE_OF_PEER_MAX
+    for one in connections:
+        one.send(frame(ASK))
+        assert one.receive(SECONDS_MAX)
+
+
+def test_one_connection_too_many_of_a_peer_ends_the_first(sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS_OF_PEER_MAX", 2)
     sender, receiver = sides
     path = sender.path_to(receiver)
     connections = []
-    for id in range(1, server.CONNECTIONS_OF_PEER_MAX + 2):
+    for id in range(1, 4):
         connections.append(sender.transport._loop.call(sender.transport._link(path._replace(id=id)).open()))
     with pytest.raises(Cut):
         connections[0].receive(SECONDS_MAX)
     for one in connections[1:]:
         one.send(frame(ASK))
         assert one.receive(SECONDS_MAX)
+
+
+def test_channels_of_a_peer_are_bounded_over_all_its_connections(sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CHANNELS_OF_PEER_MAX", 3)
+    sender, receiver = sides
+    path = sender.path_to(receiver)
+    for id in range(1, 4):
+        sender.transport._loop.call(sender.transport._link(path._replace(id=id)).open())
+    with pytest.raises(Unavailable, match="channel"):
+        sender.transport._loop.call(sender.transport._link(path._replace(id=4)).open())
 
 
 def test_unread_messages_at_the_receiver_hold_the_sender_up(tmp_path: Path) -> None:

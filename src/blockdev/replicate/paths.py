@@ -21,7 +21,7 @@ from blockdev.vmmap.names import check_name
 from blockdev.written import show_count
 
 PORT = REPLICATION_PORT
-PATHS_OF_HOME_MAX = 2  # as it lets a home have so many connections (server.py), and ends the oldest for another
+PATHS_OF_HOME_MAX = 32  # as it lets a home have twice as many connections (server.py), and ends the oldest for another
 LEVEL = 3
 LEVEL_MAX = 19
 _HOST = re.compile(r"[A-Za-z0-9.:_%-]{1,255}")  # a name, or an IPv4 or IPv6 address

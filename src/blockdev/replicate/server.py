@@ -33,10 +33,12 @@ logger = logging.getLogger(__name__)
 CONNECTIONS_MAX = 256
 STRANGERS_MAX = 32  # connections that have not logged in,
 STRANGERS_OF_ADDRESS_MAX = 8  # from one address
-CONNECTIONS_OF_PEER_MAX = 2  # the oldest goes: it is what a cut cable has left; paths.PATHS_OF_HOME_MAX is as many
+CONNECTIONS_OF_PEER_MAX = 64  # the oldest goes: it is what a cut cable has left; half as many are of paths (paths.PATHS_OF_HOME_MAX)
 CHANNELS_MAX = 16  # of a connection
+CHANNELS_OF_PEER_MAX = 128
 CHANNELS_IN_ALL_MAX = 256
-CHANNELS_WIDE_MAX = 4  # of a connection; the others, of which a home has half a dozen, get a window of
+CHANNELS_WIDE_MAX = 4  # of a connection,
+CHANNELS_WIDE_OF_PEER_MAX = 8  # of one peer; the others, of which a home has half a dozen for each path, get a window of
 WINDOW_BYTES_NARROW = 2 << 20  # so that a peer that lets all of them fill costs some hundred MiB
 IDLE_SECONDS_MAX = 20.0  # of a channel that is opened and asks for nothing
 
@@ -154,6 +156,12 @@ class Server:
     def is_full(self) -> bool:
         return len(self._threads) >= CHANNELS_IN_ALL_MAX
 
+    def channels_of(self, guest: Guest) -> int:
+        """Those of his that are open, over all his connections."""
+        if guest.key is None:
+            return guest.channels
+        return sum(one.channels for one in self._of(guest.key))
+
     def serve(self, guest: Guest, channel: Channel) -> None:
         """Have a thread speak over a channel."""
         thread = threading.Thread(target=self._serve, args=(guest, channel), name="receive", daemon=True)
@@ -194,7 +202,7 @@ class Guest(asyncssh.SSHServer):
         self._user = ""
         self._peer: PeerRow | None = None  # who logs in, or has
         self._ticket: Ticket | None = None
-        self._channels = 0
+        self.channels = 0  # that are open
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
@@ -260,16 +268,18 @@ class Guest(asyncssh.SSHServer):
     # channels
 
     def session_requested(self) -> tuple[asyncssh.SSHServerChannel[Any], asyncssh.SSHServerSession[Any]]:
-        if self._channels >= CHANNELS_MAX or self._server.is_full:
+        of_peer = self._server.channels_of(self)
+        if self.channels >= CHANNELS_MAX or of_peer >= CHANNELS_OF_PEER_MAX or self._server.is_full:
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "there are too many channels already")
-        self._channels += 1
+        is_wide = self.channels < CHANNELS_WIDE_MAX and of_peer < CHANNELS_WIDE_OF_PEER_MAX
+        self.channels += 1
         assert self._connection is not None
-        window = WINDOW_BYTES if self._channels <= CHANNELS_WIDE_MAX else WINDOW_BYTES_NARROW
+        window = WINDOW_BYTES if is_wide else WINDOW_BYTES_NARROW
         channel = self._connection.create_server_channel(None, "strict", window, PACKET_BYTES)
         return channel, GuestSession(self)
 
     def channel_ended(self) -> None:
-        self._channels -= 1
+        self.channels -= 1
 
     def channel(self) -> Channel:
         return Channel(self._wire())
