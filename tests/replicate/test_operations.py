@@ -13,9 +13,18 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from blockdev.errors import AlreadyExists, Busy, InvalidArgument, NotAllowed, NotFound, ReadOnly, Unavailable
+from blockdev.errors import (
+    AlreadyExists,
+    Busy,
+    InvalidArgument,
+    NotAllowed,
+    NotFound,
+    PoolFull,
+    ReadOnly,
+    Unavailable,
+)
 from blockdev.quiesce.snapshots import take_snapshot
-from blockdev.replicate import lanes, pulse, service
+from blockdev.replicate import lanes, pulse, receiver, service
 from blockdev.replicate.messages import Kind
 from blockdev.replicate.paths import PATHS_OF_HOME_MAX
 from blockdev.replicate.server import CONNECTIONS_OF_PEER_MAX
@@ -72,6 +81,30 @@ def test_a_cut_costs_a_row_only_if_something_had_come_and_the_transfer_goes_on_b
     assert world.there.read("web/root@s2", 299) == b"block 299"
     assert {row.error_code for row in world.here.service.history("web")} >= {None}
     assert world.here.events() == []
+
+
+@pytest.mark.parametrize("step", ["insert_receipt", "save_receipt", "delete_receipt", "note_replicated"])
+def test_a_catalog_that_cannot_be_written_once_costs_no_more_than_another_try(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """At the beginning, at a save, behind the commit point, and at the sender when all is there."""
+    site = world.here if step == "note_replicated" else world.there
+    write, failed = getattr(site.catalog, step), []
+
+    def fail_once(*arguments: Any) -> Any:
+        if not failed:
+            failed.append(step)
+            raise PoolFull("the file system of the catalog is full")
+        return write(*arguments)
+
+    monkeypatch.setattr(site.catalog, step, fail_once)
+    monkeypatch.setattr(receiver, "SAVE_BYTES", 1)
+    world.here.service.protect("web", "far")
+    ends = ("failed", "up to date") if step == "save_receipt" else ("failed",)  # the end may come before that of the save
+    until(lambda: failed and world.here.status("web").state in ends, "the failure", seconds=60)
+    assert world.here.status("web").error_code in ("pool_full", None)
+    world.here.service.resume("web")
+    world.wait()
+    assert world.there.read("web/root@s1", 0) == b"first" and world.there.catalog.receipts() == []
+    assert not [thing.name for thing in world.there.engine.objects() if "~" in str(thing.name)]
 
 
 def test_replication_stops_although_an_engine_hangs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

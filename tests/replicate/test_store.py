@@ -238,8 +238,19 @@ def test_a_receipt_whose_vdisk_somebody_else_deletes_is_begun_anew(here: Home, t
     there.engine.delete([lost.object_id])
     with pytest.raises(NotFound):
         go_on(sender, receiver, message)
+    assert not there.vms._journal.agreed
     send(here, there, "s1")
     assert same(here, there, "s1") and there.catalog.receipts() == []
+
+
+def test_a_receipt_that_was_dropped_under_way_costs_no_agreement(here: Home, there: Home) -> None:
+    """Else a peer could have as many as it likes, by beginning snapshots and leaving them for newer ones."""
+    sender, receiver = sender_of(here, "s1"), receiver_of(there)
+    message = begun(sender, receiver)
+    there.vms.drop_receipt(there.catalog.receipts()[0].id)
+    with pytest.raises(NotFound):
+        go_on(sender, receiver, message)
+    assert there.vms._journal.agreed
 
 
 def test_an_engine_that_is_restarted_under_way_saves_nothing_that_may_be_lost(here: Home, there: Home) -> None:

@@ -149,7 +149,7 @@ def test_a_receipt_that_lost_a_vdisk_is_dropped_with_the_others(
     again = begin(world, peer)
     client.delete([again.disks[0].object_id])
     assert begin(world, peer).id == again.id, "nobody has noticed yet"
-    world.doubt_receipts()
+    world.doubt_receipt(again.id)
     anew = begin(world, peer)
     assert anew.id > again.id and len([name for name in names(pool) if "~" in str(name)]) == 2
 

@@ -120,7 +120,7 @@ class PeerStore:
             try:
                 yield
             except NotFound:
-                self._vms.doubt_receipts()
+                self._vms.doubt_receipt(self.receipt.id)
                 raise
 
     def known(self, disk: int, offers: bytes) -> bytes:

@@ -86,10 +86,11 @@ class ReceiptOperations(CopyOperations, DigestOperations):
         [begun] = [one for one in self._catalog.receipts_of(*_key(peer_id, purpose, copy)) if one.snapshot_uuid == copy.uuid]
         return self._view_receipt(begun, instance)
 
-    def doubt_receipts(self) -> None:
-        """The pool lacks a vdisk that one is written to: the next operation drops that receipt."""
+    def doubt_receipt(self, receipt_id: int) -> None:
+        """The pool lacks a vdisk that it is written to: unless it was dropped meanwhile, the next operation does that."""
         with self._journal.lock:
-            self._journal.agreed = False
+            if self._catalog.receipt(receipt_id) is not None:
+                self._journal.agreed = False
 
     def make_receipt_durable(self, receipt: Receipt) -> None:
         """What was written before.  It waits for no operation.
