@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
 import httpx
 
-from tests.cli.served import Home
+from tests.cli.served import SECONDS_MAX, Home
 from tests.cli.test_terminal import Terminal
 
 
@@ -22,3 +29,47 @@ def test_what_is_live_in_a_terminal_ends_with_ctrl_c_and_leaves_it_as_it_was(hom
 def test_so_many_rounds_end_by_themselves(home: Home) -> None:
     terminal = Terminal(home, "top", "--count", "2", "--sort", "latency")
     assert terminal.end() == 0 and "VMs by latency" in terminal.seen
+
+
+def test_watchers_say_who_is_away_and_go_on_when_it_is_back(own: Home) -> None:
+    """blockdevd and all that looks after it, longer than a command waits; then the engine."""
+    own("vm", "create", "web", "--disk", "root=1M")
+    watcher, terminal = own.start_command("vm", "stats", "web", "--watch", "--json"), Terminal(own, "top")
+    try:
+        _read_until(watcher, lambda found: "vm" in found)
+        terminal.wait_for("VMs by iops")
+        own.stop()
+        assert _read_until(watcher, lambda found: "vm" not in found).keys() == {"away_since"}
+        terminal.wait_for("blockdevd went away")
+        own.serve()
+        _read_until(watcher, lambda found: found.get("engine_running"))
+        terminal.seen = ""
+        terminal.wait_for("requests/s")
+        assert own.serving is not None
+        engine = own.engine_pid()
+        os.kill(own.serving.pid, signal.SIGSTOP)  # so that nobody starts it again
+        try:
+            os.kill(engine, signal.SIGKILL)
+            _read_until(watcher, lambda found: found.get("engine_running") is False)
+            terminal.wait_for("the engine does not answer")
+        finally:
+            os.kill(own.serving.pid, signal.SIGCONT)
+        _read_until(watcher, lambda found: found.get("engine_running"))
+        terminal.seen = ""
+        terminal.wait_for("requests/s")
+        terminal.type("\x03")
+        assert terminal.end() == 0, terminal.seen
+        watcher.send_signal(signal.SIGINT)
+        assert watcher.wait(SECONDS_MAX) == 0
+    finally:
+        watcher.kill()
+        watcher.communicate()
+
+
+def _read_until(watcher: subprocess.Popen[str], is_it: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    assert watcher.stdout is not None
+    for line in watcher.stdout:
+        found: dict[str, Any] = json.loads(line)
+        if is_it(found):
+            return found
+    raise AssertionError(f"it ended with {watcher.wait()}")

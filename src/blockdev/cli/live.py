@@ -59,7 +59,7 @@ def _fitting(cells: list[list[str]], width: int, kept: str) -> list[int]:
 
 
 def _headline(found: Row) -> Text:
-    return Text(headline(found), style="bold" if found["engine_running"] else "bold red")
+    return Text(headline(found), style="bold" if found["engine_running"] and found["away_since"] is None else "bold red")
 
 
 PANELS: dict[str, Callable[[Row, int, int], RenderableType]] = {"vm": _vm_panel, "top": _top_panel}

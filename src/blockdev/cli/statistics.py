@@ -15,6 +15,7 @@ from blockdev.cli.figures import (
     SORTS,
     Row,
     count,
+    headline,
     microseconds,
     rows_of,
     speed,
@@ -23,8 +24,8 @@ from blockdev.cli.figures import (
 )
 from blockdev.cli.output import print_columns, print_fields
 from blockdev.cli.session import Session, Verb, pass_session
-from blockdev.clock import monotonic_seconds
-from blockdev.errors import InvalidArgument
+from blockdev.clock import monotonic_seconds, now_seconds
+from blockdev.errors import InvalidArgument, Unavailable
 from blockdev.written import show_period
 
 WATCH_SECONDS = 1.0
@@ -43,6 +44,7 @@ def vm_stats(session: Session, name: str, watch: bool, seconds: int | None, coun
     """Show what a VM does: requests, throughput, latency by cause, space and what it did in all.
 
     Latencies are from a request's arrival in the engine to its answer.  WAITS says what they were spent on.
+    --watch says when blockdevd is away, and goes on when it is back.
     """
     if count is not None and not watch:
         raise InvalidArgument("--count says when --watch ends: say that, too")
@@ -78,21 +80,20 @@ def top(session: Session, sort: str, count: int | None) -> None:
     if not session.json and sys.stdout.isatty():
         _watch(session, look, "top", count)
         return
-    for _round in range(count or 1):
-        if _round:
-            time.sleep(WATCH_SECONDS)
-        found = look()
+    for found in _rounds(session, look, count or 1):
+        if found["away_since"] is not None:
+            _tell_away(session, found)
+            continue
         document = {"time": found["time"], "seconds": found["seconds"], "pool": found["pool"], "vms": found["rows"]}
         session.show(document, lambda rows=found["rows"]: _tell_top(rows))  # type: ignore[misc]
 
 
 def _watch(session: Session, look: Callable[[], Row], shown: str, count: int | None) -> None:
     """Until Ctrl-C, or so many times.  shown: what of `live` it is for a person at a terminal."""
-    rounds = _rounds(look, count)
+    rounds = _rounds(session, look, count)
     try:
         if session.json or not sys.stdout.isatty():
-            for found in rounds:
-                click.echo(json.dumps(found) if session.json else _vm_line(found))
+            _print_rounds(session, rounds)
             return
         from blockdev.cli.live import watch  # rich takes long to load, and most commands show nothing live
 
@@ -101,14 +102,47 @@ def _watch(session: Session, look: Callable[[], Row], shown: str, count: int | N
         pass
 
 
-def _rounds(look: Callable[[], Row], count: int | None) -> Iterator[Row]:
+def _print_rounds(session: Session, rounds: Iterator[Row]) -> None:
+    """A line for each; one only for all the time that blockdevd is away."""
+    told = None
+    for found in rounds:
+        away, before = found["away_since"], told
+        told = away
+        if away is None:
+            click.echo(json.dumps(_document(found)) if session.json else _vm_line(found))
+        elif before is None:
+            _tell_away(session, found)
+
+
+def _rounds(session: Session, look: Callable[[], Row], count: int | None) -> Iterator[Row]:
+    """What each look finds; `away_since` is since when there is no answer, and the rest what was found before.
+
+    Unavailable: there is none at the first look.
+    """
+    last: Row | None = None
+    away: float | None = None
     done = 0
     while count is None or done < count:
         began = monotonic_seconds()
-        yield look()
+        try:
+            last, away = look(), None
+        except Unavailable:
+            if last is None:
+                raise
+            away = away or now_seconds()
+        session.client.restart_seconds_max = 0  # we ask again ourselves, and say meanwhile what is the matter
+        yield last | {"away_since": away}
         done += 1
         if done != count:
             time.sleep(max(WATCH_SECONDS - (monotonic_seconds() - began), 0))
+
+
+def _document(found: Row) -> Row:
+    return {name: value for name, value in found.items() if name != "away_since"}
+
+
+def _tell_away(session: Session, found: Row) -> None:
+    click.echo(json.dumps({"away_since": found["away_since"]}) if session.json else headline(found))
 
 
 # of one VM
