@@ -177,6 +177,16 @@ def test_space_is_known_soon_after_the_start(own: Home) -> None:
         assert found["unique_bytes"] == usage["unique_stored_bytes"] and found["snapshots_bytes"] == usage["snapshots_stored_bytes"]
 
 
+def test_space_of_a_new_vm_follows_what_is_written(own: Home) -> None:
+    """Within seconds, not at the measurement in five minutes."""
+    with own.rest() as rest:
+        make(rest, "web")
+        until(lambda: now(rest, "web")["live_bytes"] is not None, "space to be measured")
+        make(rest, "late")
+        fio(own, "late/root", "--rw=write", "--size=8m", "--number_ios=2048")
+        until(lambda: now(rest, "late")["live_bytes"] == 8 * MEBIBYTE, "space to be measured again")
+
+
 def test_an_engine_that_is_away_is_told_and_its_numbers_are_unknown(own: Home) -> None:
     with own.rest() as rest:
         make(rest, "web")

@@ -37,8 +37,9 @@ FRESH_SECONDS = 1.0  # what is not older is as of now
 SOON_SECONDS_MAX = 0.5  # that somebody waits for a look; then the one before must do
 BEHIND_SECONDS = 0.02  # after the end of a slot, so that what is counted is almost all of it
 GAP_SECONDS = 30.0  # what happened between looks that far apart is in no graph: nobody knows when it did
-SPACE_SECONDS_MIN = 300.0  # between measurements of space,
-SPACE_DUTY = 100  # and at least so many times what one takes
+SPACE_SECONDS_MAX = 300.0  # between measurements of space while nothing is written,
+SPACE_CHANGED_SECONDS = 10.0  # while something is, or VMs came or went,
+SPACE_DUTY = 100  # and always at least so many times what one takes
 SPACE_FIRST_SECONDS = 5.0
 STOP_SECONDS_MAX = 2.0
 DIRECTORY = "statistics"
@@ -60,6 +61,7 @@ class Statistics:
         self._totals: Totals | None = None
         self._machines = Machines({}, {}, {})
         self._space: dict[str, Space] = {}
+        self._has_changed = False  # what space is measured of; set by looks, cleared by the thread that measures
         self._replicating: Mapping[FlowKey, Replicating] = {}
         self._latency: dict[int, Whole] = {}  # of a disk by its object id, as the engine counted at the last look
         self._is_latency_known = False
@@ -202,6 +204,7 @@ class Statistics:
             self._history.arrange(vms)
             for vm in gone:
                 self._history.files.delete(vm)
+            self._has_changed = True
         gone = self._totals.vms() - set(vms)
         if gone:
             self._totals.forget_vms(gone)
@@ -224,6 +227,7 @@ class Statistics:
         moved, run = self._totals.take(answer.instance.hex(), now, ids, counters(answer.rows[rows], latency), keys, flows)
         histograms = self._latency_since(ids, latency, restarted)
         of_disks = Seen(sums(moved), histograms, np.zeros((len(ids), 0)), np.zeros(len(ids), np.bool_))
+        self._has_changed |= bool(of_disks.sums[:, OF["written_bytes"]].any())
         seen = self._of_vms(of_disks, [keys[id].vm for id in ids], run)
         if 0 < seconds <= GAP_SECONDS:
             self._history.add(now - seconds, now, seen)
@@ -330,9 +334,13 @@ class Statistics:
     # space
 
     def _run_space(self) -> None:
-        wait = SPACE_FIRST_SECONDS
+        wait, due = SPACE_FIRST_SECONDS, 0.0
         while not self._stopping.wait(wait):
             began = monotonic_seconds()
+            wait = SPACE_CHANGED_SECONDS
+            if began < due and not self._has_changed:
+                continue
+            self._has_changed = False  # before it is read: what comes meanwhile counts for the next
             try:
                 self._space = self._sources.space()
             except BlockdevError as error:
@@ -340,7 +348,8 @@ class Statistics:
             except Exception:
                 if not self._stopping.is_set():
                     logger.exception("space could not be measured; it is tried again")
-            wait = max(SPACE_SECONDS_MIN, SPACE_DUTY * (monotonic_seconds() - began))
+            ended = monotonic_seconds()
+            wait, due = max(SPACE_CHANGED_SECONDS, SPACE_DUTY * (ended - began)), ended + SPACE_SECONDS_MAX
 
 
 def _note_replicating(seen: Seen, row: int, one: Replicating) -> None:
