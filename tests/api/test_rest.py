@@ -178,6 +178,33 @@ def test_usage_adds_up_and_is_told_for_each_vm(home: Home, rest: httpx.Client, t
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "body", "message"),
+    [
+        ("POST", "/vms", {}, "name in the body is missing: send it"),
+        ("POST", "/vms", {"name": "x", "surprise": 1}, "surprise in the body is not known here: leave it out"),
+        ("POST", "/vms", {"name": 5}, "name in the body must be a text in quotes, not 5"),
+        ("POST", "/pool/compact", {"rate_bytes": "fast"}, "rate_bytes in the body must be a whole number"),
+        ("POST", "/pool/compact", {"rate_bytes": -1}, "rate_bytes in the body must be more than 0, not -1"),
+        ("PATCH", "/vms/none", {"dedup": "maybe"}, "dedup in the body must be 'on' or 'off' or 'pool'"),
+        ("POST", "/vms/none/snapshots", {"locked_until": "tomorrow"}, "locked_until in the body cannot be used: write a time with its zone, such as 2026-11-22T15:19:26Z"),
+        ("GET", "/events?count=many", None, "the parameter count must be a whole number"),
+        ("GET", "/vms/none/schedules/preview", None, "the parameter seconds is missing: send it"),
+        ("GET", "/events?cuont=5", None, "there is no parameter 'cuont' here: leave it out (known: after, before, count, kind, level, vm, wait_seconds)"),
+        ("DELETE", "/vms/none?fource=true", None, "there is no parameter 'fource' here: leave it out (known: force)"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_words_that_say_what_to_send(rest: httpx.Client, method: str, path: str, body: Any, message: str) -> None:
+    answer = rest.request(method, path, json=body)
+    assert answer.status_code == 422 and answer.json()["error"]["code"] == "invalid_argument"
+    assert answer.json()["error"]["message"].startswith(message), answer.text
+
+
+def test_a_text_that_does_not_fit_is_not_repeated_for_it_may_be_a_secret(rest: httpx.Client) -> None:
+    answer = rest.post("/vms", json={"name": ["hunter2"], "disks": "hunter2", "compression": "hunter2"})
+    assert answer.status_code == 422 and "hunter2" not in answer.text
+
+
+@pytest.mark.parametrize(
     ("method", "path", "body", "status", "code"),
     [
         ("GET", "/vms/none", None, 404, "not_found"),

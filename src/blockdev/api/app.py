@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from blockdev.api import failures
 from blockdev.api.access import authorise, least_role
 from blockdev.api.guard import Guard
+from blockdev.api.misfits import refuse_unknown_parameters
 from blockdev.api.recording import Recording
 from blockdev.api.routes import (
     disks,
@@ -53,7 +54,7 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    whole = APIRouter(prefix=PREFIX, responses=failures.RESPONSES, dependencies=[Depends(authorise)])
+    whole = APIRouter(prefix=PREFIX, responses=failures.RESPONSES, dependencies=[Depends(authorise), Depends(refuse_unknown_parameters)])
     for part in (vms, disks, snapshots, streams, statistics, schedules, replication, protections, pool, hypervisors, targets, jobs, events, tokens):
         whole.include_router(part.router)
     whole.include_router(tokens.who)

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from blockdev import errors
+from blockdev.api.misfits import explain
 from blockdev.api.schemas import ErrorBody
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ _MEANINGS = {
     410: "deleted meanwhile",
     411: "a body without its length",
     413: "a body that is too large",
-    422: "a body or query of the wrong shape",
+    422: "a body or query of the wrong shape, or with what is not known there",
     500: "bytes at rest that do not verify, a failed medium, or a bug",
     501: "a pool or message of a version this build does not read",
     502: "qemu-img, a guest's agent or another program failed",
@@ -92,8 +93,7 @@ def _operating(request: Request, error: Exception) -> JSONResponse:
 
 def _malformed(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
-    return answer(422, errors.InvalidArgument.code, "; ".join(found))
+    return answer(422, errors.InvalidArgument.code, explain(error.errors()))
 
 
 def _protocol(request: Request, error: Exception) -> JSONResponse:

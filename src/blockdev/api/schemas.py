@@ -62,13 +62,17 @@ FilePath = Annotated[
     ),
 ]
 KeepSeconds = Annotated[int, Field(ge=KEEP_SECONDS_MIN, le=DURATION_SECONDS_MAX, description="a minute to a hundred years")]
+TIME_FORM = "write a time with its zone, such as 2026-11-22T15:19:26Z"
 
 
 def _time(text: str) -> str:
     """A time with its zone, as the catalog writes it."""
-    moment = datetime.fromisoformat(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(TIME_FORM) from None
     if moment.tzinfo is None:
-        raise ValueError("write a time with its zone, such as 2026-11-22T15:19:26Z")
+        raise ValueError(TIME_FORM)
     if moment.year not in YEARS:  # of the form of a time, so no schema refuses it
         raise InvalidArgument(f"{text} cannot be kept: take a time of the years {YEARS[0]} to {YEARS[-1]}")
     return text_of(moment)
