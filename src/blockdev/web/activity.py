@@ -13,6 +13,7 @@ JOBS_COUNT, EVENTS_COUNT = 30, 50
 UNDER_WAY_MAX = 50
 STATES = ("queued", "running", "done", "failed", "cancelled", "interrupted")
 KINDS = {"done": "good", "failed": "bad", "interrupted": "bad", "cancelled": "warn"}
+OUTCOME_KINDS = {"registered": "good", "started": "good", "failed": "bad", "cancelled": "warn"}
 LEVELS = ("info", "warning", "error")
 LEVEL_KINDS = {"warning": "warn", "error": "bad"}
 
@@ -47,6 +48,26 @@ async def _jobs(ask: Ask) -> dict[str, Any]:
     vm, after = ask.query("vm") or None, ask.query("jobs_after") or None
     found = await ask.rest.get("/jobs", **asked, subject=vm, after=after, count=JOBS_COUNT)
     return {"jobs": found["jobs"], "jobs_after": found["next"], "kinds": KINDS}
+
+
+@pages.get("/activity/jobs/{job}")
+async def show_job(ask: Ask) -> Response:
+    """One job: its progress, then what came of it; of VMs that a hypervisor was told of, what came of each."""
+    return ask.show("job.html", **await _one_job(ask))
+
+
+@pages.get("/activity/jobs/{job}/state")
+async def show_job_state(ask: Ask) -> Response:
+    """A part: the same."""
+    return ask.part("job_state.html", **await _one_job(ask))
+
+
+async def _one_job(ask: Ask) -> dict[str, Any]:
+    job = await ask.rest.get("/jobs/{}", ask.path("job"))
+    result = job["result"] if isinstance(job["result"], dict) else {}
+    outcomes = result.get("registrations") or []
+    failed = sum(one["state"] == "failed" for one in outcomes)
+    return {"job": job, "outcomes": outcomes, "failed": failed, "kinds": KINDS, "outcome_kinds": OUTCOME_KINDS, "is_over": job["state"] not in STATES[:2]}
 
 
 @pages.get("/activity/events")

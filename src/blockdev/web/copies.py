@@ -145,19 +145,21 @@ async def clone(ask: Ask) -> Response:
     made = await ask.rest.post("/vms/{}/clones", vm, body=body)
     clones = [one["name"] for one in made["vms"]]
     notice = f"made {clones[0]}" if len(clones) == 1 else f"made {len(clones)} clones, {clones[0]} to {clones[-1]}"
+    to = f"/vms/{clones[0]}" if len(clones) == 1 else "/"
     if form.get("hypervisor"):
-        notice += await _register(ask, clones)
-    return ask.done(f"/vms/{clones[0]}" if len(clones) == 1 else "/", notice)
+        to, told = await _register(ask, clones, to)
+        notice += told
+    return ask.done(to, notice)
 
 
-async def _register(ask: Ask, clones: list[str]) -> str:
-    """Have domains made of them; what to say of it: the clones are there, whatever comes of this."""
+async def _register(ask: Ask, clones: list[str], to: str) -> tuple[str, str]:
+    """Have domains made of them; where that is seen, else `to`, and what to say of it: the clones are there, whatever comes of this."""
     hypervisor = ask.form.need("hypervisor", "the hypervisor")
     try:
         job = await ask.rest.post("/hypervisors/{}/registrations", hypervisor, body={"vms": clones, "start": ask.form.flag("start")})
     except BlockdevError as error:
-        return f"; but {hypervisor} has them not: {error.message}"
-    return f"; {hypervisor} is being told of them (job {job['id']}, see Activity)"
+        return to, f"; but {hypervisor} has them not: {error.message}"
+    return f"/activity/jobs/{job['id']}", f"; {hypervisor} is being told of them"
 
 
 async def _clone_there(ask: Ask, vm: str) -> Response:
