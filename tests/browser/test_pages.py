@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.chromium import DESKTOP, SMALL_PHONE, Site, accessibility_faults
+from tests.browser.chromium import DESKTOP, SMALL_PHONE, Site, accessibility_faults, console_site, signed_in
 from tests.browser.conftest import Visit
 from tests.browser.places import PAGES, address
 
@@ -15,6 +15,10 @@ WRITING = {"new-vm", "add-disk", "change-disk", "clone", "snapshot", "restore", 
 
 @pytest.fixture(scope="module", autouse=True)
 def furnished(site: Site) -> None:
+    furnish(site)
+
+
+def furnish(site: Site) -> None:
     """A VM with a snapshot, a clone, an event, a job and a default schedule, a path and a peer: what tables show."""
     with site.home.rest() as rest:
         key = rest.get("/replication/identity").json()["key"]  # any will do: nobody is asked for it
@@ -92,3 +96,15 @@ def test_the_pages_of_the_menu_are_reached_by_the_keyboard_alone(visit: Visit) -
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", level=1)).to_contain_text("iSCSI targets" if name == "Targets" else name)
         expect(page.get_by_role("navigation", name="Main").get_by_role("link", name=name)).to_have_attribute("aria-current", "page")
+
+
+def test_a_page_says_that_blockdevd_is_away_and_when_it_is_to_be_loaded_again(browser: Browser) -> None:
+    """Sessions are in memory: who was signed in before is not afterwards."""
+    with console_site() as own, signed_in(browser, own, expected=("ERR_", "401")) as page:
+        page.goto("/")
+        own.home.stop()
+        expect(page.locator("#live")).to_contain_text("blockdevd does not answer", timeout=60_000)
+        own.home.serve("--api", own.origin.removeprefix("https://"))
+        expect(page.locator("#live")).to_contain_text("load it again", timeout=60_000)
+        page.reload()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")

@@ -3,6 +3,7 @@
 "use strict";
 window.blockdev = (function () {
   const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+  const AWAY_MS = 5000; // a stream that breaks is there again within 3 s
   const three = (value) => Number(value.toPrecision(3)).toString();
 
   // as rendering.py has them
@@ -106,14 +107,18 @@ window.blockdev = (function () {
     fetchJson("/session").then((told) => { if (told.signed_in) location.replace(form.elements.to.value); }, () => {});
   }
 
-  function toast(words, isBad) {
+  // stays: until it is removed by whoever said it
+  function toast(words, isBad, stays) {
     const place = document.getElementById("live");
     const line = document.createElement("div");
     line.textContent = words;
     if (isBad) line.className = "bad";
+    if (stays) line.dataset.stays = "yes";
     place.append(line);
-    while (place.children.length > 4) place.firstChild.remove();
-    setTimeout(() => line.remove(), 12000);
+    const passing = place.querySelectorAll(":scope > :not([data-stays])");
+    if (passing.length > 4) passing[0].remove();
+    if (!stays) setTimeout(() => line.remove(), 12000);
+    return line;
   }
 
   function listen() {
@@ -126,10 +131,19 @@ window.blockdev = (function () {
       if (event.level !== "info") toast(event.message, event.level === "error");
     });
     source.addEventListener("jobs", (message) => tell("jobs", JSON.parse(message.data)));
+    // a page whose figures stand still says so
+    let told = null, waiting = 0;
+    const say = (words) => { told?.remove(); told = toast(words, true, true); };
+    source.addEventListener("open", () => { clearTimeout(waiting); waiting = 0; told?.remove(); told = null; });
     source.addEventListener("error", () => {
-      if (source.readyState === EventSource.CLOSED) toast("This page is no longer live: load it again.", true);
+      if (source.readyState === EventSource.CLOSED) {
+        clearTimeout(waiting);
+        say("This page is no longer live: load it again.");
+      } else if (!waiting) {
+        waiting = setTimeout(() => say("blockdevd does not answer: what is shown stands still until it is back."), AWAY_MS);
+      }
     });
-    addEventListener("pagehide", () => source.close());
+    addEventListener("pagehide", () => { clearTimeout(waiting); source.close(); });
   }
 
   function copyButtons() {
@@ -175,6 +189,54 @@ window.blockdev = (function () {
     }
   }
 
+  // Parts that come anew: what had the focus there has it afterwards; nothing goes away under a finger or key that is down;
+  // what was asked for beside the newest stays.
+  const focusable = "a[href], button, input, select, summary, [tabindex]";
+  const likeness = (one) => [one.tagName, one.getAttribute("href"), one.form?.getAttribute("action"), one.name, one.getAttribute("aria-label") || one.textContent].join("|");
+  let held = null;
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const { target, elt } = event.detail;
+    if ("kept" in target.dataset || target.querySelector(":active")) {
+      event.detail.shouldSwap = false;
+      return;
+    }
+    if (elt.matches("[data-older]")) target.parentElement.dataset.kept = "yes";
+    const focused = document.activeElement;
+    held = focused !== target && target.contains(focused) ? { place: target.parentElement, like: likeness(focused) } : null;
+  });
+  document.addEventListener("htmx:afterSwap", () => {
+    if (!held) return;
+    const { place, like } = held;
+    held = null;
+    const again = Array.from(place.querySelectorAll(focusable)).find((one) => likeness(one) === like);
+    if (!again) place.tabIndex = -1; // it is gone: Tab goes on from where it was
+    (again || place).focus({ preventScroll: true });
+  });
+
+  // A page with Cancel is a dialog: Escape leaves it; once something was typed it goes to Cancel only, and Enter leaves.
+  // Whoever comes back from a page is where it was opened.
+  function dialogs() {
+    const leave = document.querySelector("[data-leave]");
+    let isTouched = Boolean(document.querySelector("main .error"));
+    document.addEventListener("input", () => { isTouched = true; });
+    document.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || !leave || event.defaultPrevented || event.isComposing) return;
+      if (isTouched) leave.focus(); else leave.click();
+    });
+    const here = location.pathname;
+    let came = null;
+    try { came = JSON.parse(sessionStorage.getItem("came")); } catch { /* no storage, or not ours */ }
+    if (came && here === came.from && !location.hash && !document.querySelector("main [autofocus]")) {
+      Array.from(document.querySelectorAll("main a[href]")).find((link) => link.getAttribute("href") === came.by)?.focus();
+    }
+    document.addEventListener("click", (event) => {
+      const link = event.target.closest("main a[href]");
+      if (!link || link === leave || link.pathname === here) return;
+      try { sessionStorage.setItem("came", JSON.stringify({ from: here, to: link.pathname, by: link.getAttribute("href") })); } catch { /* none */ }
+    });
+    if (came && here !== came.to) sessionStorage.removeItem("came");
+  }
+
   document.addEventListener("htmx:load", (event) => { localTimes(event.detail.elt); scrollByKeyboard(); });
   addEventListener("resize", scrollByKeyboard);
   scrollByKeyboard();
@@ -185,5 +247,6 @@ window.blockdev = (function () {
   listen();
   copyButtons();
   addRows();
+  dialogs();
   return { show, whileSeen, fetchJson };
 })();

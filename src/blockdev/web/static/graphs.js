@@ -54,7 +54,10 @@
       const caption = document.createElement("figcaption");
       caption.textContent = figure.dataset.title;
       this.box = document.createElement("div");
-      figure.append(caption, this.box);
+      this.said = document.createElement("p"); // what the cursor is at, for who does not see it
+      this.said.className = "hidden-text";
+      this.said.setAttribute("aria-live", "polite");
+      figure.append(caption, this.box, this.said);
       figure.tabIndex = 0;
       figure.setAttribute("role", "group");
       figure.addEventListener("keydown", (event) => this.key(event));
@@ -128,6 +131,17 @@
       this.figure.setAttribute("aria-label", `${this.figure.dataset.title}. ${parts.join("; ")}. Arrow keys move the cursor, + and - zoom.`);
     }
 
+    // moves the cursor, in all graphs
+    point(place) {
+      const left = Math.min(Math.max(this.plot.valToPos(data.t[place], "x"), 0), this.plot.over.clientWidth);
+      this.plot.setCursor({ left, top: HEIGHT / 3 }, true, true);
+    }
+
+    say(place) {
+      const values = this.lines.map((line, at) => `${line.words} ${this.words(this.value(at, place))}`);
+      this.said.textContent = `${moment.format(data.t[place] * 1000)}: ${values.join(", ")}`;
+    }
+
     selected(plot) {
       const { left, width } = plot.select;
       plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
@@ -138,22 +152,36 @@
 
     key(event) {
       const plot = this.plot;
-      if (!plot || !data.t.length) return;
-      const place = plot.cursor.idx === null || plot.cursor.idx === undefined ? data.t.length - 1 : plot.cursor.idx;
-      const [since, until] = range();
-      const move = { ArrowLeft: -1, ArrowRight: 1, PageUp: -20, PageDown: 20 }[event.key];
-      if (move) {
-        const next = Math.min(Math.max(place + move, 0), data.t.length - 1);
-        plot.setCursor({ left: plot.valToPos(data.t[next], "x"), top: HEIGHT / 3 });
-      } else if (event.key === "+") {
-        const middle = data.t[place], half = Math.max((until - since) / 4, ZOOM_SECONDS_MIN / 2);
-        zoomTo([middle - half, middle + half]);
+      if (!plot || !data.t.length || event.ctrlKey || event.metaKey || event.altKey) return;
+      const end = data.t.length - 1;
+      const place = plot.cursor.idx === null || plot.cursor.idx === undefined ? end : plot.cursor.idx;
+      const to = { ArrowLeft: place - 1, ArrowRight: place + 1, PageUp: place - 20, PageDown: place + 20, Home: 0, End: end }[event.key];
+      const [since, until] = range(), width = until - since;
+      if (to !== undefined) {
+        const next = Math.min(Math.max(to, 0), end);
+        this.point(next);
+        this.say(next);
+      } else if (event.key === "+" || event.key === "=") {
+        this.zoomAround(data.t[place], width / 2);
+      } else if (event.key === "-" && zoom && width * 2 < seconds) {
+        this.zoomAround(data.t[place], width * 2);
       } else if (event.key === "-" || event.key === "Escape") {
         zoomTo(null);
+        this.said.textContent = "The whole time is shown";
       } else {
         return;
       }
       event.preventDefault();
+    }
+
+    // the cursor stays at its moment; nothing is shown of what has not been yet
+    async zoomAround(middle, width) {
+      const whole = Math.max(width, ZOOM_SECONDS_MIN);
+      const until = Math.min(middle + whole / 2, Date.now() / 1000), since = until - whole;
+      this.said.textContent = `Shown: ${moment.format(since * 1000)} to ${moment.format(until * 1000)}`;
+      await zoomTo([since, until]);
+      const next = data.t.findIndex((time) => time >= middle);
+      if (data.t.length) this.point(next < 0 ? data.t.length - 1 : next);
     }
   }
 
@@ -181,8 +209,9 @@
 
   function zoomTo(next) {
     zoom = next;
+    if (zoom === null && document.activeElement === reset) buttons.find((one) => one.getAttribute("aria-pressed") === "true").focus(); // it goes
     reset.hidden = zoom === null;
-    load();
+    return load();
   }
 
   for (const button of buttons) {

@@ -15,8 +15,11 @@
   const { show, whileSeen, fetchJson } = window.blockdev;
   const LIVE = [[1, show.count], [2, show.rate], [3, show.latency], [4, show.size], [5, show.size]]; // columns of figures
   const collator = new Intl.Collator(undefined, { numeric: true });
-  const names = new Map(rows.slice().sort((a, b) => collator.compare(a.cells[0].dataset.v, b.cells[0].dataset.v)).map((row, at) => [row, at]));
-  const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+  // what sorting and filtering need of all rows: made when the page is there and nothing else is to be done, or when it is needed
+  const lazily = (make) => { let made = null; return () => (made ??= make()); };
+  const names = lazily(() => new Map(rows.slice().sort((a, b) => collator.compare(a.cells[0].dataset.v, b.cells[0].dataset.v)).map((row, at) => [row, at])));
+  const texts = lazily(() => new Map(rows.map((row) => [row, row.textContent.toLowerCase()])));
+  (window.requestIdleCallback || setTimeout)(() => { names(); texts(); });
   let sorted = { column: 0, down: false };
 
   function key(row, column) {
@@ -50,7 +53,7 @@
   function sort() {
     const { column, down } = sorted;
     const keyed = rows.map((row) => [key(row, column), row]);
-    if (keyed.length && column === 0) for (const one of keyed) one[0] = names.get(one[1]);
+    if (keyed.length && column === 0) for (const one of keyed) one[0] = names().get(one[1]);
     keyed.sort(([a], [b]) => {
       if (a === null || b === null) return (a === null) - (b === null); // what is not known comes last, either way
       const order = typeof a === "number" ? a - b : collator.compare(a, b);
@@ -68,7 +71,7 @@
     const words = question.value.toLowerCase().split(/\s+/).filter(Boolean);
     const tag = choice.value;
     matches = (row) => {
-      const text = texts.get(row);
+      const text = texts().get(row);
       return words.every((word) => text.includes(word)) && (!tag || row.dataset.tags.split(" ").includes(tag));
     };
     fill();
@@ -113,7 +116,7 @@
   question.addEventListener("input", filter);
   choice.addEventListener("change", filter);
   addEventListener("keydown", (event) => {
-    if (event.key === "/" && !/^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement.tagName)) {
+    if (event.key === "/" && !event.ctrlKey && !event.metaKey && !event.altKey && !/^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement.tagName)) {
       event.preventDefault();
       question.focus();
     }
