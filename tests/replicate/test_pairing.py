@@ -15,7 +15,7 @@ import pytest
 from blockdev.errors import AlreadyExists, InvalidArgument, NotAllowed, Unavailable
 from blockdev.home import Home
 from blockdev.replicate import control, pairing, transport
-from blockdev.replicate.frames import LENGTH_BYTES
+from blockdev.replicate.frames import LENGTH_BYTES, Frame, Message
 from blockdev.replicate.halt import Halt, Rejected
 from blockdev.replicate.identity import KeyPair
 from blockdev.replicate.keys import fingerprint
@@ -371,3 +371,26 @@ def test_home_that_never_answers_a_pairing_is_given_up(
             one.transport.pair("127.0.0.1", other.port, code)
     finally:
         gate.set()
+
+
+def test_pairing_that_is_cut_before_its_answer_says_that_the_other_end_may_know_this_home(
+    strangers: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = strangers
+    handle = Admission.handle
+
+    def handle_and_cut(self: Admission, message: Message) -> list[Frame]:
+        answers = handle(self, message)
+        if not self.is_closed:
+            return answers
+        server = other.transport._server
+        assert server is not None
+        for guest in server._guests:
+            other.transport._loop.asyncio.call_soon_threadsafe(guest.abort)
+        return []
+
+    monkeypatch.setattr(Admission, "handle", handle_and_cut)
+    code, _ = other.transport.invite(INVITED, 600)
+    with pytest.raises(Unavailable, match="may know this home already"):
+        one.transport.pair("127.0.0.1", other.port, code)
+    assert one.key in other.doors.peers
