@@ -237,7 +237,7 @@ def test_a_run_that_is_stopped_keeps_what_was_done(tmp_path: Path) -> None:
         for _ in range(2):
             assert "IOPS" in running.stderr.readline()
         running.terminate()
-        assert running.wait(timeout=60) == 1
+        assert running.wait(timeout=300) == 1
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["stopped"] == "Terminated"
     assert 2 <= len(result["runs"]) < 50

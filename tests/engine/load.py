@@ -59,7 +59,7 @@ class Crew:
             self.join()
         else:
             for thread in self.threads:
-                thread.join(10)
+                thread.join(60)
 
 
 class Writer:

@@ -248,7 +248,7 @@ def test_second_open_in_one_process_is_busy(furnished: Any, pool_path: str) -> N
 
 def open_elsewhere(path: str) -> str:
     command = [sys.executable, "-c", OPEN_ELSEWHERE, path]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300).stdout
 
 
 def test_open_in_a_second_process_is_busy(furnished: Any, pool_path: str) -> None:

@@ -153,7 +153,7 @@ def test_a_control_plane_killed_while_the_guest_is_frozen(quiet: RunningVM) -> N
     hold.unlink()
     quiet.wait_until(lambda: quiet.hooks()[hooks_before:] == ["freeze", "thaw"])
     quiet.await_progress()
-    asking.communicate(timeout=60)
+    asking.communicate(timeout=300)
 
 
 def test_a_libvirt_killed_while_the_guest_is_frozen_and_started_again(quiet: RunningVM) -> None:

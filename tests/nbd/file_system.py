@@ -41,7 +41,7 @@ def mounted(kind: str, size_bytes: int) -> Iterator[Path]:
 
 def unmount(point: Path) -> None:
     """Also when a test that failed left something open there: then when that is closed."""
-    if subprocess.run(["umount", str(point)], timeout=60).returncode:
+    if subprocess.run(["umount", str(point)], timeout=300).returncode:
         run_tool("umount", "--lazy", point)
 
 

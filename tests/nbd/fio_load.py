@@ -101,7 +101,7 @@ class FioLoad:
             words += self._flushing_job(job)
             words += verify_words(count, BLOCK)
         self._output.unlink()
-        done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+        done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
         said = f"it had flushed {self._flushed} writes; {' '.join(words)}: {done.stdout}{done.stderr}"
         assert done.returncode == 0, f"fio does not find what it flushed: {said}"
         read = [job["read"]["total_ios"] for job in read_jobs(self._output)]

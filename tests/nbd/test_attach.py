@@ -40,7 +40,7 @@ def test_qemu_starts_with_the_arguments(server: Server) -> None:
         input="info block\nquit\n",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "disk0: nbd" in done.stdout and "(raw)" not in done.stderr

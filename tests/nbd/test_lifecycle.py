@@ -161,7 +161,7 @@ def by_hand(server: Server, *arguments: str, **parameters: str) -> list[str]:
 
 
 def fails_with_one_line(words: list[str]) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("nbdkit: error: "), done.stderr

@@ -121,13 +121,13 @@ def test_stopping_waits_for_those_under_way_and_begins_no_more(home: Home, guest
         agent.behaviours[FREEZE] = hold
     home.now += MINUTE
     home.scheduler.start()
-    assert frozen.wait(10)
+    assert frozen.wait(60)
     stopping = threading.Thread(target=home.scheduler.stop)
     stopping.start()
     assert stopping.is_alive()
-    home.scheduler._stopping.wait(10)
+    home.scheduler._stopping.wait(60)
     let_go.set()
-    stopping.join(20)
+    stopping.join(120)
     assert not stopping.is_alive() and guests.frozen_count() == 0
     taken = [name for name in guests.agents if home.snapshots(name)]
     assert 1 <= len(taken) <= FREEZING_MAX

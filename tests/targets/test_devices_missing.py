@@ -40,7 +40,7 @@ def test_the_sentence_names_root_the_module_or_nothing() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_who_is_not_root_is_told_so() -> None:
-    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "by root with CAP_SYS_ADMIN only" in done.stdout and "attach VM/DISK --as qemu" in done.stdout
 

@@ -148,10 +148,10 @@ def test_libvirt_defines_the_printed_disks_and_the_printed_secret(tmp_path: Path
     ):
         file = tmp_path / f"{command[0]}.xml"
         file.write_text(xml)
-        done = subprocess.run(["virsh", "-c", uri, *command, "--file", file], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["virsh", "-c", uri, *command, "--file", file], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         file.write_text(xml.replace("iscsi", "icsci"))
-        done = subprocess.run(["virsh", "-c", uri, *command, "--file", file], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["virsh", "-c", uri, *command, "--file", file], capture_output=True, text=True, timeout=300)
         assert done.returncode != 0, f"{uri} takes anything"
 
 
