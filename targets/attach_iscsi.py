@@ -247,13 +247,15 @@ def _esxi(offer: Offer) -> str:
 
 
 def _proxmox(offer: Offer) -> str:
-    """It logs in to all portals by itself; a volume is any link below /dev/disk/by-id, which under multipath leads to the multipath device."""
+    """It logs in to all portals by itself; a volume is a link below /dev/disk/by-id.  Under multipath scsi-3... and dm-uuid-mpath-3... lead
+    to the multipath device, and scsi-S... to one path."""
     lines = [
         "# Proxmox VE: each node's name (/etc/iscsi/initiatorname.iscsi) is an initiator of the target, CHAP is set in its iscsid.conf"
         + (", and the multipath.conf above is there; then" if len(offer.portals) > 1 else "; then"),
         f"pvesm add iscsi blockdev --portal {offer.portals[0]} --target {offer.iqn} --content images",
     ]
     lines += [f"qm set <VMID> --scsi{place} blockdev:0.0.{lun.number}.scsi-3{lun.naa}" for place, lun in enumerate(offer.luns)]
-    lines.append("# pvesm list blockdev may show other links of the same disks (scsi-SBLOCKDEV_..., dm-uuid-mpath-3...): either will do")
+    other = "dm-uuid-mpath-3" if len(offer.portals) > 1 else "scsi-SBLOCKDEV_vdisk_"
+    lines.append(f"# pvesm list blockdev may show other links of the same disks ({other}...): either will do")
     lines.append("# two nodes must not run a VM with one of these disks at the same time; snapshots are blockdevctl's: snapshot create")
     return "\n".join(lines)

@@ -66,6 +66,10 @@ def the_printed_configuration_makes_one_device_of_two_paths(world: World) -> Non
     paths = [path_of(world.notes[portal]) for portal in PORTALS]
     assert initiator.wwid(paths[0]) == initiator.wwid(paths[1])
     until(lambda: BOTH.exists() and active_paths() == 2, "a multipath device with two paths")
+    naa = initiator.wwid(paths[0]).removeprefix("naa.")
+    for name in (f"wwn-0x{naa}", f"scsi-3{naa}"):
+        assert name in printed
+        until(lambda name=name: (Path("/dev/disk/by-id") / name).resolve() == BOTH.resolve(), f"{name} to lead to both paths")  # type: ignore[misc]
     with verified_load(5):
         for path in paths:
             assert writes_more(path)
