@@ -33,6 +33,8 @@ def take_lock(path: str) -> int:
     except OSError:
         holder = os.pread(lock_file, 32, 0).decode(errors="replace").strip()
         os.close(lock_file)
+        if holder == str(os.getpid()):
+            raise Busy(f"{path} is open in this process already: close that Pool first") from None
         raise Busy(f"{path} is in use by another engine (pid {holder}): stop that one first") from None
     with contextlib.suppress(OSError):  # it is for a message only; the file system may be full
         os.ftruncate(lock_file, 0)

@@ -43,6 +43,7 @@ from blockdev.directory import table_path, take_lock, write_new_pool
 from blockdev.errors import (
     AlreadyExists,
     BlockdevError,
+    Busy,
     Gone,
     InvalidArgument,
     MediumError,
@@ -84,11 +85,12 @@ class MarkBase(NamedTuple):
 
 
 class Pool:
-    """One open pool.  Make it with Pool.create or Pool.open; close() it when done."""
+    """One open pool.  Make it with Pool.create or Pool.open; close() it when done.  A fork of the process must leave it alone."""
 
     def __init__(self, path: str, lock_file: int, recovered: Recovered) -> None:
         self.path = path
         self._lock_file = lock_file
+        self._process_id = os.getpid()
         self._lock = threading.RLock()
         self._checkpoint_lock = threading.Lock()
         self._core = recovered.core
@@ -177,6 +179,10 @@ class Pool:
         if self._maintenance is None:
             self._maintenance = Maintenance(self)
 
+    def move_here(self) -> None:
+        """This process, a fork of the one that opened the pool, is the one that uses it from now on."""
+        self._process_id = os.getpid()
+
     @property
     def uuid(self) -> str:
         return str(uuid_module.UUID(bytes=self._superblock.uuid))
@@ -252,8 +258,13 @@ class Pool:
     def snapshot(
         self, vdisks: Sequence[VDisk], names: Sequence[str | None] | None = None, tags: Sequence[bytes] | None = None
     ) -> list[VDiskSnapshot]:
-        """Snapshots of several vdisks at one LSN.  Cost: O(1) a vdisk, whatever its size; no data is touched."""
+        """Snapshots of several vdisks at one LSN.  Cost: O(1) a vdisk, whatever its size; no data is touched.
+
+        names, tags: one for each vdisk, or none.
+        """
         vdisks = list(vdisks)
+        if any(given is not None and len(given) != len(vdisks) for given in (names, tags)):
+            raise InvalidArgument(f"a name and a tag for each of {len(vdisks)} vdisks, or none at all")
         _check_once(vdisks, "snapshot")
         labels = list(
             zip(names or [None] * len(vdisks), tags if tags is not None else [b""] * len(vdisks), strict=True)
@@ -393,6 +404,8 @@ class Pool:
     def _check_open(self) -> None:
         if self._core.closed:
             raise Gone("the pool is closed")
+        if self._process_id != os.getpid():
+            raise Busy(f"{self.path} is open in process {self._process_id}, of which this one is a fork: use it there")
 
     def _check_present(self, things: Sequence[Thing], kind: type | tuple[type, ...]) -> None:
         self._check_open()
@@ -400,7 +413,7 @@ class Pool:
             if not isinstance(thing, kind):
                 raise InvalidArgument(f"{thing!r} is of the wrong kind for this operation")
             if self._objects.get(thing.id) is not thing:
-                raise NotFound(f"{thing.name or thing.id} is not in this pool any more")
+                raise NotFound(f"{thing.name or thing.id} is not in this pool, or not any more")
 
     def _check_labels(self, labels: Sequence[tuple[str | None, bytes]], freed: set[str | None]) -> None:
         seen = set()
@@ -715,6 +728,9 @@ class Pool:
         """End all I/O, make everything durable, leave a checkpoint and the dedup index.  Then another may open it."""
         if self._core.closed:
             return
+        if self._process_id != os.getpid():  # a fork that ends must not write what the other process writes, too
+            self._abandon()
+            return
         if self._maintenance is not None:
             self._maintenance.stop()
         self.inspector.close()
@@ -734,7 +750,8 @@ class Pool:
 
     def _abandon(self) -> None:
         """Let another engine have the pool."""
-        os.close(self._lock_file)
+        if self._lock_file >= 0:
+            os.close(self._lock_file)
         self._lock_file = -1
 
     def load_dedup(self) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,54 @@ def test_second_open_in_one_process_is_busy(furnished: Any, pool_path: str) -> N
         Pool.open(os.path.join(pool_path, "..", "pool", "."))
     one(furnished).write(0, bytes(512))
     assert [row[0] for row in picture(furnished)] == [row[0] for row in before]
+
+
+def in_a_fork(work: Callable[[], None]) -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_fork_cannot_use_the_pool_and_writes_nothing_at_its_end(furnished: Any, pool_path: str) -> None:
+    one(furnished).write(0, b"before" + bytes(506))
+    furnished.flush()
+    before = tree(pool_path)
+
+    def work() -> None:
+        create, delete = lambda: furnished.create_vdisk(512), lambda: furnished.delete(one(furnished))
+        for refused in (furnished.things, furnished.flush, furnished.checkpoint, create, delete):
+            with pytest.raises(errors.Busy, match=f"open in process {os.getppid()}, of which this one is a fork"):
+                refused()
+        furnished.close()
+        furnished.__del__()
+
+    in_a_fork(work)
+    assert tree(pool_path) == before
+    with pytest.raises(errors.Busy, match="open in this process already: close that Pool first"):
+        Pool.open(pool_path)
+    furnished.create_vdisk(512, "later")
+    assert furnished.check() == []
+
+
+def test_a_fork_that_takes_the_pool_over_uses_it(furnished: Any) -> None:
+    """As nbdkit does when it goes into the background."""
+
+    def work() -> None:
+        furnished.move_here()
+        furnished.create_vdisk(512, "made by the fork")
+        furnished.close()
+
+    in_a_fork(work)
+    furnished._process_id = 0  # it is not this process's any more
+    furnished.close()
+    with Pool.open(furnished.path) as again:
+        assert again.find("made by the fork").size_bytes == 512
 
 
 def open_elsewhere(path: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from blockdev.api.jobs import Job, Part
 from blockdev.api.schemas import DiskExport, VMExport
 from blockdev.api.services import Services
 from blockdev.errors import AlreadyExists, InvalidArgument, NotFound
-from blockdev.transfer.disk import check_destination, export_image
+from blockdev.transfer.disk import check_destination, directory_beside, export_image
 from blockdev.vmmap.model import Snapshot, SnapshotDisk
 
 
@@ -56,8 +55,8 @@ def _export_snapshot(services: Services, snapshot: Snapshot, body: VMExport, job
     target = Path(body.directory)
     total = sum(disk.size_bytes for disk in snapshot.disks)
     job.expect(total)
-    with tempfile.TemporaryDirectory(prefix=".blockdev-export-", dir=target.parent) as above:
-        made = Path(above, "vm")
+    with directory_beside(target) as above:
+        made = above / "vm"
         made.mkdir()
         before, disks = 0, []
         for disk in snapshot.disks:

@@ -42,7 +42,7 @@ Prefix = Annotated[
         examples=["web", "node-##"],
     ),
 ]
-CapacityBytes = Annotated[int, Field(gt=0, le=CAPACITY_BYTES_MAX, description="bytes")]
+CapacityBytes = Annotated[int, Field(ge=0, le=CAPACITY_BYTES_MAX, description="bytes")]
 SizeBytes = Annotated[
     int,
     Field(

@@ -21,10 +21,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def parse_key_or_file(text: str) -> str:
-    """A public key, or that of the file of this name.  Raises InvalidArgument."""
+    """A public key, or that of the file of this name.  Raises InvalidArgument, NotFound."""
     if text.startswith("ssh-"):
         return text
-    lines = [line for line in read_text(values.parse_path(text)).splitlines() if line.strip() and not line.startswith("#")]
+    try:
+        content = read_text(values.parse_path(text))
+    except NotFound:
+        raise NotFound(f"{text} is neither a public key, which begins with ssh-ed25519, nor a file") from None
+    lines = [line for line in content.splitlines() if line.strip() and not line.startswith("#")]
     if len(lines) != 1:
         raise InvalidArgument(f"{text} holds {len(lines)} lines, not one public key: write there what replicate identity shows")
     return lines[0].strip()

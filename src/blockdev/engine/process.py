@@ -91,6 +91,7 @@ class EngineProcess:
         `request_quit` is nbdkit_shutdown.  Raises Busy when another engine answers on the engine socket.
         """
         try:
+            self.pool.move_here()  # nbdkit may have forked since it was opened
             self.home.make_directories()
             engine_socket = str(self.home.engine_socket)
             self._server = EngineServer(self.pool, self.attachments, engine_socket, plugin=self._plugin)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from blockdev import _medium
-from blockdev.errors import AlreadyExists, InvalidArgument, PoolFull, ToolFailed
+from blockdev.errors import AlreadyExists, InvalidArgument, MediumError, PoolFull, ToolFailed
 from blockdev.transfer.image import FORMATS, Image, require_sound
 from blockdev.transfer.qemu_img import convert
 from blockdev.watching import Watcher
@@ -63,13 +64,24 @@ def _check_target(target: Path, path: str, overwrite: bool) -> None:
         raise AlreadyExists(f"{path} exists already: choose another name, or say --overwrite")
 
 
+@contextmanager
+def directory_beside(target: Path) -> Iterator[Path]:
+    """A new directory on the file system of `target`, which goes when it is left.  MediumError."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix=".blockdev-export-", dir=target.parent)
+    except OSError as error:
+        raise MediumError(f"exporting to {target} failed: {error.strerror}", error.errno or 0) from None
+    with made as path:
+        yield Path(path)
+
+
 def export_image(uri: str, path: str, format: str, overwrite: bool, watcher: Watcher) -> int:
     """Write the export at `uri` to the file `path`, durably.  Returns the bytes that the file occupies."""
     check_destination(path, format, overwrite)
     target = Path(path)
     # A directory beside the target, and not another name in it: a VMDK holds its own file name.
-    with tempfile.TemporaryDirectory(prefix=".blockdev-export-", dir=target.parent) as directory:
-        made = Path(directory, target.name)
+    with directory_beside(target) as directory:
+        made = directory / target.name
         try:
             convert([*SPARSE, *DURABLE, "-f", "raw", "-O", format, uri, str(made)], watcher)
         except (PoolFull, ToolFailed) as error:
