@@ -27,6 +27,7 @@ def damage(seed: int, kind: str, first: int) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.timeout(1800)  # it takes seconds where nothing else runs
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_damage_is_read_as_data_or_goes_unseen(kind: str, seed: int) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as threads:

@@ -46,6 +46,7 @@ def runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
     executor.shutdown(cancel_futures=True)
 
 
+@pytest.mark.timeout(1800)  # the first waits for its own, among as many as there are cores
 @pytest.mark.parametrize("operation", [operation.name for operation in OPERATIONS])
 def test_no_call_that_fails_does_harm(runs: Runs, operation: str) -> None:
     done = runs[operation].result()

@@ -35,6 +35,7 @@ AMONG = {
 SHOWN_BY_POWER_CUTS = [bug for bug in PlantedBug if bug != PlantedBug.BUG_NONE and bug not in SHOWN_BY_FAULTS]
 
 
+@pytest.mark.timeout(1800)  # the longest hunts take half a minute where nothing else runs
 @pytest.mark.parametrize("bug", SHOWN_BY_POWER_CUTS, ids=lambda bug: bug.name)
 def test_a_power_cut_shows_the_bug(bug: PlantedBug) -> None:
     caught_at = hunt(bug.name, CASES_MAX, among=AMONG.get(bug, ""))
