@@ -114,11 +114,11 @@ class PoolStore:
     def clear(self, disk: int, runs: Any) -> None:
         self._clear(self.disks[disk].id, np.stack((runs["block"], runs["count"].astype("<u8")), axis=1).tobytes())
 
-    def begin_save(self, next_blocks: list[int], data_bytes: int) -> None:
+    def begin_save(self, next_blocks: tuple[int, ...], data_bytes: int) -> None:
         self.pool.flush()
         self.saved = list(next_blocks)
         self.saves.append(self.saved)
-        self._ended = Saved(data_bytes, self.saved)
+        self._ended = Saved(data_bytes, next_blocks)
 
     def end_save(self, wait: bool) -> Saved | None:
         ended, self._ended = self._ended, None

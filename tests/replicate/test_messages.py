@@ -118,7 +118,7 @@ def test_what_was_encoded_is_decoded_as_it_was() -> None:
     assert control.decode_state(body(control.encode_state(state))) == state
     marks = messages.decode_marks(body(GOLDEN["missing"][0]))
     assert marks.batch == 7 and marks.mask.tolist() == [False] * 8 + [True]
-    assert messages.decode_saved(body(GOLDEN["saved"][0])) == messages.Saved(5, [2048, 0])
+    assert messages.decode_saved(body(GOLDEN["saved"][0])) == messages.Saved(5, (2048, 0))
     refused = control.decode_refuse(body(control.encode_refuse(Corrupt("a\nb"))))
     assert type(refused) is Corrupt and str(refused) == "a b"
     assert control.decode_end(body(GOLDEN["end"][0])) == End([b"d" * 16], [512])

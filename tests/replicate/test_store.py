@@ -14,6 +14,7 @@ from blockdev.replicate.frames import LENGTH_BYTES
 from blockdev.replicate.messages import Kind
 from blockdev.replicate.negotiation import own_hello
 from blockdev.replicate.receiver import Receiver
+from blockdev.replicate.saving import RunApart, in_a_thread
 from blockdev.replicate.sender import Sender
 from blockdev.replicate.source import SnapshotSource
 from blockdev.replicate.space import COUNT_SECONDS_MIN, PeerSpace
@@ -21,7 +22,8 @@ from blockdev.replicate.store import PeerStore
 from blockdev.vmmap.catalog_replication import PeerRow, Purpose
 from tests.replicate.homes import Home
 from tests.replicate.pools import BLOCK, MEBIBYTE, Link
-from tests.replicate.world import read
+from tests.replicate.simulate import small_messages
+from tests.replicate.world import Later, read
 
 NOW = "2026-11-22T12:00:00.000Z"
 
@@ -56,10 +58,11 @@ def sender_of(home: Home, snapshot: str, purpose: Purpose = "protect", name: str
     return Sender(source.begin(purpose, 3600, 60, name), source)
 
 
-def receiver_of(home: Home) -> Receiver:
+def receiver_of(home: Home, run_apart: RunApart = in_a_thread) -> Receiver:
     peer = home.catalog.peer("here")
     assert peer is not None
-    return Receiver(PeerStore(home.vms, home.engine, peer.id, home.space, home.holds, lambda what, arguments: {}))
+    parts = home.vms, home.engine, peer.id, home.space, home.holds
+    return Receiver(PeerStore(*parts, lambda what, arguments: {}, run_apart))
 
 
 def send(here: Home, there: Home, snapshot: str, purpose: Purpose = "protect", name: str | None = None) -> Link:
@@ -263,3 +266,30 @@ def test_an_engine_that_is_restarted_under_way_saves_nothing_that_may_be_lost(he
     assert [disk.next_block for disk in there.catalog.receipt_disks()] == [0, 0]
     send(here, there, "s1")
     assert same(here, there, "s1")
+
+
+def test_what_comes_while_a_save_is_made_durable_is_not_saved_with_it(here: Home, tmp_path: Path) -> None:
+    there = Home(str(tmp_path / "there"), keeps_durable=True)
+    allow(there, '["web"]', None)
+    saves = Later()
+    sender, receiver = sender_of(here, "s1"), receiver_of(there, saves)
+    flushed = messages = 0
+
+    def until_kept(message: bytes) -> bytes | None:
+        nonlocal flushed, messages
+        messages += 1
+        if not flushed and saves.run():  # the first part of it
+            flushed = messages
+        if flushed and messages == flushed + 20:
+            saves.run()  # the second
+            there.kill_engine(loses_unsynced=True)
+            there.start_engine()
+            return None
+        return message
+
+    with small_messages():
+        Link(sender, receiver).run(until_kept)
+        assert [disk.next_block for disk in there.catalog.receipt_disks()][0] > 0
+        send(here, there, "s1")
+    assert same(here, there, "s1")
+    there.stop()

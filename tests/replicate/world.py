@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import zip_longest
 
@@ -34,21 +34,27 @@ class Wrong(AssertionError):
 
 
 class Later:
-    """Work that is done at some later step, or when somebody waits for it."""
+    """Work that is done in parts at some later steps, or all of it when somebody waits for it."""
 
     def __init__(self) -> None:
-        self._work: Callable[[], None] | None = None
+        self._work: Iterator[None] | None = None
 
-    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+    def __call__(self, work: Iterator[None]) -> Callable[[], None]:
         self._work = work
-        return self.run
+        return self._end
 
     def run(self) -> bool:
-        """False: there is none."""
-        work, self._work = self._work, None
-        if work is not None:
-            work()
-        return work is not None
+        """One part of it.  False: there is none."""
+        if self._work is None:
+            return False
+        for _ in self._work:
+            return True
+        self._work = None
+        return True
+
+    def _end(self) -> None:
+        while self.run():
+            pass
 
 
 class CountingStore(PeerStore):

@@ -103,7 +103,7 @@ class Saved(NamedTuple):
     """What is durable at the receiver."""
 
     data_bytes: int  # of DATA, of all connections
-    next_blocks: list[int]  # for each disk
+    next_blocks: tuple[int, ...]  # for each disk
 
 
 def kind_of(message: Message) -> Kind:
@@ -266,7 +266,7 @@ def decode_saved(body: memoryview) -> Saved:
     data_bytes, count = cursor.numbers(_SAVED_HEAD)
     if count > DISKS_MAX:
         raise ProtocolError("a message of what is saved tells of too many disks")
-    next_blocks = np.frombuffer(cursor.take(count * 8), "<u8").tolist()
+    next_blocks = tuple(np.frombuffer(cursor.take(count * 8), "<u8").tolist())
     cursor.end()
     if max(next_blocks, default=0) > BLOCKS_MAX:
         raise ProtocolError("a message of what is saved tells of a place behind every disk's end")

@@ -61,7 +61,7 @@ class Store(Protocol):
     def clear(self, disk: int, runs: Runs) -> None:
         """Make runs of blocks holes."""
 
-    def begin_save(self, next_blocks: list[int], data_bytes: int) -> None:
+    def begin_save(self, next_blocks: tuple[int, ...], data_bytes: int) -> None:
         """Begin to make durable what was put, taken and cleared so far, and then keep that it reaches to next_blocks of the disks.
 
         data_bytes: of this channel.  Not while another goes on.
@@ -338,7 +338,7 @@ class Receiver:
         return self._unsaved_bytes >= SAVE_BYTES or self._monotonic() - self._saved_at >= SAVE_SECONDS
 
     def _begin_save(self) -> None:
-        self._store.begin_save(self._next_blocks, self.data_bytes)
+        self._store.begin_save(tuple(self._next_blocks), self.data_bytes)  # as of now: what comes meanwhile is not saved by it
         self._is_saving = True
         self._unsaved_bytes = 0
         self._has_unsaved = False

@@ -142,17 +142,19 @@ class PeerStore:
         with self._working():
             self._engine.clear(self._object(disk), packed.tobytes())
 
-    def begin_save(self, next_blocks: list[int], data_bytes: int) -> None:
+    def begin_save(self, next_blocks: tuple[int, ...], data_bytes: int) -> None:
         self._check_allowed(self._begin)
-        saved = Saved(self._earlier_bytes + data_bytes, list(next_blocks))
+        saved = Saved(self._earlier_bytes + data_bytes, next_blocks)
 
-        def save() -> Saved:
+        def make_durable() -> None:
             self._vms.make_receipt_durable(self.receipt)  # not held: more may be put meanwhile
+
+        def keep() -> Saved:
             with self._held:
                 self._vms.save_receipt(self.receipt, saved.next_blocks, saved.data_bytes)
             return saved
 
-        self._saving = Saving(save, self._run_apart)
+        self._saving = Saving(make_durable, keep, self._run_apart)
 
     def end_save(self, wait: bool) -> Saved | None:
         if self._saving is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from blockdev.vmmap.database import Database
@@ -398,7 +398,7 @@ class ReplicationRecords(Database):
         for number, object_id in enumerate(object_ids):
             self._do("INSERT INTO receipt_disk VALUES (?, ?, ?, 0)", receipt_id, number, object_id)
 
-    def save_receipt(self, receipt_id: int, next_blocks: list[int], data_bytes: int, touched: str) -> None:
+    def save_receipt(self, receipt_id: int, next_blocks: Sequence[int], data_bytes: int, touched: str) -> None:
         """next_blocks: for each disk; what is before them is durable."""
         self._do("UPDATE receipt SET data_bytes = ?, touched = ? WHERE id = ?", data_bytes, touched, receipt_id)
         for number, block in enumerate(next_blocks):

@@ -101,7 +101,7 @@ class ReceiptOperations(CopyOperations, DigestOperations):
         if self._engine.hello()["instance"] != receipt.instance:
             raise Unavailable("the engine was restarted while a snapshot was being received: it goes on from where it was saved")
 
-    def save_receipt(self, receipt: Receipt, next_blocks: list[int], data_bytes: int) -> None:
+    def save_receipt(self, receipt: Receipt, next_blocks: Sequence[int], data_bytes: int) -> None:
         """Note that what is before `next_blocks` of the disks is durable, as `make_receipt_durable` has made it.
 
         NotFound: it was dropped.
