@@ -74,6 +74,9 @@ cpdef enum PlantedBug:                  # each breaks one promise; tests/torture
     BUG_REVIVED_LOST = 24               # a reference made while a mark is under way does not count
     BUG_OPEN_BATCH_NOT_KEPT = 25        # a write is replied to as kept while the batch that holds it is still open
     BUG_HEADER_BEFORE_PAYLOAD = 26      # what an open batch has more is written behind the header that tells of it
+    BUG_NEWER_SUPERBLOCK_KEPT = 27      # a start that could not use the newer superblock leaves it there
+    BUG_SPARE_NOT_EMPTIED = 28          # a spare that was a segment once keeps what was in it
+    BUG_EMPTIED_SPARE_NOT_SYNCED = 29   # or may have it again when it becomes the next one
 
 cdef enum:
     MEDIUM_READ = 0          # open for reading

@@ -3,7 +3,7 @@
 import os
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EEXIST, EINTR, EIO, EOPNOTSUPP, errno
+from libc.errno cimport EDQUOT, EEXIST, EINTR, EIO, ENOSPC, EOPNOTSUPP, errno
 from libc.stdint cimport uint64_t
 from posix.unistd cimport close, fdatasync, fsync, ftruncate, unlink
 from posix.fcntl cimport (
@@ -33,6 +33,11 @@ cdef extern from "<stdio.h>" nogil:
 
 cdef extern from "<string.h>" nogil:
     char* strerror(int number)
+
+
+cdef inline int told(int error) noexcept nogil:
+    """The errno that the pool knows: a quota that is used up is a full file system."""
+    return ENOSPC if error == EDQUOT else error
 
 
 # --- the hook of torture builds --------------------------------------------------------------------------------------
@@ -92,6 +97,7 @@ cdef Verdict ask(
         None if data == NULL else PyBytes_FromStringAndSize(<const char*>data, count), offset)
     if answer is not None:
         verdict.failure, verdict.swallow, verdict.limit = answer
+        verdict.failure = told(verdict.failure)
     return verdict
 
 
@@ -122,7 +128,7 @@ cdef int medium_open(const char* path, int mode, int* fd) noexcept nogil:
         return failure
     fd[0] = posix_open(path, flags, 0o600)
     if fd[0] < 0:
-        return errno
+        return told(errno)
     if TORTURE_BUILD:
         ask(b"opened", fd[0], path, NULL, NULL, 0, 0)
     return 0
@@ -183,7 +189,7 @@ cdef int medium_write_all(int fd, const void* buffer, uint64_t count, uint64_t o
         if done < 0:
             if errno == EINTR:
                 continue
-            return errno
+            return told(errno)
         if done == 0:
             return EIO
         buffer = <const char*>buffer + done
@@ -220,7 +226,7 @@ cdef int medium_rename(const char* source, const char* destination) noexcept nog
     cdef int failure = 0
     if settled(b"rename", -1, source, destination, 0, &failure):
         return failure
-    return errno if rename(source, destination) < 0 else 0
+    return told(errno) if rename(source, destination) < 0 else 0
 
 
 cdef int medium_truncate(int fd, uint64_t size_bytes) noexcept nogil:
@@ -240,7 +246,7 @@ cdef int medium_allocate(int fd, uint64_t offset, uint64_t count) noexcept nogil
         return failure
     while fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, count) < 0:
         if errno != EINTR:
-            return 0 if errno == EOPNOTSUPP else errno
+            return 0 if errno == EOPNOTSUPP else told(errno)
     return 0
 
 
@@ -255,7 +261,7 @@ cdef int medium_make_directory(const char* path) noexcept nogil:
     cdef int failure = 0
     if settled(b"make_directory", -1, path, NULL, 0, &failure):
         return failure
-    return errno if mkdir(path, 0o700) < 0 else 0
+    return told(errno) if mkdir(path, 0o700) < 0 else 0
 
 
 cdef int medium_size(int fd, uint64_t* size_bytes) noexcept nogil:

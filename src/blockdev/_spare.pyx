@@ -5,8 +5,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 
 from blockdev._medium cimport (
-    MEDIUM_CREATE, MEDIUM_WRITE, medium_allocate, medium_close, medium_open, medium_rename, medium_size, medium_truncate,
-    medium_unlink,
+    BUG_EMPTIED_SPARE_NOT_SYNCED, BUG_SPARE_NOT_EMPTIED, MEDIUM_CREATE, MEDIUM_WRITE, medium_allocate, medium_close,
+    medium_open, medium_rename, medium_size, medium_sync, medium_truncate, medium_unlink, planted,
 )
 
 cdef enum:
@@ -47,11 +47,14 @@ cdef int open_file(Spare* spare, const char* directory) noexcept nogil:
         failure = medium_open(path, MEDIUM_WRITE, &spare.file)
         if not failure:
             failure = medium_size(spare.file, &size_bytes)
-        if not failure and size_bytes:
-            # it was a segment whose name did not become durable: what is in it must not be found in the next one
+        if not failure and size_bytes and not planted(BUG_SPARE_NOT_EMPTIED):
+            # it was a segment whose name did not become durable: what is in it must not be found in the next one, nor
+            # instead of it when the power goes before that is written
             failure = medium_truncate(spare.file, 0)
+            if not failure and not planted(BUG_EMPTIED_SPARE_NOT_SYNCED):
+                failure = medium_sync(spare.file)
     if failure:
-        spare_close(spare)
+        remove_file(spare, directory)
     return failure
 
 

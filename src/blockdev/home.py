@@ -101,6 +101,7 @@ class Home:
             raise self.of_another() from None
         except OSError as failure:
             raise medium_failure(failure.filename or str(self.path), failure.errno or 0) from None
+        _medium.sync_directory(str(self.path))  # a key that others know is not to go with the directory that it is in
 
     def of_another(self) -> Unavailable:
         return Unavailable(f"{self.path} is another user's: become that user")

@@ -14,13 +14,14 @@ from tests.torture import runner
 from tests.torture.catalog_bugs import CATALOG_BUGS
 from tests.torture.catalog_faults import CATALOG_FAULTS
 from tests.torture.catalog_scenarios import CATALOG_SCENARIOS
+from tests.torture.later_starts import LATER_STARTS
 from tests.torture.restarts import RESTARTS
 from tests.torture.runner import Job
 from tests.torture.scenarios import SCENARIOS
 from tests.torture.small_files import SMALL_FILES
 
 STATES = 100
-NAMES = [*SCENARIOS, *CATALOG_SCENARIOS, *CATALOG_FAULTS, *RESTARTS, *SMALL_FILES]
+NAMES = [*SCENARIOS, *CATALOG_SCENARIOS, *CATALOG_FAULTS, *RESTARTS, *LATER_STARTS, *SMALL_FILES]
 BUGS = [*(bug.name for bug in PlantedBug), *CATALOG_BUGS]
 
 

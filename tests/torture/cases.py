@@ -15,7 +15,7 @@ from typing import NamedTuple
 from blockdev import Pool, _medium, superblock
 from blockdev.errors import Corrupt
 from blockdev.superblock import Superblock
-from tests.torture.actions import ALL, mix
+from tests.torture.actions import ALL, Action, mix
 from tests.torture.file_system import (
     FileSystem,
     Ground,
@@ -130,6 +130,16 @@ class Recording:
         places = range(len(self.ground.operations), len(self.operations))
         return [place for place in places if isinstance(self.operations[place], Write)]
 
+    def settled_places(self) -> list[int]:
+        """After which a power cut touches neither superblocks nor their tables."""
+        system = FileSystem(self.ground.durable)
+        places = []
+        for place, operation in enumerate(self.operations, 1):
+            system.apply([operation])
+            if _has_settled(system):
+                places.append(place)
+        return places
+
     def told(self, place: int) -> str:
         last = "" if place == 0 else f" ({_told(self.operations[place - 1])})"
         return f"{place} of {len(self.operations)} operations{last}"
@@ -162,14 +172,24 @@ def _has_settled(system: FileSystem) -> bool:
 
 def _lose_a_copy(tree: Tree, chosen: Random) -> str:
     """A medium loses a superblock, mostly the newer one, or the table that it names: the other one makes up for it."""
-    blocks = {path: block for path in SUPERBLOCKS if (block := _decoded(tree[path])) is not None}
-    older, newer = sorted(blocks, key=lambda path: blocks[path].sequence)
-    ways = [newer, newer, newer, older]
-    if blocks[older].checkpoint_number != blocks[newer].checkpoint_number:
-        ways += [_table_of(blocks[newer]), _table_of(blocks[older])]
-    lost = chosen.choice(ways)
+    older, newer = _by_age(tree)
+    lost = chosen.choice([newer[0], newer[0], *newer, *older])
     tree[lost] = bytes(len(tree.get(lost) or b""))
     return lost
+
+
+def newer_copies(tree: Tree) -> list[str]:
+    """The newer superblock, and its table if the other one has another."""
+    return _by_age(tree)[1]
+
+
+def _by_age(tree: Tree) -> tuple[list[str], list[str]]:
+    """Of either superblock its path, and that of its table if the other one has another; the newer one last."""
+    blocks = {path: block for path in SUPERBLOCKS if (block := _decoded(tree[path])) is not None}
+    older, newer = sorted(blocks, key=lambda path: blocks[path].sequence)
+    if blocks[older].checkpoint_number == blocks[newer].checkpoint_number:
+        return [older], [newer]
+    return [older, _table_of(blocks[older])], [newer, _table_of(blocks[newer])]
 
 
 class Bench:
@@ -199,11 +219,14 @@ class Bench:
                 raise Wrong(f"the medium did what the recorder does not know: {world.recorder.unknown}")
 
     def record(self, scenario: str, seed: int) -> Recording:
+        return self.record_work(SCENARIOS[scenario], scenario, seed)
+
+    def record_work(self, work: Action, scenario: str, seed: int) -> Recording:
         empty = scenario in FROM_NOTHING
         ground = all_durable({} if empty else self._new_pool)
         with self._world(ground, Legal(State(exists=not empty), [])) as world:
             world.start()
-            SCENARIOS[scenario](world, Random(f"{scenario} {seed}"))
+            work(world, Random(f"{scenario} {seed}"))
             operations = list(world.operations)
             if world.pool is not None:
                 world.check()

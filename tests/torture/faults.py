@@ -75,7 +75,7 @@ FAULTS = {
     "short-eio": Fault(errno.EIO, frozenset({"write"}), 1000),
     "eio-evicted": Fault(errno.EIO, frozenset({"sync"}), evicted=True),
     "eio-lasting": Fault(errno.EIO, frozenset(CHANGES), lasting=True),
-    "enospc-lasting": Fault(errno.ENOSPC, frozenset({"create", "write", "allocate"}), lasting=True),
+    "edquot-lasting": Fault(errno.EDQUOT, frozenset({"create", "write", "allocate"}), lasting=True),
 }
 
 
@@ -379,7 +379,7 @@ def poisons(hit: Hit, fault: Fault) -> bool:
 
 def right_class(failure: errors.BlockdevError, fault: Fault) -> bool:
     """Of a pool that is not poisoned."""
-    if fault.errno == errno.ENOSPC:
+    if fault.errno in (errno.ENOSPC, errno.EDQUOT):
         return failure.errno == errno.ENOSPC and isinstance(failure, errors.PoolFull | errors.MediumError)
     return failure.errno == errno.EIO and isinstance(failure, errors.MediumError | errors.Corrupt)
 

@@ -34,6 +34,7 @@ class Recorder:
         self.operations: list[Operation] = []  # with those that were before
         self.unknown: list[str] = []  # an exception in a hook would be lost
         self.no_room = False  # the file system cannot reserve any
+        self._unreadable: set[int] = set()  # files, until they are written
         self._entries: dict[int, dict[str, int]] = {ROOT: {}}
         self._node_count = len(tree) + 1
         self._open_files: dict[int, int] = {}
@@ -51,6 +52,10 @@ class Recorder:
     ) -> Verdict | None:
         if operation == "allocate":  # room beyond the end of a file cannot be seen
             return (errno.ENOSPC, False, 0) if self.no_room else None
+        if operation == "read" and self._open_files.get(fd) in self._unreadable:
+            return (errno.EIO, False, 0)
+        if operation == "open":
+            self._creating = None  # what was to be created was there already
         if operation not in CHANGES_NOTHING:
             handler = getattr(self, f"_{operation}", None)
             if handler is None:
@@ -58,6 +63,11 @@ class Recorder:
             else:
                 handler(fd, path, other, data, offset)
         return None
+
+    def cannot_read(self, path: str) -> None:
+        """Until it is written: what cannot be read once may be there the next time."""
+        directory, name = self._place(f"{self.root}/{path}")
+        self._unreadable.add(self._entries[directory][name])
 
     def _repeat(self, operation: Operation) -> None:
         if isinstance(operation, Create | Rename | Remove):
@@ -104,6 +114,7 @@ class Recorder:
         self._open_files.pop(fd, None)
 
     def _write(self, fd: int, _path: None, _other: None, data: bytes, offset: int) -> None:
+        self._unreadable.discard(self._open_files[fd])
         self.operations.append(Write(self._open_files[fd], offset, data))
 
     def _truncate(self, fd: int, _path: None, _other: None, _data: None, offset: int) -> None:

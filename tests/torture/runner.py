@@ -21,6 +21,7 @@ from itertools import count
 from pathlib import Path
 from time import monotonic
 
+from tests.torture.later_starts import LATER_STARTS
 from tests.torture.scenarios import SCENARIOS
 
 ROOT = Path(__file__).parents[2]
@@ -251,7 +252,7 @@ def hunting_ground(cases_max: int, among: str = "") -> Iterator[Job]:
     """`cases_max` cases, a few of each scenario in turn whose name begins with `among`."""
     given = 0
     for seed in count():
-        for scenario in SCENARIOS:
+        for scenario in SCENARIOS if not among else [*SCENARIOS, *LATER_STARTS]:
             if not scenario.startswith(among):
                 continue
             if given == cases_max:

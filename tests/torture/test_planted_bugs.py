@@ -31,6 +31,8 @@ AMONG = {
     PlantedBug.BUG_REVIVED_LOST: "compaction",
     PlantedBug.BUG_OPEN_BATCH_NOT_KEPT: "kept",
     PlantedBug.BUG_HEADER_BEFORE_PAYLOAD: "kept",
+    PlantedBug.BUG_NEWER_SUPERBLOCK_KEPT: "unreadable",
+    PlantedBug.BUG_SPARE_NOT_EMPTIED: "spare",
 }
 SHOWN_BY_POWER_CUTS = [bug for bug in PlantedBug if bug != PlantedBug.BUG_NONE and bug not in SHOWN_BY_FAULTS]
 

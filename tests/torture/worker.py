@@ -18,6 +18,7 @@ from tests.torture.catalog_bugs import CATALOG_BUGS
 from tests.torture.catalog_cases import CatalogBench
 from tests.torture.catalog_faults import CATALOG_FAULTS, CatalogFaultBench
 from tests.torture.catalog_scenarios import CATALOG_SCENARIOS
+from tests.torture.later_starts import LATER_STARTS, LaterStartBench
 from tests.torture.restarts import RESTARTS, RestartBench
 from tests.torture.small_files import SMALL_FILES, SmallFileBench
 
@@ -26,6 +27,7 @@ BENCHES = {
     **dict.fromkeys(CATALOG_SCENARIOS, CatalogBench),
     **dict.fromkeys(CATALOG_FAULTS, CatalogFaultBench),
     **dict.fromkeys(RESTARTS, RestartBench),
+    **dict.fromkeys(LATER_STARTS, LaterStartBench),
     **dict.fromkeys(SMALL_FILES, SmallFileBench),
 }
 
