@@ -293,7 +293,7 @@ def _any_receiving(chosen: Random) -> Iterator[Step]:
             name, here, is_begun = FAR, [], False
         elif kind == "drop":
             is_begun = False
-            yield operation("drop what a peer sends")
+            yield operation("drop what nobody goes on with")
         else:
             yield Machine.restart_control if kind == "restart control" else Machine.restart_engine
 
@@ -428,6 +428,7 @@ def build_pool(path: str) -> None:
 
 # version -> what makes a catalog of the next version one of it
 DOWNGRADES = {
+    6: "",  # only texts are others
     5: "DROP TABLE target_lun; DROP TABLE target_initiator; DROP TABLE target_portal; DROP TABLE target;",
     4: "".join(
         f"DROP TABLE {table};"
