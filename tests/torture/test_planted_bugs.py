@@ -25,6 +25,8 @@ SHOWN_BY_FAULTS = {
 }
 # scenarios that do what the bug is in, by the beginning of their names; for the others all are asked
 AMONG = {
+    PlantedBug.BUG_SLOTS_REUSED_EARLY: "checkpoints",
+    PlantedBug.BUG_GAP_PASSED_OVER: "segments",
     PlantedBug.BUG_REWRITE_NOT_SYNCED: "compaction",
     PlantedBug.BUG_SWAP_NOT_SYNCED: "compaction",
     PlantedBug.BUG_MARKED_TOO_NEW: "compaction",
