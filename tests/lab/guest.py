@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ STATUS_DIED = 125
 POLL_S = 0.02
 HOST_LOG = "host.log"  # what the emulator says
 BOOTED = "Linux version"  # in the log of every kernel that began to run
+SWITCH_OFF_S = 90  # more than the last stage sleeps (stage2.sh)
 STAGE2 = Path(__file__).with_name("stage2.sh")
 
 Sink = Callable[[bytes], object]
@@ -153,11 +155,18 @@ class Guest:
                 self._process.kill()
 
     def _wait_for_end(self) -> bool:
-        try:
-            self._process.wait(max(0, self._deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+        off_at = None  # when a guest whose command has ended is taken for one that cannot switch itself off
+        while (now := time.monotonic()) < self._deadline:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(min(1.0, self._deadline - now))
+                return True
+            if off_at is None and (self.share / ".status").exists():
+                off_at = now + SWITCH_OFF_S
+            if off_at is not None and now > off_at:
+                self._process.kill()  # its kernel may wait for a disk whose server has ended
+                self._process.wait()
+                return True
+        return self._process.poll() is not None
 
     def _end(self) -> None:
         if self._process.poll() is None:
