@@ -50,6 +50,6 @@ def test_a_defect_ends_the_session(tmp_path: Path, defect: str, told: str) -> No
 
 def test_coverage_of_python_code_guides(tmp_path: Path) -> None:
     """One of the canary's words is found from nothing: by chance it would take 2^32 inputs."""
-    limits = [*session.flags("canary", SEED), "-runs=100000"]
+    limits = [*session.flags("canary", SEED), "-runs=100000", "-timeout=10"]  # the word may be the one that hangs
     outcome = session.run("canary", [*limits, str(tmp_path)], quiet=True)
     assert outcome.status != 0 and "ERROR" in outcome.output, outcome.output[-2000:]
