@@ -35,6 +35,7 @@ AMONG = {
     PlantedBug.BUG_HEADER_BEFORE_PAYLOAD: "kept",
     PlantedBug.BUG_NEWER_SUPERBLOCK_KEPT: "unreadable",
     PlantedBug.BUG_SPARE_NOT_EMPTIED: "spare",
+    PlantedBug.BUG_EMPTIED_SPARE_NOT_SYNCED: "spare",
 }
 SHOWN_BY_POWER_CUTS = [bug for bug in PlantedBug if bug != PlantedBug.BUG_NONE and bug not in SHOWN_BY_FAULTS]
 
