@@ -55,6 +55,16 @@ def test_no_page_has_a_serious_fault_for_those_who_do_not_see_or_point(visit: Vi
     assert not found, "\n".join(f"{name}: {fault}" for name, faults in found.items() for fault in faults)
 
 
+def test_nor_has_the_page_of_a_job(visit: Visit) -> None:
+    page = visit(scheme="dark", size=SMALL_PHONE)
+    settle(page, "activity")
+    page.locator("a[href^='/activity/jobs/']").first.click()
+    page.wait_for_url("**/activity/jobs/*")
+    expect(page.get_by_role("heading", level=1)).to_have_count(1)
+    assert not accessibility_faults(page)
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= SMALL_PHONE[0]
+
+
 def test_no_page_is_wider_than_a_small_phone(visit: Visit) -> None:
     page = visit(size=SMALL_PHONE)
     wide = {}
