@@ -6,9 +6,10 @@ could come by the copy's engine.  The first one that needs the kernel has it unt
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
+
+from blockdev.locks import lock_or_holder
 
 DIRECTORY = Path("/run/blockdev")  # root's alone; a machine that starts has none
 
@@ -30,19 +31,15 @@ class Claim:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             return f"{self._path}, which says whose the targets of this pool are, cannot be opened: {error.strerror}"
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            other = os.read(descriptor, 4096).decode(errors="replace")
-            os.close(descriptor)
-            return (
-                f"the targets of this pool are those of {other or 'another home'} on this machine, and this home is a copy of it: "
-                "serve one of them alone, or on another machine"
-            )
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, os.fsencode(self._home))
-        self._descriptor = descriptor
-        return None
+        other = lock_or_holder(descriptor, str(self._home))
+        if other is None:
+            self._descriptor = descriptor
+            return None
+        os.close(descriptor)
+        return (
+            f"the targets of this pool are those of {other or 'another home'} on this machine, and this home is a copy of it: "
+            "serve one of them alone, or on another machine"
+        )
 
     def release(self) -> None:
         """Let another process have it."""

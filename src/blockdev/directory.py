@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import shutil
 import uuid as uuid_module
@@ -14,6 +12,7 @@ import xxhash
 from blockdev import _medium, _pool, records, superblock
 from blockdev.clock import now_seconds
 from blockdev.errors import Busy, medium_failure
+from blockdev.locks import lock_or_holder
 from blockdev.records import Table
 from blockdev.superblock import Superblock
 
@@ -23,23 +22,18 @@ def table_path(pool_path: str, number: int) -> str:
 
 
 def take_lock(path: str) -> int:
-    """Lock the pool for this process; the lock goes with the file descriptor, so it can never be stale."""
+    """Lock the pool for this process, for as long as the file descriptor is open.  Busy."""
     try:
         lock_file = os.open(f"{path}/LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as failure:
         raise medium_failure(f"{path}/LOCK", failure.errno or 0) from None
-    try:
-        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.pread(lock_file, 32, 0).decode(errors="replace").strip()
-        os.close(lock_file)
-        if holder == str(os.getpid()):
-            raise Busy(f"{path} is open in this process already: close that Pool first") from None
-        raise Busy(f"{path} is in use by another engine (pid {holder}): stop that one first") from None
-    with contextlib.suppress(OSError):  # it is for a message only; the file system may be full
-        os.ftruncate(lock_file, 0)
-        os.pwrite(lock_file, f"{os.getpid()}\n".encode(), 0)
-    return lock_file
+    holder = lock_or_holder(lock_file, str(os.getpid()))
+    if holder is None:
+        return lock_file
+    os.close(lock_file)
+    if holder == str(os.getpid()):
+        raise Busy(f"{path} is open in this process already: close that Pool first")
+    raise Busy(f"{path} is in use by another engine (pid {holder}): stop that one first")
 
 
 def write_new_pool(path: str, capacity_bytes: int, segment_slots: int) -> None:

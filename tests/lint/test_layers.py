@@ -12,7 +12,7 @@ from tests.lint.sources import ROOT, imports, module_name, package_sources, show
 LEVELS = [
     {"errors", "constants", "types", "clock", "diagnostics", "priority", "watching", "_sync"},
     {"_statistics"},
-    {"_medium", "_nbdkit_guard", "addresses", "policies", "written"},
+    {"_medium", "_nbdkit_guard", "addresses", "locks", "policies", "written"},
     {"_dedup", "home"},
     {"_cold", "_spare"},
     {"_nodes", "_segments"},
