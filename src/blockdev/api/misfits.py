@@ -14,6 +14,8 @@ UNKNOWN = "unknown_parameter"
 SHOWN_CHARACTERS_MAX = 80
 TOLD_MAX = 5
 WHOLE, NUMBER, TEXT = "a whole number", "a number", "a text in quotes"
+LIST, OBJECT = "a list, such as [...]", "an object, such as {...}"
+TIME = "a time with its zone, such as 2026-11-28T14:05:09Z"
 KINDS = {
     "int": WHOLE,
     "float": NUMBER,
@@ -21,13 +23,13 @@ KINDS = {
     "decimal": NUMBER,
     "string": TEXT,
     "bool": "true or false",
-    "list": "a list, such as [...]",
-    "tuple": "a list, such as [...]",
-    "dict": "an object, such as {...}",
-    "model": "an object, such as {...}",
-    "datetime": "a time with its zone, such as 2026-11-28T14:05:09Z",
-    "date": "a time with its zone, such as 2026-11-28T14:05:09Z",
-    "timezone": "a time with its zone, such as 2026-11-28T14:05:09Z",
+    "list": LIST,
+    "tuple": LIST,
+    "dict": OBJECT,
+    "model": OBJECT,
+    "datetime": TIME,
+    "date": TIME,
+    "timezone": TIME,
     "bytes": TEXT,
 }
 BOUNDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -98,7 +100,7 @@ def _sentence(one: Mapping[str, Any]) -> str:
         return f"{thing} is not known here: leave it out"
     if kind in BOUNDS:
         return f"{thing} {BOUNDS[kind](bound)}{_not_given(given)}"
-    known = KINDS.get(kind.partition("_")[0]) if kind != "finite_number" else NUMBER
+    known = KINDS.get(kind) or KINDS.get(kind.partition("_")[0])
     if known is not None:
         return f"{thing} must be {known}{_not_given(given)}"
     return f"{thing} cannot be used: {str(one['msg']).removeprefix('Value error, ')}"
