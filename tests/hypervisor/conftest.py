@@ -7,17 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cli.served import Home, served_home
-from tests.hypervisor.libvirt_daemon import LibvirtDaemon, is_usable, silence
+from tests.hypervisor.libvirt_daemon import LibvirtDaemon, libvirt_daemon
 
 
 @pytest.fixture(scope="module")
 def libvirtd() -> Iterator[LibvirtDaemon]:
-    if not is_usable():
-        pytest.skip("mounting a file system needs root")
-    silence()
-    made = LibvirtDaemon()
-    yield made
-    made.close()
+    with libvirt_daemon() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,12 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import libvirt
+import pytest
 
 START_SECONDS_MAX = 60.0  # it asks each QEMU what it can do: 8 s on a busy machine
 TIED_TO_US = ("setpriv", "--pdeathsig", "TERM", "--")
@@ -103,6 +106,17 @@ class LibvirtDaemon:
         connection.close()
         self.stop()
         shutil.rmtree(self.directory)
+
+
+@contextmanager
+def libvirt_daemon() -> Iterator[LibvirtDaemon]:
+    """One for tests, which are skipped where there can be none."""
+    if not is_usable():
+        pytest.skip("mounting a file system needs root")
+    silence()
+    made = LibvirtDaemon()
+    yield made
+    made.close()
 
 
 def silence() -> None:

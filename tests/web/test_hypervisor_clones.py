@@ -11,19 +11,15 @@ import pytest
 
 from tests.cli.served import Home, served_home, until
 from tests.hypervisor.domains import define, disk, domain
-from tests.hypervisor.libvirt_daemon import LibvirtDaemon, is_usable, silence
+from tests.hypervisor.libvirt_daemon import LibvirtDaemon, libvirt_daemon
 from tests.ports import free_address
 from tests.web.browser import Browser
 
 
 @pytest.fixture(scope="module")
 def kvm() -> Iterator[LibvirtDaemon]:
-    if not is_usable():
-        pytest.skip("mounting a file system needs root")
-    silence()
-    made = LibvirtDaemon()
-    yield made
-    made.close()
+    with libvirt_daemon() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
