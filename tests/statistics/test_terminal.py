@@ -6,11 +6,14 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import pytest
 
+from blockdev.cli import main, statistics
+from blockdev.cli.session import Session
 from tests.cli.served import SECONDS_MAX, Home
 from tests.cli.test_terminal import Terminal
 
@@ -40,7 +43,7 @@ def test_watchers_say_who_is_away_and_go_on_when_it_is_back(own: Home) -> None:
         terminal.wait_for("VMs by iops")
         own.stop()
         assert _read_until(watcher, lambda found: "vm" not in found).keys() == {"away_since"}
-        terminal.wait_for("blockdevd went away")
+        terminal.wait_for("blockdevd does not answer")
         own.serve()
         _read_until(watcher, lambda found: found.get("engine_running"))
         terminal.seen = ""
@@ -64,6 +67,36 @@ def test_watchers_say_who_is_away_and_go_on_when_it_is_back(own: Home) -> None:
     finally:
         watcher.kill()
         watcher.communicate()
+
+
+@pytest.mark.parametrize("command", [["top"], ["vm", "stats", "web", "--watch"]], ids=["top", "stats"])
+def test_a_blockdevd_that_hangs_is_told_of_once_and_the_watcher_goes_on(
+    home: Home, rest: httpx.Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    """In this process, for a person waits longer than a test should (8 s)."""
+    rest.post("/vms", json={"name": "web", "disks": [{"name": "root", "size_bytes": 1 << 20}]})  # or it is there
+    asked, control = statistics._rounds, home.control_pid()
+
+    def rounds(session: Session, *given: Any) -> Iterator[statistics.Row]:
+        for number, found in enumerate(asked(session, *given)):
+            yield found
+            if number == 0:
+                assert session.client.answer_seconds_max < 10
+                session.client.answer_seconds_max = 0.5
+                os.kill(control, signal.SIGSTOP)
+            elif number == 2:
+                os.kill(control, signal.SIGCONT)
+            elif number > 2 and found["away_since"] is None:
+                return
+
+    monkeypatch.setattr(statistics, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(statistics, "_rounds", rounds)
+    try:
+        assert main.run(["--home", str(home.path), *command, "--json", "--count", "1000"]) == 0
+    finally:
+        os.kill(control, signal.SIGCONT)
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert ["away_since" in one for one in told] == [False, True, False], told
 
 
 def _read_until(watcher: subprocess.Popen[str], is_it: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:

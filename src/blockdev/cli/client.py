@@ -34,8 +34,8 @@ class _Answer(NamedTuple):
 class _LocalConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=ANSWER_SECONDS_MAX)
+    def __init__(self, path: Path, answer_seconds_max: float) -> None:
+        super().__init__("localhost", timeout=answer_seconds_max)
         self._path = path
 
     def connect(self) -> None:
@@ -50,6 +50,7 @@ class Client:
     def __init__(self, home: Home) -> None:
         self._home = home
         self.restart_seconds_max: float = RESTART_SECONDS_MAX  # 0: whoever asks again anyway is told at once
+        self.answer_seconds_max: float = ANSWER_SECONDS_MAX
 
     def get(self, path: str, /, **query: Any) -> Any:
         return self._send("GET", path, None, query)
@@ -86,9 +87,8 @@ class Client:
             try:
                 return _understand(self._exchange(method, target, wire))
             except TimeoutError:
-                raise errors.Unavailable(
-                    f"the control plane did not answer in {ANSWER_SECONDS_MAX} s; the work may still be done: {LOOK}"
-                ) from None
+                rest = "" if method == "GET" else f"; the work may still be done: {LOOK}"
+                raise errors.Unavailable(f"the control plane did not answer in {self.answer_seconds_max:g} s{rest}") from None
             except (OSError, http.client.HTTPException):
                 # it may still take connections while it dies: what only reads is asked again of the next one
                 if method != "GET" or monotonic_seconds() > deadline:
@@ -110,7 +110,7 @@ class Client:
     def _connect(self) -> _LocalConnection:
         deadline = monotonic_seconds() + self.restart_seconds_max
         while True:
-            connection = _LocalConnection(self._home.api_socket)
+            connection = _LocalConnection(self._home.api_socket, self.answer_seconds_max)
             try:
                 connection.connect()
                 return connection

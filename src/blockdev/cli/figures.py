@@ -95,7 +95,7 @@ def headline(found: Row) -> str:
     """The time, and the sum of what goes on; or since when nothing is known."""
     away = found.get("away_since")
     if away is not None:
-        return f"{time.strftime('%H:%M:%S', time.localtime(away))}  blockdevd went away; this goes on when it is back"
+        return f"{time.strftime('%H:%M:%S', time.localtime(away))}  blockdevd does not answer; this goes on when it is back"
     clock = time.strftime("%H:%M:%S", time.localtime(found["time"]))
     if not found["engine_running"]:
         return f"{clock}  the engine does not answer"

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import click
 
@@ -29,6 +30,7 @@ from blockdev.errors import InvalidArgument, Unavailable
 from blockdev.written import show_period
 
 WATCH_SECONDS = 1.0
+WATCH_ANSWER_SECONDS_MAX = 8.0  # a blockdevd that hangs is told of after so long; a thousand VMs are answered for in a fraction of a second
 STEPS = 24  # of the table of some time
 JSON_STEPS = 600
 count_option = click.option("--count", type=click.IntRange(min=1), help="End after so many rounds (default: with Ctrl-C).")
@@ -44,7 +46,7 @@ def vm_stats(session: Session, name: str, watch: bool, seconds: int | None, coun
     """Show what a VM does: requests, throughput, latency by cause, space and what it did in all.
 
     Latencies are from a request's arrival in the engine to its answer.  WAITS says what they were spent on.
-    --watch says when blockdevd is away, and goes on when it is back.
+    --watch says when blockdevd does not answer, and goes on when it is back.
     """
     if count is not None and not watch:
         raise InvalidArgument("--count says when --watch ends: say that, too")
@@ -77,41 +79,37 @@ def top(session: Session, sort: str, count: int | None) -> None:
         found: Row = session.client.get("/statistics", watch="true")
         return found | {"by": sort, "rows": sorted(rows_of(found["vms"]), key=SORTS[sort], reverse=True)}
 
-    if not session.json and sys.stdout.isatty():
-        _watch(session, look, "top", count)
-        return
-    for found in _rounds(session, look, count or 1):
-        if found["away_since"] is not None:
-            _tell_away(session, found)
-            continue
-        document = {"time": found["time"], "seconds": found["seconds"], "pool": found["pool"], "vms": found["rows"]}
-        session.show(document, lambda rows=found["rows"]: _tell_top(rows))  # type: ignore[misc]
+    is_live = not session.json and sys.stdout.isatty()
+    _watch(session, look, "top", count if is_live or count else 1)
 
 
 def _watch(session: Session, look: Callable[[], Row], shown: str, count: int | None) -> None:
-    """Until Ctrl-C, or so many times.  shown: what of `live` it is for a person at a terminal."""
+    """Until Ctrl-C, which is no failure, or so many times.  shown: what of `live`, or of TELLING, it is for a person."""
     rounds = _rounds(session, look, count)
     try:
         if session.json or not sys.stdout.isatty():
-            _print_rounds(session, rounds)
+            _print_rounds(session, rounds, TELLING[shown])
             return
         from blockdev.cli.live import watch  # rich takes long to load, and most commands show nothing live
 
         watch(rounds, shown)
     except KeyboardInterrupt:
-        pass
+        if count is not None:
+            raise  # it ends by itself, so something is missing
 
 
-def _print_rounds(session: Session, rounds: Iterator[Row]) -> None:
-    """A line for each; one only for all the time that blockdevd is away."""
-    told = None
+def _print_rounds(session: Session, rounds: Iterator[Row], telling: Telling) -> None:
+    """Each of them; one line only for all the time that blockdevd is away."""
+    is_told = False
     for found in rounds:
-        away, before = found["away_since"], told
-        told = away
-        if away is None:
-            click.echo(json.dumps(_document(found)) if session.json else _vm_line(found))
-        elif before is None:
-            _tell_away(session, found)
+        away = found["away_since"]
+        if away is None and session.json:
+            click.echo(json.dumps(telling.document(found)))
+        elif away is None:
+            telling.tell(found)
+        elif not is_told:
+            click.echo(json.dumps({"away_since": away}) if session.json else headline(found))
+        is_told = away is not None
 
 
 def _rounds(session: Session, look: Callable[[], Row], count: int | None) -> Iterator[Row]:
@@ -122,14 +120,15 @@ def _rounds(session: Session, look: Callable[[], Row], count: int | None) -> Ite
     last: Row | None = None
     away: float | None = None
     done = 0
+    session.client.answer_seconds_max = WATCH_ANSWER_SECONDS_MAX
     while count is None or done < count:
-        began = monotonic_seconds()
+        began, asked = monotonic_seconds(), now_seconds()
         try:
             last, away = look(), None
         except Unavailable:
             if last is None:
                 raise
-            away = away or now_seconds()
+            away = away or asked
         session.client.restart_seconds_max = 0  # we ask again ourselves, and say meanwhile what is the matter
         yield last | {"away_since": away}
         done += 1
@@ -137,20 +136,16 @@ def _rounds(session: Session, look: Callable[[], Row], count: int | None) -> Ite
             time.sleep(max(WATCH_SECONDS - (monotonic_seconds() - began), 0))
 
 
-def _document(found: Row) -> Row:
-    return {name: value for name, value in found.items() if name != "away_since"}
-
-
-def _tell_away(session: Session, found: Row) -> None:
-    click.echo(json.dumps({"away_since": found["away_since"]}) if session.json else headline(found))
-
-
 # of one VM
 
 
-def _vm_line(found: Row) -> str:
+def _tell_vm(found: Row) -> None:
     clock = time.strftime("%H:%M:%S", time.localtime(found["time"]))
-    return f"{clock}  " + "  ".join(f"{name} {value}" for name, value in vm_fields(found)[1:4])
+    click.echo(f"{clock}  " + "  ".join(f"{name} {value}" for name, value in vm_fields(found)[1:4]))
+
+
+def _vm_document(found: Row) -> Row:
+    return {name: value for name, value in found.items() if name != "away_since"}
 
 
 def _tell_graph(graph: Row) -> None:
@@ -171,9 +166,21 @@ def _tell_graph(graph: Row) -> None:
 # of all VMs
 
 
-def _tell_top(rows: list[Row]) -> None:
-    print_columns(HEADERS, [top_cells(row) for row in rows], right=range(1, len(HEADERS)))
-    if not rows:
+def _tell_top(found: Row) -> None:
+    print_columns(HEADERS, [top_cells(row) for row in found["rows"]], right=range(1, len(HEADERS)))
+    if not found["rows"]:
         click.echo("no VMs")
 
 
+def _top_document(found: Row) -> Row:
+    return {"time": found["time"], "seconds": found["seconds"], "pool": found["pool"], "vms": found["rows"]}
+
+
+class Telling(NamedTuple):
+    """How a round is told where there is no terminal, or to a script."""
+
+    tell: Callable[[Row], None]
+    document: Callable[[Row], Row]
+
+
+TELLING = {"vm": Telling(_tell_vm, _vm_document), "top": Telling(_tell_top, _top_document)}
