@@ -66,6 +66,7 @@ RECEIVING: dict[str, Callable[[VMs], Any]] = {
     "receive a snapshot": lambda vms: _finish(vms, sent_copy(3)),
     "receive a VM": lambda vms: _finish(vms, NEWCOMER),
     "receive a copy": lambda vms: _finish(vms, COPIED, "copy"),
+    "clone for a peer": lambda vms: vms.clone_for_peer(FAR, "far-2", "theirs", _peer(vms)),
     "drop a receipt": lambda vms: vms.drop_receipt(_go_on(vms, sent_copy(3)).id),
     "drop what nobody goes on with": lambda vms: vms.drop_stale_receipts(LATER),
     "promote a VM": lambda vms: vms.promote(FAR),

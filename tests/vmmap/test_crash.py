@@ -59,6 +59,7 @@ ENGINE_CHANGES = {
     "receive a snapshot": ["snapshot", "relabel", "delete"],
     "receive a VM": ["snapshot", "relabel", "delete"],
     "receive a copy": ["snapshot", "relabel"],
+    "clone for a peer": ["clone"],
     "drop a receipt": ["delete"],
     "promote a VM": ["clone", "relabel", "delete"],
     "demote a VM": ["snapshot", "delete"],
@@ -185,6 +186,17 @@ def test_the_control_plane_dies_at_each_step(
                     vms.reconcile()
                     check_agreed(vms, catalog, engine)
                     check_all_or_none(states, observe(vms, pool), before, acknowledged)
+
+
+@pytest.mark.parametrize("step", ["clone:intended", "clone:applied", "clone:finished"])
+def test_a_clone_that_a_peer_had_made_is_never_there_without_counting_as_the_peers(home: Home, step: str) -> None:
+    with engine_of(home) as pool:
+        assert not run_control(home, "clone for a peer", step)
+        with control_plane(home) as (vms, _, _):
+            vms.reconcile()
+            seen = observe(vms, pool)
+            assert seen.get("theirs", {"made_for": "east"})["made_for"] == "east"
+            assert ("theirs" in seen) == (step != "clone:intended")
 
 
 @pytest.mark.parametrize("again", ["agree:settled", "agree:dropped", "agree:labelled", "agree:followed", "agree:policies_given"])

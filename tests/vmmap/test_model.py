@@ -144,6 +144,7 @@ class VMMachine(RuleBasedStateMachine):
             "snapshots": {},
             "runs": [],
             "received": None,
+            "made_for": None,
         }
         self.change(
             lambda vms: vms.create_vm(name, list(disks.items()), config, "made", DiskPolicy(**policy)),
@@ -246,6 +247,7 @@ class VMMachine(RuleBasedStateMachine):
             "snapshots": {},
             "runs": [],
             "received": None,
+            "made_for": None,
         }
         self.change(
             lambda vms: vms.clone(name, snapshot, new_name), lambda model: model.update({new_name: made})

@@ -202,6 +202,7 @@ def observe(vms: VMs, pool: Pool, content: Callable[[Pool, str, int], Any] = fir
     """All that a user can see: names, texts, policies, sizes and `content` of everything; not when, nor which id."""
     seen: Observation = {}
     runs = {row.uuid: [run for run in vms._catalog.schedule_runs() if run.vm_id == row.id] for row in vms._catalog.vms()}
+    made_for = {vms._catalog.vm_name(row.vm_id): peer.name for peer in vms._catalog.peers() for row in vms._catalog.made_vms(peer.id)}
     for vm in vms.list_vms():
         seen[vm.name] = {
             "description": vm.description,
@@ -209,6 +210,7 @@ def observe(vms: VMs, pool: Pool, content: Callable[[Pool, str, int], Any] = fir
             "cloned_from": vm.cloned_from,
             "policy": vm.policy.to_json(),
             "received": None if vm.received is None else (vm.received.peer, vm.received.promoted is not None),
+            "made_for": made_for.get(vm.name),
             "policies": {disk.name: pool.find(disk.export).policy for disk in vm.disks},
             "disks": {disk.name: content(pool, disk.export, disk.size_bytes) for disk in vm.disks},
             "snapshots": {},

@@ -87,11 +87,7 @@ class Answers:
         vm, _received = self._received(peer, arguments)
         snapshot = self._wanted(vm, None if arguments.get("snapshot_uuid") is None else _text(arguments, "snapshot_uuid"))
         self._vms.refuse_too_many_vms(peer.id)
-        made = self._vms.clone(vm.name, snapshot.name, name)
-        with self._catalog.transaction():
-            row = self._catalog.vm_of_uuid(made.uuid)
-            if row is not None:
-                self._catalog.put_made_vm(row.id, peer.id)
+        made = self._vms.clone_for_peer(vm.name, snapshot.name, name, peer.id)
         self._events.note("info", "replication", name, f"made of {vm.name}@{snapshot.name} for peer {peer.name}")
         return {"name": made.name, "uuid": made.uuid, "snapshot": snapshot.name}
 

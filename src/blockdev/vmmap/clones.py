@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from blockdev.engine.protocol import EngineObject
-from blockdev.errors import BlockdevError, InvalidArgument
+from blockdev.errors import BlockdevError, InvalidArgument, NotFound
 from blockdev.vmmap import intents
 from blockdev.vmmap.catalog import SnapshotRow, VMRow
 from blockdev.vmmap.journal import was_refused
@@ -67,6 +67,13 @@ class CloneOperations(Operations):
         """A new VM from a snapshot's disks and configuration; without one, a snapshot is taken first."""
         return self._clone(vm, snapshot, [new_name])[0]
 
+    @change
+    def clone_for_peer(self, vm: str, snapshot: str, new_name: str, peer_id: int) -> VM:
+        """As `clone`; what the new VM takes counts as the peer's, who has it made here.  NotFound: it is no peer any more."""
+        if self._catalog.peer_by_id(peer_id) is None:
+            raise NotFound("you are no peer of this home any more")
+        return self._clone(vm, snapshot, [new_name], made_for=peer_id)[0]
+
     @refreshing_unless_named
     @change
     def clone_many(self, vm: str, snapshot: str | None, count: int, prefix: str) -> list[VM]:
@@ -97,11 +104,13 @@ class CloneOperations(Operations):
         self._journal.run(intent, lambda: self._customize(clones, sources, intent.created, write_seeds))
         return [view_vm(self._catalog, self._lookup.vm(name), {}) for name in names]
 
-    def _clone(self, vm: str, snapshot: str | None, names: list[str], description: str = "") -> list[VM]:
+    def _clone(
+        self, vm: str, snapshot: str | None, names: list[str], description: str = "", made_for: int | None = None
+    ) -> list[VM]:
         row, taken = self._snapshot_to_clone(vm, snapshot, names)
         sources = self._sources(row, taken)
         vms = [[str(uuid.uuid4()), name] for name in names]
-        intent = self._clone_intent(row, taken, [disk for disk, _ in sources], vms, description)
+        intent = self._clone_intent(row, taken, [disk for disk, _ in sources], vms, description, made_for)
         specs = [
             (object_id, object_name(name, disk), encode_tag(Tag(vm_uuid, intent.created)))
             for vm_uuid, name in vms
@@ -128,10 +137,11 @@ class CloneOperations(Operations):
         ]
 
     def _clone_intent(
-        self, vm: VMRow, snapshot: SnapshotRow, disks: list[str], vms: list[list[str]], description: str = ""
+        self, vm: VMRow, snapshot: SnapshotRow, disks: list[str], vms: list[list[str]], *ending: Any
     ) -> intents.Clone:
+        """ending: the fields of Clone that those with seeds do not have."""
         source = f"{vm.name}@{snapshot.name}"
-        return intents.Clone(source, snapshot.id, disks, self._journal.now(), vms, *vm.policy, description)
+        return intents.Clone(source, snapshot.id, disks, self._journal.now(), vms, *vm.policy, *ending)
 
     def _customize(
         self,

@@ -305,6 +305,7 @@ class Clone(Intent):
     compression: Compression | None = None  # of the source's VM; version 1 of the catalog had neither
     dedup: Dedup | None = None
     description: str = ""
+    made_for: int | None = None  # id of the peer that had it made
 
     def policy(self, catalog: Catalog) -> DiskPolicy:
         return DiskPolicy(self.compression, self.dedup)
@@ -327,6 +328,8 @@ class Clone(Intent):
                 cloned_from=self.source,
                 policy=self.policy(catalog),
             )
+            if self.made_for is not None:
+                catalog.put_made_vm(vm_id, self.made_for)
             catalog.use_config_of_snapshot(vm_id, self.snapshot_id)
             for disk in self.disks:
                 thing = next(things)
