@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from html.parser import HTMLParser
 from types import TracebackType
@@ -37,6 +38,13 @@ class Forms(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag == "form":
             self._is_open = False
+
+
+def csrf_of(page: str) -> str:
+    """Of the session that a page is of."""
+    found = re.search(r'name="csrf" value="([^"]+)"', page)
+    assert found
+    return found[1]
 
 
 class Browser:

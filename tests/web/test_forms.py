@@ -12,7 +12,7 @@ import pytest
 from blockdev.web.console import ROUTES
 from tests.cli.served import Home, served_home, until
 from tests.ports import free_address
-from tests.web.browser import Browser
+from tests.web.browser import Browser, csrf_of
 
 SignIn = Callable[[str], Browser]
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHcq7rJZ0FEVqW9a7Qdd7Hq3GJk4c0PpC3m8m2dVd1qL"
@@ -120,12 +120,6 @@ def test_a_token_is_shown_once_and_lets_in_until_it_is_removed(admin: Browser, s
     assert other.get("/pool").status_code == 303  # to sign in
 
 
-def csrf_of(page: str) -> str:
-    found = re.search(r'name="csrf" value="([^"]+)"', page)
-    assert found
-    return found[1]
-
-
 def test_the_pool_changes_as_said_and_stays_where_nothing_was_changed(admin: Browser, rest: httpx.Client) -> None:
     before = rest.get("/status").json()["engine"]
     assert "nothing was to be changed" in followed(admin, admin.send("/pool", "/pool"))
@@ -160,7 +154,7 @@ def test_space_adds_up_on_the_page_as_in_the_answer(admin: Browser, rest: httpx.
 
 
 def test_a_path_is_added_by_a_key_throttled_changed_and_removed(admin: Browser, rest: httpx.Client) -> None:
-    made = admin.send("/replication/paths/new", name="site-b", place="127.0.0.1:9", level="5", how="key", key=KEY)
+    made = admin.send("/replication/new-path", name="site-b", place="127.0.0.1:9", level="5", how="key", key=KEY)
     page = "/replication/paths/site-b"
     assert (made.status_code, made.headers["Location"]) == (303, page)
     windows = "mon-fri 08:00-18:00=5\n22:00-06:00=none\n"
@@ -192,18 +186,18 @@ def listening(home: Home) -> str:
 
 
 def test_an_invitation_is_shown_once_and_lets_another_home_be_a_peer(admin: Browser, rest: httpx.Client, home: Home, other: Home) -> None:
-    answer = admin.send("/replication/peers/new", name="elsewhere", vms="web* db", space="1G", valid="5m")
+    answer = admin.send("/replication/new-peer", name="elsewhere", vms="web* db", space="1G", valid="5m")
     found = re.search(r'<code class="once"[^>]*>([^<]+)</code>', answer.text)
     assert answer.status_code == 200 and found and answer.headers["Cache-Control"] == "no-store"
     other("replicate", "path", "add", "home", listening(home), "--code", found[1])
     page = "/replication/peers/elsewhere"
     peer = rest.get(page).json()
     assert (peer["vms"], peer["space_bytes"]) == (["web*", "db"], 1 << 30)
-    assert found[1] not in admin.page("/replication") + admin.page("/replication/peers/new") + admin.page(page)
+    assert found[1] not in admin.page("/replication") + admin.page("/replication/new-peer") + admin.page(page)
     assert admin.send(page, "", vms="", space="").status_code == 303
     changed = rest.get(page).json()
     assert (changed["vms"], changed["space_bytes"]) == ([], None)
-    back = admin.send("/replication/paths/new", name="back", place=listening(other), how="peer", peer="elsewhere")
+    back = admin.send("/replication/new-path", name="back", place=listening(other), how="peer", peer="elsewhere")
     assert back.status_code == 303 and rest.get("/replication/paths/back").json()["peer"] == "elsewhere"
     assert admin.send("/replication/paths/back", "/replication/paths/back/remove").status_code == 303
     assert admin.send(page, f"{page}/remove").status_code == 303
@@ -214,9 +208,9 @@ def test_a_vm_is_protected_over_a_path_that_a_code_made_and_paused_and_ended(
     admin: Browser, rest: httpx.Client, other: Home, vm: str
 ) -> None:
     code = other.json("replicate", "peer", "invite", "home")["code"]
-    wrong = admin.send("/replication/paths/new", name="there", place=free_address(), how="code", code=code)
+    wrong = admin.send("/replication/new-path", name="there", place=free_address(), how="code", code=code)
     assert error_of(wrong) and code not in wrong.text
-    assert admin.send("/replication/paths/new", name="there", place=listening(other), how="code", code=code).status_code == 303
+    assert admin.send("/replication/new-path", name="there", place=listening(other), how="code", code=code).status_code == 303
     page, state = f"/vms/{vm}/protect", f"/vms/{vm}/replication"
     assert admin.send(page, page, path="there", **{"rpo-there": "2h", "keep-at-there": "30d"}).status_code == 303
     [made] = rest.get(f"/vms/{vm}/protections").json()["protections"]
@@ -269,7 +263,7 @@ def test_a_form_of_a_higher_role_is_refused_with_the_role_that_it_needs(signed_i
         ("/settings/cap", {"cap": "9"}),
         ("/settings/tokens", {"name": "mine", "role": "admin"}),
         ("/pool", {"capacity": "6G"}),
-        ("/replication/paths/new", {"name": "p", "place": "h", "how": "key", "key": KEY}),
+        ("/replication/new-path", {"name": "p", "place": "h", "how": "key", "key": KEY}),
     ):
         answer = browser.client.post(path, data={"csrf": csrf, **fields})
         assert answer.status_code == 403 and "needs the role admin" in error_of(answer), (path, answer.status_code)

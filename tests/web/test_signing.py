@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import httpx
 import pytest
 
 from tests.cli.served import Home
-from tests.web.browser import Browser
+from tests.web.browser import Browser, csrf_of
 
 New = Callable[[], Browser]
 As = Callable[[str], Browser]
@@ -19,12 +18,6 @@ As = Callable[[str], Browser]
 def vm(rest: httpx.Client) -> None:
     made = rest.post("/vms", json={"name": "signed", "disks": [{"name": "root", "size_bytes": 1 << 20}]})
     assert made.status_code == 201
-
-
-def csrf_of(page: str) -> str:
-    match = re.search(r'name="csrf" value="([^"]+)"', page)
-    assert match
-    return match[1]
 
 
 def test_a_token_signs_in_and_the_page_names_it(signed_in: As) -> None:
@@ -172,7 +165,7 @@ def test_every_answer_has_the_security_headers(browser: New, signed_in: As) -> N
 
 def test_what_is_in_a_name_or_text_is_shown_and_not_run(signed_in: As, rest: httpx.Client) -> None:
     rest.patch("/vms/signed", json={"description": "<script>alert(1)</script>\"'>"})
-    page = signed_in("viewer").page("/vms/signed/rename")
+    page = signed_in("operator").page("/vms/signed/rename")
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
 
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.cli.served import Home, run_tool
-from tests.web.browser import Browser
+from tests.web.browser import Browser, csrf_of
 
 As = Callable[[str], Browser]
 
@@ -112,7 +112,8 @@ def test_deleting_needs_the_name_and_an_admin(signed_in: As, vm: str, rest: http
     one = signed_in("admin")
     assert one.send(f"/vms/{vm}/delete", confirm="something").status_code == 400
     assert rest.get(f"/vms/{vm}").status_code == 200
-    assert signed_in("operator").send(f"/vms/{vm}/delete", confirm=vm).status_code == 403
+    operator = signed_in("operator")
+    assert operator.client.post(f"/vms/{vm}/delete", data={"csrf": csrf_of(operator.page("/")), "confirm": vm}).status_code == 403
     assert one.send(f"/vms/{vm}/delete", confirm=vm).headers["Location"] == "/"
     assert rest.get(f"/vms/{vm}").status_code == 404
 

@@ -2,7 +2,7 @@
 
     pages = Pages()
 
-    @pages.get("/vms/{vm}/rename")
+    @pages.get("/vms/{vm}/rename", sends="change_vm")
     async def rename_form(ask: Ask) -> Response:
         return ask.show("rename.html", vm=await ask.rest.get("/vms/{}", ask.path("vm")))
 
@@ -14,7 +14,8 @@
 
 Whoever is not signed in is sent to sign in, before anything else.  A POST has been checked for its origin and its CSRF token
 when the page sees it.  When it raises a BlockdevError, the form is shown again by `again`, with what was typed and what is
-wrong; a GET shows an error page.
+wrong; a GET shows an error page.  A page that is a form alone names the route of the API that it sends to: who may not use
+that is told so, and sees no form.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
+from functools import wraps
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -29,6 +31,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from blockdev.api.access import Role, least_role
 from blockdev.api.failures import OTHER, STATUS
 from blockdev.errors import BlockdevError, NotAllowed
 from blockdev.web.door import is_same_origin
@@ -40,6 +43,14 @@ from blockdev.web.sessions import Session, Sessions
 logger = logging.getLogger(__name__)
 CSRF_FIELD, CSRF_HEADER = "csrf", "X-CSRF-Token"
 COOKIE_PLAIN, COOKIE_TLS = "blockdev", "__Host-blockdev"
+
+
+class RoleTooLow(NotAllowed):
+    """The page is a form for others than who is signed in."""
+
+    def __init__(self, session: Session, least: Role) -> None:
+        super().__init__(f"this needs the role {least}; you are signed in as {session.name}, with the role {session.role}")
+        self.least = least
 
 
 class Ask:
@@ -100,8 +111,10 @@ class Pages:
     def __init__(self) -> None:
         self.routes: list[Route] = []
 
-    def get(self, path: str) -> Callable[[Page], Page]:
-        return self._route("GET", path, None)
+    def get(self, path: str, sends: str | None = None) -> Callable[[Page], Page]:
+        """sends: of a page that is a form alone, the API's route that it is for."""
+        add = self._route("GET", path, None)
+        return add if sends is None else lambda page: add(_guarded(page, least_role(sends)))
 
     def post(self, path: str, again: Page | None = None) -> Callable[[Page], Page]:
         """again: the page that shows the form; without it an error page is shown."""
@@ -116,6 +129,16 @@ class Pages:
             return page
 
         return add
+
+
+def _guarded(page: Page, least: Role) -> Page:
+    @wraps(page)
+    async def guarded(ask: Ask) -> Response:
+        if not ask.session.may(least):
+            raise RoleTooLow(ask.session, least)
+        return await page(ask)
+
+    return guarded
 
 
 async def _answer(request: Request, page: Page, again: Page | None) -> Response:
@@ -141,7 +164,7 @@ async def _show_error(ask: Ask, error: BlockdevError, again: Page | None) -> Res
             return await again(ask)
     except BlockdevError as worse:  # what the form is about is not there, say
         ask.error = worse
-    return ask.show("error.html")
+    return ask.show("error.html", least=ask.error.least if isinstance(ask.error, RoleTooLow) else None)
 
 
 async def _checked_form(request: Request, session: Session) -> Form:

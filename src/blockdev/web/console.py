@@ -99,5 +99,5 @@ async def _bug(request: Request, error: Exception) -> Response:
 
 
 def _error_page(request: Request, error: BlockdevError, status: int, headers: object) -> Response:
-    given: dict[str, Any] = {"error": error, "session": session_of(request), "notices": [], "ask": None}
+    given: dict[str, Any] = {"error": error, "session": session_of(request), "notices": [], "ask": None, "least": None}
     return HTMLResponse(render("error.html", given), status, headers)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ pages = Pages()
 CLONES_MAX = 500
 
 
-@pages.get("/vms/{vm}/snapshot")
+@pages.get("/vms/{vm}/snapshot", sends="create_snapshot")
 async def snapshot_form(ask: Ask) -> Response:
     """Take a snapshot."""
     return ask.show("snapshot_form.html", vm=await ask.rest.get("/vms/{}", ask.path("vm")))
@@ -79,7 +79,7 @@ async def delete_snapshot(ask: Ask) -> Response:
     return ask.done(f"/vms/{vm}#snapshots", f"deleted snapshot {name}")
 
 
-@pages.get("/vms/{vm}/restore")
+@pages.get("/vms/{vm}/restore", sends="restore_vm")
 async def restore_form(ask: Ask) -> Response:
     """Choose a snapshot, see what would change, restore."""
     vm = ask.path("vm")
@@ -114,7 +114,7 @@ async def restore(ask: Ask) -> Response:
     return ask.done(f"/vms/{vm}", f"restored {', '.join(done['disks'])} of {vm} to {done['snapshot']}{safety}{cut_off}")
 
 
-@pages.get("/vms/{vm}/clone")
+@pages.get("/vms/{vm}/clone", sends="clone_vm")
 async def clone_form(ask: Ask) -> Response:
     """1 to 500 clones, here; to another system by replication."""
     name = ask.path("vm")

@@ -22,13 +22,13 @@ HOW = (
 )
 
 
-@pages.get("/replication/paths/new")
+@pages.get("/replication/new-path", sends="add_path")
 async def new_path(ask: Ask) -> Response:
     peers = await ask.rest.get_all("peers", "/replication/peers")
     return ask.show("path_new.html", how=HOW, peers=[one["name"] for one in peers], port=REPLICATION_PORT)
 
 
-@pages.post("/replication/paths/new", again=new_path)
+@pages.post("/replication/new-path", again=new_path)
 async def add_path(ask: Ask) -> Response:
     """A code is used once and shown no more, also when something else in the form is wrong."""
     form = ask.form
@@ -104,12 +104,12 @@ async def remove_path(ask: Ask) -> Response:
     return ask.done("/replication", f"path {gone['name']} is removed")
 
 
-@pages.get("/replication/peers/new")
+@pages.get("/replication/new-peer", sends="invite_peer")
 async def new_peer(ask: Ask) -> Response:
     return ask.show("peer_new.html", code=None)
 
 
-@pages.post("/replication/peers/new", again=new_peer)
+@pages.post("/replication/new-peer", again=new_peer)
 async def add_peer(ask: Ask) -> Response:
     """Invited by a code, which this answer alone has, or added by its key."""
     name = ask.form.need("name", "the name")

@@ -138,7 +138,7 @@ def _iscsi(target: dict[str, Any] | None, snapshot: str | None) -> str | None:
         return error.message
 
 
-@pages.get("/vms/{vm}/add-disk")
+@pages.get("/vms/{vm}/add-disk", sends="add_disk")
 async def add_disk_form(ask: Ask) -> Response:
     """Another disk."""
     return ask.show("add_disk.html", vm=await ask.rest.get("/vms/{}", ask.path("vm")))
@@ -151,7 +151,7 @@ async def add_disk(ask: Ask) -> Response:
     return ask.done(f"/vms/{ask.path('vm')}#disks", f"added disk {made['name']}")
 
 
-@pages.get("/vms/{vm}/disks/{disk}/change")
+@pages.get("/vms/{vm}/disks/{disk}/change", sends="resize_disk")
 async def change_disk_form(ask: Ask) -> Response:
     """Its size, and removing it."""
     vm = await ask.rest.get("/vms/{}", ask.path("vm"))

@@ -150,7 +150,7 @@ async def show_figures(ask: Ask) -> Response:
     return JSONResponse({"vms": rows, "pool": _whole(now["pool"])})
 
 
-@pages.get("/new-vm")
+@pages.get("/new-vm", sends="create_vm")
 async def new_vm_form(ask: Ask) -> Response:
     """Make a VM."""
     rows = max(DISK_ROWS, len(ask.form.every("disk_name")))
@@ -178,7 +178,7 @@ async def new_vm(ask: Ask) -> Response:
     return ask.done(f"/vms/{made['name']}", f"created {made['name']}: attach its disks as its page says")
 
 
-@pages.get("/vms/{vm}/rename")
+@pages.get("/vms/{vm}/rename", sends="change_vm")
 async def rename_form(ask: Ask) -> Response:
     """The name and description."""
     return ask.show("rename.html", vm=await ask.rest.get("/vms/{}", ask.path("vm")))
@@ -193,7 +193,7 @@ async def rename(ask: Ask) -> Response:
     return ask.done(f"/vms/{made['name']}", f"changed {made['name']}")
 
 
-@pages.get("/vms/{vm}/delete")
+@pages.get("/vms/{vm}/delete", sends="delete_vm")
 async def delete_form(ask: Ask) -> Response:
     """What would be lost, and a name to type."""
     name = ask.path("vm")
