@@ -213,7 +213,7 @@ class Rest(Harness):
     def _serve_fresh(self) -> None:
         """Another engine, catalog and directory; what the last ones held is forgotten."""
         if self._services is not None and self._catalog is not None:
-            self._services.jobs.close()
+            self._services.jobs.close(60)
             self._services.replication.stop()
             self._services.statistics.stop()
             self._services.engine.close()

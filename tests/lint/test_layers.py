@@ -10,7 +10,7 @@ from tests.lint.sources import ROOT, imports, module_name, package_sources, show
 
 # Higher may import lower.  Units of the same level do not know each other.
 LEVELS = [
-    {"errors", "constants", "types", "clock", "diagnostics", "priority", "watching", "_sync"},
+    {"aside", "errors", "constants", "types", "clock", "diagnostics", "priority", "watching", "_sync"},
     {"_statistics"},
     {"_medium", "_nbdkit_guard", "addresses", "locks", "policies", "written"},
     {"_dedup", "home"},

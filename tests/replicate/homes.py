@@ -138,7 +138,7 @@ class DirectEngine(EngineClient):
         super().__init__(home.path)
         self._home = home
 
-    def _connect(self) -> tuple[Any, dict[str, Any]]:
+    def _connect(self, seconds: float = 0.0) -> tuple[Any, dict[str, Any]]:
         process = self._home.process
         if process is None or process.is_dead:
             raise Unavailable("the engine is not running")

@@ -52,9 +52,9 @@ class Site:
         """The control plane dies; returns when the next one serves."""
         pid = self.home.control_pid()
         os.kill(pid, number)
-        until(lambda: self.home.control_pid() not in (0, pid) and self._is_up(), "the next control plane")
+        until(lambda: self.home.control_pid() not in (0, pid) and self.is_up(), "the next control plane")
 
-    def _is_up(self) -> bool:
+    def is_up(self) -> bool:
         try:
             return self.rest.get("/status").is_success
         except httpx.TransportError:
@@ -216,6 +216,24 @@ def test_a_copy_that_was_cancelled_goes_on_where_it_was(pair: Pair, vm: str, slo
     rows = pair.here.ask("GET", f"/replication/transfers?vm={vm}")["transfers"]
     assert [row["error_code"] for row in rows] == [None, "unavailable"]
     assert sum(row["network_bytes"] for row in rows) < 1.1 * 24 * MEBIBYTE
+
+
+def test_a_control_plane_ends_while_a_copy_waits_for_an_engine_that_hangs(pair: Pair, vm: str, slow: None) -> None:
+    asked = {"snapshot": "s1", "path": "far", "name": f"{vm}-copy"}
+    job = pair.here.ask("POST", f"/vms/{vm}/replication/copy", **asked)["id"]
+    until(lambda: pair.here.ask("GET", f"/jobs/{job}")["fraction"] > 0.2, "some of it to be there")
+    engine, control = pair.here.home.engine_pid(), pair.here.home.control_pid()
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        os.kill(control, signal.SIGTERM)
+        until(lambda: pair.here.home.control_pid() != control, "the end of the control plane")
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    until(pair.here.is_up, "the next control plane")
+    assert pair.here.home.engine_pid() == engine
+    assert pair.here.ask("GET", f"/jobs/{job}")["state"] in ("interrupted", "cancelled")
+    pair.here.home("replicate", "copy", f"{vm}@s1", "--path", "far", "--as", f"{vm}-copy")
+    assert pair.there.ask("GET", f"/vms/{vm}-copy")["disks"]
 
 
 def test_a_vm_that_is_protected_no_more_stays_at_the_other_end_as_it_was(pair: Pair, vm: str) -> None:

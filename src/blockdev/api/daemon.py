@@ -2,7 +2,7 @@
 
 Listens on HOME/run/api.sock, and on TCP when told to (listening.py).  One daemon per home: a flock on run/blockdevd.lock,
 which the kernel drops with the process, so it never goes stale.  The engine may come and go.  Schedules run from the moment it serves.  SIGTERM and SIGINT: no new requests and runs, running jobs are cancelled and taken
-back, exit status 0.
+back (those that wait for an engine that hangs, at the next start), exit status 0.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ logger = logging.getLogger(__name__)
 RECONCILE_SECONDS = 1.0  # between attempts while the engine is away
 COUNT_SECONDS = 1.0  # between looks for snapshots to count
 COUNT_END_SECONDS_MAX = 2.0
+JOBS_END_SECONDS_MAX = 12.0  # to take back what was begun; the supervisor gives us 20 s in all (supervisor.py)
+ENGINE_SECONDS_MAX = 1.0  # for an engine to show that it does not hang
 
 
 class Served(Protocol):
@@ -178,7 +180,7 @@ def serve(home: Home, listening: Listening, ready_fd: int | None = None, front: 
         finally:
             services.scheduler.stop()
             settling.stop()
-            services.jobs.close()
+            _end_jobs(services)
             services.replication.stop()
             services.targets.stop()
             services.hypervisors.close()
@@ -191,6 +193,12 @@ def serve(home: Home, listening: Listening, ready_fd: int | None = None, front: 
             catalog.close()
             with suppress(FileNotFoundError):
                 home.api_socket.unlink()
+
+
+def _end_jobs(services: Services) -> None:
+    """While an engine hangs no job ends: what it began is taken back at the next start, as when we are killed."""
+    if not services.jobs.close(0.0) and services.engine.answers(ENGINE_SECONDS_MAX):
+        services.jobs.close(JOBS_END_SECONDS_MAX)
 
 
 def _let_the_collector_skip_what_stays() -> None:

@@ -11,13 +11,14 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from blockdev.aside import Aside
 from blockdev.clock import now_seconds
-from blockdev.errors import BlockdevError
+from blockdev.errors import BlockdevError, Unavailable
 from blockdev.watching import Cancelled
 
 logger = logging.getLogger(__name__)
@@ -126,17 +127,24 @@ class Jobs:
         self._keeper = keeper
         self._jobs: dict[str, Job] = {}
         self._lock = threading.RLock()  # a signal handler cancels, in the thread that may hold it
-        self._threads = ThreadPoolExecutor(RUNNING_MAX, thread_name_prefix="job")
+        self._threads = Aside(RUNNING_MAX, "job")
+        self._unfinished: set[Future[None]] = set()
+        self._is_closed = False
 
     def start(self, kind: str, subject: str, work: Work) -> Job:
-        """Queue `work(job)`; what it returns becomes the result."""
+        """Queue `work(job)`; what it returns becomes the result.  Unavailable: after `close`."""
         job = Job(kind, subject)
         with self._lock:
+            if self._is_closed:
+                raise Unavailable("blockdevd is being stopped: ask again when it serves")
             self._jobs[job.id] = job
             self._forget_oldest()
         if self._keeper is not None:
             self._keeper.began(job)
-        self._threads.submit(self._run, job, work)
+        with self._lock:
+            future = self._threads.submit(self._run, job, work)
+            self._unfinished.add(future)
+        future.add_done_callback(self._over)
         return job
 
     def find(self, id: str) -> Job | None:
@@ -153,10 +161,17 @@ class Jobs:
         for job in self.all():
             job.cancel()
 
-    def close(self) -> None:
-        """Cancel everything and wait until it was taken back."""
+    def close(self, seconds: float) -> bool:
+        """Cancel everything, take no more, and wait so long until it was taken back; whether it was."""
+        with self._lock:
+            self._is_closed = True
+            unfinished = set(self._unfinished)
         self.cancel_all()
-        self._threads.shutdown(wait=True)
+        return not wait(unfinished, seconds).not_done
+
+    def _over(self, future: Future[None]) -> None:
+        with self._lock:
+            self._unfinished.discard(future)
 
     def _run(self, job: Job, work: Work) -> None:
         try:

@@ -160,6 +160,15 @@ class EngineClient(ExchangeClient):
         connection.close()
         return answer
 
+    def answers(self, seconds: float) -> bool:
+        """Whether an engine says who it is within so long, by a connection of its own: one that works on something does."""
+        try:
+            connection, _ = self._connect(seconds)
+        except BlockdevError:
+            return False
+        connection.close()
+        return True
+
     def status(self) -> dict[str, Any]:
         """version, protocol, pid, plugin, path, uuid, capacity_bytes, attachment_count, policy, compaction, the pool's stats."""
         return self._ask("status")
@@ -436,16 +445,17 @@ class EngineClient(ExchangeClient):
                 return
         connection.close()
 
-    def _connect(self) -> tuple[_Connection, dict[str, Any]]:
+    def _connect(self, seconds: float = HELLO_SECONDS_MAX) -> tuple[_Connection, dict[str, Any]]:
+        """seconds: for the answer."""
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        stream.settimeout(CONNECT_SECONDS_MAX)
+        stream.settimeout(min(seconds, CONNECT_SECONDS_MAX))
         connection = _Connection(stream)
         try:
             stream.connect(self._path)
             with self._lock:
                 connection.session = self._session
             arguments = {"session": connection.session, "client": self._client}
-            answer = connection.ask("hello", arguments, HELLO_SECONDS_MAX)
+            answer = connection.ask("hello", arguments, seconds)
             connection.instance = protocol.check_field(answer, "instance", bytes)
         except OSError as error:
             connection.close()

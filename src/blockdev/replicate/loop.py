@@ -5,56 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError
 from contextlib import nullcontext, suppress
-from functools import partial
 from typing import Any, TypeVar
 
+from blockdev.aside import Aside
 from blockdev.errors import Unavailable
 from blockdev.priority import give_way_to_guests
 from blockdev.replicate.halt import Halt, Halted
 
 logger = logging.getLogger(__name__)
-THREADS_MAX = 128  # for what blocks: each path's name that is looked up, and logins, which must not wait for these
+THREADS_MAX = 128  # for what blocks: each path's name that is looked up, for a minute where nobody answers, and logins, which must not wait for these
 T = TypeVar("T")
-
-
-class _Aside(ThreadPoolExecutor):
-    """Threads for what blocks, which end with the process: a name is looked up for a minute where nobody answers."""
-
-    def __init__(self) -> None:
-        super().__init__(1)  # asyncio takes no executor of another class; that one never has a thread
-        self._lock = threading.Lock()
-        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._count = 0  # of threads
-
-    def submit(self, work: Callable[..., T], /, *args: Any, **named: Any) -> Future[T]:
-        future: Future[T] = Future()
-        with self._lock:
-            self._waiting.append((future, partial(work, *args, **named)))
-            if self._count == THREADS_MAX:
-                return future
-            self._count += 1
-        threading.Thread(target=self._run, name="ssh aside", daemon=True).start()
-        return future
-
-    def _run(self) -> None:
-        while (found := self._next()) is not None:
-            future, work = found
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(work())
-                except BaseException as error:
-                    future.set_exception(error)
-
-    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
-        with self._lock:
-            if self._waiting:
-                return self._waiting.popleft()
-            self._count -= 1
-            return None
 
 
 class Loop:
@@ -63,7 +26,7 @@ class Loop:
     def __init__(self) -> None:
         self.asyncio = asyncio.new_event_loop()
         self.asyncio.set_exception_handler(_tell)
-        self.asyncio.set_default_executor(_Aside())
+        self.asyncio.set_default_executor(Aside(THREADS_MAX, "ssh aside"))
         self._thread = threading.Thread(target=self._run, name="ssh", daemon=True)
 
     def start(self) -> None:
