@@ -430,6 +430,20 @@ def test_space_and_replication_are_kept_and_unknown_ones_are_not_zeros(tmp_path:
     assert other.columns["read_iops"][0] == 0 and np.isnan(other.columns["replication_logical_bytes_per_second"][0])
 
 
+def test_a_graph_of_short_steps_has_the_space_of_the_five_minutes_they_are_in(tmp_path: Path) -> None:
+    [vm] = uuids(1)
+    history = opened(tmp_path, [vm])
+    for step in range(75):  # ten minutes are over, then two and a half
+        if step != 40:
+            part = nothing(1)
+            part.gauges[0, 2:] = [(1 + step // 30) << 30, 5, 7]
+            history.add(BEGIN + 10 * step, BEGIN + 10 * step + 10, part)
+    found = history.graph(vm, int(BEGIN), int(BEGIN) + 800, 100, BEGIN + 750).columns["live_bytes"]
+    sizes = [(1 + step // 30) << 30 for step in range(75)]
+    assert found[:40] == pytest.approx(sizes[:40], rel=coding.ERROR_MAX) and found[41:75] == pytest.approx(sizes[41:], rel=coding.ERROR_MAX)
+    assert np.isnan([found[40], *found[75:]]).all()  # of a gap and of what is to come nothing is known
+
+
 def test_what_was_changed_in_a_day_survives_a_restart(tmp_path: Path) -> None:
     [vm] = uuids(1)
     history, now = opened(tmp_path, [vm]), BEGIN

@@ -21,10 +21,8 @@ SUMS = (
     "appended_bytes",  # blocks that reached the pool, zeros and duplicates left out
     *("logical_bytes", "network_bytes"),  # replicated, either way; not known of a VM that is not
 )
-GAUGES = (
-    *("remaining_bytes", "lag_seconds"),  # of replication
-    *("live_bytes", "snapshots_bytes", "unique_bytes"),  # docs/space.md: data, snapshots, unique
-)
+SPACE = ("live_bytes", "snapshots_bytes", "unique_bytes")  # docs/space.md: data, snapshots, unique
+GAUGES = (*("remaining_bytes", "lag_seconds"), *SPACE)  # the first two of replication
 REPLICATED = slice(SUMS.index("logical_bytes"), len(SUMS))  # the sums that may be unknown
 OF = {name: place for place, name in enumerate(SUMS)}
 GAUGE_OF = {name: place for place, name in enumerate(GAUGES)}
@@ -39,7 +37,7 @@ COLUMNS = (
     *(f"wait_{cause}_us" for cause in (*CAUSES, "rest")),
     *(f"wait_{cause}_us_p99" for cause in CAUSES),
     "queue_depth",
-    *("live_bytes", "snapshots_bytes", "unique_bytes"),
+    *SPACE,
     "replication_remaining_bytes",
     *("replication_logical_bytes_per_second", "replication_network_bytes_per_second"),
     "replication_lag_seconds",
@@ -84,7 +82,7 @@ def columns(span: Span) -> dict[str, Floats]:
         found[f"wait_{cause}_us_p99"] = span.p99_ns[:, place] / 1000
     found["wait_rest_us"] = np.maximum(rest, 0)
     found["queue_depth"] = total_ns / 1e9 / seconds  # Little's law
-    for name in ("live_bytes", "snapshots_bytes", "unique_bytes"):
+    for name in SPACE:
         found[name] = gauges[name]
     found["replication_remaining_bytes"] = gauges["remaining_bytes"]
     found["replication_logical_bytes_per_second"] = sums["logical_bytes"] / seconds

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from blockdev.errors import InvalidArgument
 from blockdev.statistics import figures, layout
-from blockdev.statistics.figures import OF, Floats, Span
+from blockdev.statistics.figures import GAUGE_OF, OF, SPACE, Floats, Span
 from blockdev.statistics.layout import RINGS, Ring
 from blockdev.statistics.ring_files import RingFiles
 from blockdev.statistics.slots import OpenSlots, Seen
@@ -144,9 +144,22 @@ class History:
             first = since // ring.seconds
             first -= first % each
             count = math.ceil((last - first) / each)
-        span = figures.merged(self._read(vm, ring, first, count * each, int(now // ring.seconds)), each)
+        found = self._read(vm, ring, first, count * each, int(now // ring.seconds))
+        if ring is RINGS[0]:
+            self._fill_space(vm, first, found, now)
+        span = figures.merged(found, each)
         times = (first + np.arange(count) * each) * ring.seconds
         return Graph(since, until, ring.seconds * each, times, figures.columns(span))
+
+    def _fill_space(self, vm: str, first: int, found: Span, now: float) -> None:
+        """Give slots of the shortest ring from `first` on, which have no room for space, that of the longer slots they are in."""
+        longer = RINGS[1]
+        numbers = (first + np.arange(len(found.seconds))) * RINGS[0].seconds // longer.seconds
+        count = int(numbers[-1] - numbers[0]) + 1
+        known = self._read(vm, longer, int(numbers[0]), count, int(now // longer.seconds)).gauges[numbers - numbers[0]]
+        for place in (GAUGE_OF[name] for name in SPACE):
+            is_missing = np.isnan(found.gauges[:, place]) & (found.seconds > 0)
+            found.gauges[is_missing, place] = known[is_missing, place]
 
     def _read(self, vm: str, ring: Ring, first: int, count: int, newest: int) -> Span:
         """So many slots, gaps where none is kept; the open one, too."""

@@ -15,7 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from blockdev.statistics import coding
-from blockdev.statistics.figures import CAUSES, GAUGE_OF, GAUGES, KINDS, OF, QUANTILES, Span, unknown
+from blockdev.statistics.figures import CAUSES, GAUGE_OF, GAUGES, KINDS, OF, QUANTILES, SPACE, Span, unknown
 
 MAGIC = b"BDSTATS1"
 VERSION = 2
@@ -32,7 +32,6 @@ _CODES = (
     *(f"{cause}_us" for cause in CAUSES),
     *("appended_bytes", "remaining_bytes", "logical_bytes", "network_bytes", "lag_seconds"),
 )
-_SPACE = ("live_bytes", "snapshots_bytes", "unique_bytes")
 _HEAD = [("lap_covered", "<u2"), ("covered_low", "u1"), ("check", "u1")]
 _COUNTS = [
     *(("reads", "<u4"), ("writes", "<u4"), ("flushes", "<u4")),
@@ -40,7 +39,7 @@ _COUNTS = [
 ]
 _TIMES = [*((f"{kind}_us", "<u2") for kind in KINDS), *((name, "u1") for name in _SHORT_CODES)]
 SHORT = np.dtype([*_HEAD, *_COUNTS, *_TIMES, *((name, "<u2") for name in _CODES)])
-LONG = np.dtype([*SHORT.descr, *((name, "<u2") for name in _SPACE)])
+LONG = np.dtype([*SHORT.descr, *((name, "<u2") for name in SPACE)])
 _OFFSETS = {name: int(offset) for name, (_type, offset, *_title) in (LONG.fields or {}).items()}
 _PLACES = {name: offset // 2 for name, offset in _OFFSETS.items()}  # of codes, as if a slot were numbers of 16 bits
 _SHORT_CODES_AT = _OFFSETS[_SHORT_CODES[0]]

@@ -99,7 +99,6 @@
             width: 1.5,
             dash: line.dash ? [5, 4] : undefined,
             fill: this.isStacked ? `color-mix(in srgb, ${colour(line.hue)} 35%, transparent)` : undefined,
-            spanGaps: this.figure.dataset.unit === "size", // space is counted each 5 minutes, between steps of 10 s
             points: { size: 5, show: (plot, at) => plot.data[at].filter((value) => value !== null).length < 60 },
             value: (_plot, _value, _series, place) => this.words(this.value(at, place)),
           })),
