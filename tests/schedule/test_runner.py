@@ -106,6 +106,7 @@ def test_an_hour_that_comes_twice_has_two_snapshots_of_different_names(home: Hom
 
 def test_a_vm_without_disks_and_one_without_schedules_are_left_alone(web: Home) -> None:
     web.vms.create_vm("empty", [])
+    assert not web.schedules.preview("empty", DAY).runs and web.schedules.preview("web", DAY).runs
     web.vms.create_vm("bare", [("root", 1 << 20)])
     web.schedules.replace("bare", [])
     web.now += DAY

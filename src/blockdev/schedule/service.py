@@ -140,12 +140,17 @@ class Schedules:
             return self.replace(vm, [schedule for schedule in before if schedule.name != name])
 
     def preview(self, vm: str, seconds: float) -> Preview:
-        """What will be taken within so many seconds from now, oldest first.  InvalidArgument: too far ahead; NotFound."""
+        """What will be taken within so many seconds from now, oldest first; of a VM without disks, as a received one, nothing.
+
+        InvalidArgument: too far ahead; NotFound.
+        """
         if not 0 < seconds <= PREVIEW_SECONDS_MAX:
             raise InvalidArgument("a preview goes from now to at most ten years ahead")
         now = self._clock()
         planned: list[tuple[float, float, Schedule]] = []
-        for schedule in self.show(vm).schedules:
+        with self._catalog.transaction():
+            schedules = self.show(vm).schedules if self._catalog.disks(self._vm(vm).id) else []
+        for schedule in schedules:
             for due in runs(*schedule.when(), now, now + seconds):
                 planned.append((due, due + schedule.keep_seconds, schedule))
                 if len(planned) > PREVIEW_RUNS_MAX:
