@@ -34,7 +34,8 @@
   function fill() {
     fitting = order.filter(matches);
     body.replaceChildren(...fitting.slice(0, AT_ONCE));
-    document.getElementById("shown").textContent = fitting.length === rows.length ? `${rows.length} VMs` : `${fitting.length} of ${rows.length} VMs`;
+    const vms = rows.length === 1 ? "1 VM" : `${rows.length} VMs`;
+    document.getElementById("shown").textContent = fitting.length === rows.length ? vms : `${fitting.length} of ${vms}`;
     if (end) watch();
   }
 
