@@ -39,6 +39,7 @@ def _environment() -> Environment:
         "size": size,
         "rate": rate,
         "count": count,
+        "counted": counted,
         "iops": iops,
         "duration": duration,
         "latency": latency,
@@ -77,6 +78,11 @@ def count(number: float | None) -> str:
     if number is None:
         return "–"
     return f"{number:,.0f}" if abs(number) >= 10 or number == int(number) else f"{number:.1f}"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 disk, 2,000 disks."""
+    return f"{count(number)} {noun}" + ("" if number == 1 else "s")
 
 
 def is_received(vm: Mapping[str, Any]) -> bool:
