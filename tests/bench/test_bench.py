@@ -301,3 +301,10 @@ def test_instructions_are_counted_with_and_without_those_of_callees() -> None:
     place, update = kernels.read_counts(CALLGRIND)
     assert place == kernels.Count("_cow.map_place", calls=4, instructions=100, instructions_own=100)
     assert update == kernels.Count("_cow.map_update", calls=2, instructions=220, instructions_own=20)
+
+
+def test_answers_of_a_process_are_timed_alone_and_beside_others() -> None:
+    told = subprocess.run([sys.executable, "-m", "bench.wakeups", "--rounds", "1", "--answers", "20"], check=True, capture_output=True, text=True)
+    rows = [line.split() for line in told.stdout.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["alone", "beside", "the"]
+    assert all(0 < float(row[-3]) <= float(row[-1]) for row in rows)
