@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from blockdev.home import Home
+from blockdev.replicate.control import decode_refuse
 from blockdev.replicate.frames import Frame, Message, frame
+from blockdev.replicate.messages import Kind
 from blockdev.replicate.pairing import Invited
 from blockdev.replicate.transport import Transport
 from blockdev.vmmap.catalog_replication import PathRow, PeerRow
@@ -72,6 +74,8 @@ class Pusher:
         pass
 
     def handle(self, message: Message) -> None:
+        if message[0] == Kind.REFUSE:
+            raise decode_refuse(memoryview(message)[1:])
         if message[0] == DONE:
             self.is_done, self.total = True, bytes(message[1:])
         else:
@@ -98,6 +102,7 @@ class Doors:
         self.opened = threading.Event()
         self.entered_keys: list[str] = []
         self._make = make
+        self.engine_hangs = False
 
     def find_peer(self, key: str) -> PeerRow | None:
         return self.peers.get(key)
@@ -109,6 +114,9 @@ class Doors:
         self.machines.append(self._make())
         self.opened.set()
         return self.machines[-1]
+
+    def engine_answers(self, seconds: float) -> bool:
+        return not self.engine_hangs
 
     def admit(self, invited: Invited, key: str) -> None:
         self.add(key, invited.name)

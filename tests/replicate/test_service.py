@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.cli.served import Home, run_tool, served_home, until
+from blockdev.engine.client import EngineClient
+from tests.cli.served import SECONDS_MAX, Home, run_tool, served_home, until
 from tests.ports import free_port
 
 MEBIBYTE = 1 << 20
@@ -234,6 +235,17 @@ def test_a_control_plane_ends_while_a_copy_waits_for_an_engine_that_hangs(pair: 
     assert pair.here.ask("GET", f"/jobs/{job}")["state"] in ("interrupted", "cancelled")
     pair.here.home("replicate", "copy", f"{vm}@s1", "--path", "far", "--as", f"{vm}-copy")
     assert pair.there.ask("GET", f"/vms/{vm}-copy")["disks"]
+
+
+def test_an_engine_that_hangs_is_known_by_that_it_does_not_answer(pair: Pair) -> None:
+    engine, client = pair.there.home.engine_pid(), EngineClient(pair.there.home.path / "run/engine.sock")
+    assert client.answers(SECONDS_MAX)
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        assert not client.answers(0.2)
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    assert client.answers(SECONDS_MAX)
 
 
 def test_a_vm_that_is_protected_no_more_stays_at_the_other_end_as_it_was(pair: Pair, vm: str) -> None:

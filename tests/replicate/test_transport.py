@@ -18,7 +18,7 @@ import pytest
 from blockdev.addresses import Address
 from blockdev.constants import REPLICATION_PORT
 from blockdev.errors import Busy, InvalidArgument, Unavailable
-from blockdev.replicate import channel, driver, link, server, wire
+from blockdev.replicate import channel, driver, engine_watch, link, server, wire
 from blockdev.replicate.channel import Channel, Cut
 from blockdev.replicate.frames import LENGTH, Frame, Message, frame
 from blockdev.replicate.halt import Halt, Halted, Rejected, Unreached
@@ -76,6 +76,44 @@ def test_eight_transfers_at_once_share_a_connection(sides: tuple[Side, Side]) ->
         assert not raised
     assert all(pusher.is_done for pusher in pushers)
     assert receiver.doors.entered_keys == [sender.key]
+
+
+class Stuck(Sink):
+    """Waits for an engine in the middle of its fifth message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.works = threading.Event()
+
+    def handle(self, message: Message) -> list[Frame]:
+        if self.message_count == 4:
+            assert self.works.wait(SECONDS_MAX)
+        return super().handle(message)
+
+
+def test_sender_is_told_that_the_engine_there_hangs_and_goes_on_when_it_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOOK_SECONDS", "WORK_SECONDS", "HANGS_SECONDS_MAX"):
+        monkeypatch.setattr(engine_watch, name, 0.01)
+    with two_sides(tmp_path, Stuck) as (sender, receiver):
+        receiver.doors.engine_hangs = True
+        with pytest.raises(Unavailable, match="the engine there has not answered"):
+            sender.transport.run(sender.path_to(receiver), Pusher(200, MIB), Halt())
+        [stuck] = receiver.doors.machines
+        assert isinstance(stuck, Stuck) and not stuck.closed.is_set(), "what it asked the engine for may be done yet"
+        stuck.works.set()
+        assert stuck.closed.wait(SECONDS_MAX)
+        receiver.doors.engine_hangs = False
+        halt = Halt()
+        thread, raised = run_in_thread(sender, receiver, Pusher(5, MIB), halt)
+        until(lambda: len(receiver.doors.machines) == 2, "the next try")
+        time.sleep(0.2)  # many looks at an engine that is slow, and answers
+        slow = receiver.doors.machines[1]
+        assert isinstance(slow, Stuck)
+        slow.works.set()
+        thread.join(SECONDS_MAX)
+        assert not raised and not thread.is_alive()
 
 
 def test_round_trip_is_measured_over_a_channel(sides: tuple[Side, Side]) -> None:

@@ -164,8 +164,10 @@ class EngineClient(ExchangeClient):
         """Whether an engine says who it is within so long, by a connection of its own: one that works on something does."""
         try:
             connection, _ = self._connect(seconds)
-        except BlockdevError:
+        except Unavailable:
             return False
+        except BlockdevError:  # it has too many connections, but does answer
+            return True
         connection.close()
         return True
 

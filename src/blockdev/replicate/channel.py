@@ -1,7 +1,7 @@
 """One SSH channel as a thread sees it: whole messages come out, frames go in, and both may have to wait.
 
-Threads: `send`, `received`, `receive` and `close` are for one thread that may block, `interrupt` for any; the rest is the
-loop's.  `_changed` guards what both sides see.  Memory: INCOMING_BYTES_MAX of messages, in memory at most twice as large
+Threads: `send`, `received`, `receive` and `close` are for one thread that may block, `interrupt` and `send_last` for any; the
+rest is the loop's.  `_changed` guards what both sides see.  Memory: INCOMING_BYTES_MAX of messages, in memory at most twice as large
 (frames.py), and the SSH window on one side, OUTGOING_BYTES_MAX and a frame on the other, then Wire.HIGH_WATER_BYTES: whatever
 the other end does.
 """
@@ -113,6 +113,17 @@ class Channel:
         with self._changed:
             self._is_interrupted = True
             self._changed.notify_all()
+
+    def send_last(self, frame: Frame) -> None:
+        """Have a frame written after what was sent, then end; whoever sends meanwhile gets Cut.  For any thread; does not wait."""
+        with self._changed:
+            if self._end is not None:
+                return
+            self._end = Cut("the channel was given up")
+            self._outgoing_bytes += len(frame)
+            self._changed.notify_all()
+        self._call(lambda: self._queue.put_nowait(frame))
+        self.close()
 
     def close(self) -> None:
         """Write what was sent, then end.  Does not wait for that."""

@@ -21,14 +21,21 @@ class Doors:
     """Those of one home."""
 
     def __init__(
-        self, catalog: Catalog, inbound: Inbound, clock: Clock, events: Events, reached: Callable[[str], None]
+        self,
+        catalog: Catalog,
+        inbound: Inbound,
+        clock: Clock,
+        events: Events,
+        reached: Callable[[str], None],
+        engine_answers: Callable[[float], bool],
     ) -> None:
-        """reached: is told of the public key of a peer that comes, as it may be reached then, too."""
+        """engine_answers: EngineClient.answers.  reached: is told of the public key of a peer that comes, as it may be reached then, too."""
         self._catalog = catalog
         self._inbound = inbound
         self._clock = clock
         self._events = events
         self._reached = reached
+        self.engine_answers = engine_answers
 
     def find_peer(self, key: str) -> PeerRow | None:
         """The peer of this key; None: nobody is let in with it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from blockdev.replicate.channel import Channel, Cut
+from blockdev.replicate.engine_watch import Work
 from blockdev.replicate.frames import Frame, Message, ProtocolError
 from blockdev.replicate.halt import Halt
 
@@ -60,14 +61,16 @@ def _run_sender(machine: Sending, channel: Channel) -> None:
                 raise
 
 
-def run_receiver(machine: Receiving, channel: Channel) -> None:
+def run_receiver(machine: Receiving, channel: Channel, work: Work) -> None:
     """Until it is closed, or the other end has gone; closes it.  The channel is closed when all that it said is written."""
     seconds: float | None = FIRST_SECONDS_MAX
     try:
         while not machine.is_closed:
             message = channel.receive(seconds)
             seconds = None
-            for frame in machine.handle(message):
+            with work:
+                frames = machine.handle(message)
+            for frame in frames:
                 channel.send(frame)
     except (Cut, ProtocolError):
         channel.abort()

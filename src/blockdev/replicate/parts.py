@@ -59,7 +59,7 @@ class Parts:
         ledger = Ledger(recorder, clock)
         self._answers = Answers(vms, catalog, clock, events, self._look, self._reach)
         self._inbound = Inbound(vms, catalog, engine, self._answers, events, ledger)
-        self._doors = Doors(catalog, self._inbound, clock, events, self._reached)
+        self._doors = Doors(catalog, self._inbound, clock, events, self._reached, engine.answers)
         self._transport = Transport(home, listen, self._doors)
         self._carrier = Carrier(vms, engine, self._transport, events, ledger)
         self._dispatcher = Dispatcher(catalog, self._carrier.carry, clock, events, vms.is_labelling)

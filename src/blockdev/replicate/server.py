@@ -12,6 +12,8 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 import asyncssh
@@ -23,6 +25,7 @@ from blockdev.replicate import pairing, ssh
 from blockdev.replicate.channel import PACKET_BYTES, WINDOW_BYTES, Channel, Cut
 from blockdev.replicate.control import encode_refuse
 from blockdev.replicate.driver import Receiving, run_receiver
+from blockdev.replicate.engine_watch import EngineWatch
 from blockdev.replicate.identity import KeyPair, public_line
 from blockdev.replicate.pairing import Admission, Invitations, Invited, Ticket
 from blockdev.replicate.sessions import Handing
@@ -55,6 +58,9 @@ class Doors(Protocol):
     def open(self, peer: PeerRow) -> Receiving:
         """What speaks to him over a new channel.  BlockdevError: he is refused."""
 
+    def engine_answers(self, seconds: float) -> bool:
+        """Whether this home's engine does, within so long."""
+
     def admit(self, invited: Invited, key: str) -> None:
         """He came by an invitation: make him a peer.  BlockdevError."""
 
@@ -70,6 +76,7 @@ class Server:
         self._transports: dict[asyncio.BaseTransport, str | None] = {}  # of strangers: the address
         self._guests: dict[Guest, None] = {}  # who has logged in; the oldest first
         self._threads: set[threading.Thread] = set()
+        self._watch = EngineWatch(doors.engine_answers)
         self.lock = threading.Lock()  # guards _guests and _threads, which other threads look at
 
     async def listen(self, listener: socket.socket) -> None:
@@ -89,9 +96,11 @@ class Server:
             sftp_factory=None,
             **ssh.options(),
         )
+        self._watch.start()
 
     async def close(self) -> None:
         """No more connections; those that there are end at once."""
+        self._watch.stop()
         if self._acceptor is not None:
             self._acceptor.close()
         for transport in list(self._transports):
@@ -172,7 +181,8 @@ class Server:
     def _serve(self, guest: Guest, channel: Channel) -> None:
         give_way_to_guests()
         try:
-            run_receiver(guest.machine(), channel)
+            with self._watch.working(partial(_refuse, channel)) as work:
+                run_receiver(guest.machine(), channel, work)
         except BlockdevError as error:
             _refuse(channel, error)
         except Exception:  # a bug: its trace belongs in the log
@@ -184,11 +194,8 @@ class Server:
 
 
 def _refuse(channel: Channel, error: BlockdevError) -> None:
-    try:
-        channel.send(encode_refuse(error))
-        channel.close()
-    except Cut:
-        pass
+    with suppress(Cut):
+        channel.send_last(encode_refuse(error))
 
 
 class Guest(asyncssh.SSHServer):
