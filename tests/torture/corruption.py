@@ -364,7 +364,7 @@ def _run_kind(asked: argparse.Namespace, ground: Ground, path: str) -> int:
     failures = 0
     kind = ground.specimen.kind
     for number, damage, rng in cases(asked, ground):
-        again = f"python -m tests.torture.corruption --seed {asked.seed} --kind {kind} --case {number}"
+        again = f".venv/bin/python -m tests.torture.corruption --seed {asked.seed} --kind {kind} --case {number}"
         again += " --every-byte" if asked.every_byte else ""
         faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
         os.write(2, f"case {number}: {damage.told}; again: {again}\n".encode())  # for whoever sees us die

@@ -45,7 +45,7 @@ class Job:
     def rerun(self, state: int, bug: str) -> str:
         planted = "" if bug == NO_BUG else f" --bug {bug}"
         chosen = f" --state {state}" if state >= 0 else ""
-        return f"python -m tests.torture --scenario {self.scenario} --seed {self.seed}{chosen}{planted}"
+        return f".venv/bin/python -m tests.torture --scenario {self.scenario} --seed {self.seed}{chosen}{planted}"
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class Worker:
             stderr=self.log,
             text=True,
             bufsize=1,
+            process_group=0,  # Ctrl-C, and SIGTERM to the group, are for the campaign, which ends its workers
         )
 
     def give(self, job: Job) -> None:
@@ -136,6 +137,7 @@ class Campaign:
         self._bug = bug
         self._only_one_failure = only_one_failure
         self._told = told
+        self._stopped = threading.Event()
         self._lock = threading.Lock()  # guards what is above
 
     def run(self, worker_count: int) -> Totals:
@@ -151,6 +153,7 @@ class Campaign:
 
     def _stop(self) -> None:
         with self._lock:
+            self._stopped.set()
             self._jobs = iter(())
             for worker in self._workers:
                 worker.process.kill()
@@ -177,7 +180,9 @@ class Campaign:
                 while job is not None and died_at is None:
                     worker.give(job)
                     died_at = self._follow(worker, job)
-                    if died_at is not None and 0 <= died_at < job.end - 1:
+                    if self._stopped.is_set():
+                        job = None
+                    elif died_at is not None and 0 <= died_at < job.end - 1:
                         job = replace(job, first=died_at + 1)
                     else:
                         job = self._next()
@@ -188,6 +193,8 @@ class Campaign:
         worker = Worker(self._bug)
         with self._lock:
             self._workers.add(worker)
+            if self._stopped.is_set():
+                worker.process.kill()
         return worker
 
     def _dismiss(self, worker: Worker) -> None:
@@ -206,7 +213,9 @@ class Campaign:
                 self._sound(job, event["states"], state)
             elif event["event"] == "failed":
                 self._failed(job, state, event["why"])
-        self._failed(job, state, worker.end_of_it())
+        why = worker.end_of_it()
+        if not self._stopped.is_set():
+            self._failed(job, state, why)
         return state
 
     def _sound(self, job: Job, states: int, state: int) -> None:
