@@ -55,7 +55,8 @@ def parse() -> argparse.Namespace:
     for_qemu("-f", "--forward", type=pair, action="append", default=[], metavar="HOSTPORT:GUESTPORT")
     for_qemu("-r", "--reach", type=service, action="append", default=[], metavar="PORT=SOCKET|HOST:PORT",
         help="lets the guest reach a service of this machine at 10.0.2.100:PORT")  # fmt: skip
-    for_qemu("-q", "--qemu", action="append", default=[], metavar="ARGUMENTS", help="more arguments for QEMU")
+    for_qemu("-q", "--qemu", action="append", default=[], metavar="ARGUMENTS",
+        help="more arguments for QEMU, written as -q='-device ...'")  # fmt: skip
     add("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     if arguments.command[:1] == ["--"]:
