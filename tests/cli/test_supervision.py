@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 
 import nbd
-from tests.cli.served import SECONDS_MAX, Home, read_until, run_tool, until
+from tests.cli.served import BLOCKDEVCTL, SECONDS_MAX, Home, read_until, run_tool, until
 from tests.ports import free_address
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -19,6 +24,26 @@ def served(fresh: Home) -> Home:
     fresh.serve()
     fresh("vm", "create", "web", "--disk", "root=64M")
     return fresh
+
+
+@pytest.mark.parametrize("name", ["path", "abstract"])
+def test_a_service_manager_is_told_when_guests_and_commands_are_answered(fresh: Home, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    address = str(fresh.above / "notify") if name == "path" else f"@{fresh.above.name}"
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address.replace("@", "\0"))
+        manager.settimeout(SECONDS_MAX)
+        fresh.serve()
+        assert manager.recv(100) == b"READY=1"
+        fresh("vm", "list")
+
+
+def test_the_unit_for_systemd_is_one(fresh: Home) -> None:
+    text = (ROOT / "targets/systemd/blockdev.service").read_text()
+    unit = fresh.above / "blockdev.service"
+    unit.write_text(text.replace("/opt/blockdev/.venv/bin/blockdevctl", BLOCKDEVCTL).replace("/var/lib/blockdev", str(fresh.path)))
+    checked = subprocess.run(["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
 class Load:

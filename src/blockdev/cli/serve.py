@@ -15,6 +15,7 @@ from blockdev.api.launch import start_control
 from blockdev.api.listening import Tcp, prepare_tcp
 from blockdev.api.supervisor import Supervisor, sole_supervisor
 from blockdev.cli import values
+from blockdev.cli.service_manager import tell_ready
 from blockdev.cli.session import Session, Verb, pass_session
 from blockdev.constants import REPLICATION_PORT
 from blockdev.errors import InvalidArgument
@@ -114,6 +115,7 @@ def serve(
 
     def announce() -> None:
         _announce(session, nbd, tcp, replicate, plugin)
+        tell_ready()
 
     with sole_supervisor(home):
         try:
