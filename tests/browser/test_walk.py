@@ -106,6 +106,7 @@ def clone_20(page: Page) -> None:
     page.get_by_role("link", name="Clone before").click()
     page.get_by_label("How many").fill("20")
     page.get_by_label("Name", exact=True).fill("desk-##")
+    expect(page.get_by_text("Makes desk-01, desk-02, … desk-20.")).to_be_visible()
     page.get_by_role("button", name="Clone", exact=True).click()
     expect(page.get_by_role("status").first).to_contain_text("20")
     page.goto("/")

@@ -154,8 +154,8 @@ def test_space_adds_up_on_the_page_as_in_the_answer(admin: Browser, rest: httpx.
 
 
 def test_a_path_is_added_by_a_key_throttled_changed_and_removed(admin: Browser, rest: httpx.Client) -> None:
-    made = admin.send("/replication/new-path", name="site-b", place="127.0.0.1:9", level="5", how="key", key=KEY)
-    page = "/replication/paths/site-b"
+    made = admin.send("/replication/new-path", name="new", place="127.0.0.1:9", level="5", how="key", key=KEY)
+    page = "/replication/paths/new"  # no other page of that address
     assert (made.status_code, made.headers["Location"]) == (303, page)
     windows = "mon-fri 08:00-18:00=5\n22:00-06:00=none\n"
     assert admin.send(page, f"{page}/throttle", rate="2.5", windows=windows, zone="Europe/Zurich").status_code == 303

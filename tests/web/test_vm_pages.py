@@ -130,6 +130,14 @@ def test_a_rename_goes_to_the_page_of_the_new_name(signed_in: As, vm: str) -> No
     assert one.get(f"/vms/{vm}").status_code == 404
 
 
+def test_what_was_done_is_said_by_the_page_it_leads_to_and_by_no_other_tab(signed_in: As, vm: str) -> None:
+    one = signed_in("operator")
+    done = one.send(f"/vms/{vm}/rename", name="paged-b")
+    assert "changed paged-b" not in one.page("/")
+    assert "changed paged-b" in one.page(done.headers["Location"])
+    assert "changed paged-b" not in one.page("/vms/paged-b")
+
+
 def test_events_and_jobs_come_as_they_happen(signed_in: As, vm: str, rest: httpx.Client) -> None:
     with signed_in("viewer").client.stream("GET", "/live") as answer:
         assert answer.headers["Content-Type"].startswith("text/event-stream")

@@ -14,6 +14,7 @@ from blockdev.constants import SECTOR_BYTES, VDISK_BYTES_MAX
 from blockdev.errors import InvalidArgument
 
 NAME_CHARACTERS_MAX = 63
+SHOWN_CHARACTERS_MAX = 80  # of a name that cannot be used
 _PATTERN = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_CHARACTERS_MAX - 1}}}"
 _NAME = re.compile(_PATTERN)
 _OBJECT_NAME = re.compile(f"({_PATTERN})/({_PATTERN})(?:@({_PATTERN}))?")
@@ -64,8 +65,9 @@ def free_name(name: str, is_taken: Callable[[str], bool]) -> str:
 def check_name(kind: str, name: str) -> str:
     """`name` if it can name a `kind` (VM, disk, snapshot); InvalidArgument otherwise."""
     if not isinstance(name, str) or not is_name(name):
+        shown = repr(name) if len(str(name)) <= SHOWN_CHARACTERS_MAX else f"{str(name)[:SHOWN_CHARACTERS_MAX]!r}… of {len(str(name))} characters"
         raise InvalidArgument(
-            f"{kind} name {name!r} cannot be used: take 1 to 63 letters, digits, '.', '_' and '-', "
+            f"{kind} name {shown} cannot be used: take 1 to 63 letters, digits, '.', '_' and '-', "
             "the first a letter or digit"
         )
     return name

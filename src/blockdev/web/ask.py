@@ -38,7 +38,7 @@ from blockdev.web.door import is_same_origin
 from blockdev.web.forms import EMPTY, Form, read_form
 from blockdev.web.rendering import render
 from blockdev.web.rest import Rest, SignedOut
-from blockdev.web.sessions import Session, Sessions
+from blockdev.web.sessions import Notice, Session, Sessions
 
 logger = logging.getLogger(__name__)
 CSRF_FIELD, CSRF_HEADER = "csrf", "X-CSRF-Token"
@@ -85,16 +85,16 @@ class Ask:
 
     def show(self, template: str, **given: Any) -> Response:
         """A page; templates extend base.html.  A template of a part of a page extends nothing."""
-        notices, self.session.notices = self.session.notices, []
+        notices = self.session.take_notices(self.request.url.path)
         return HTMLResponse(render(template, {"ask": self, "session": self.session, "notices": notices, **given}), self.status)
 
     def part(self, template: str, **given: Any) -> Response:
-        """A part of a page, that a script asked for: notices stay for the next page."""
+        """A part of a page, that a script asked for: notices stay for the page."""
         return HTMLResponse(render(template, {"ask": self, "session": self.session, **given}), self.status)
 
     def done(self, to: str, notice: str) -> Response:
-        """What was asked is done: go to a page, which says so first."""
-        self.session.notices.append(notice)
+        """What was asked is done: go to a page, which says so first; no page in another tab does."""
+        self.session.notices.append(Notice(urlsplit(to).path, notice))
         return RedirectResponse(to, 303)
 
     @property

@@ -1,4 +1,4 @@
-"""What happens, as it happens: one stream of server-sent events for each open page.
+"""What happens, as it happens: one stream of server-sent events for all open pages of a session in a browser.
 
     event: events   data: an event of the API
     event: jobs     data: the jobs that changed, a list
@@ -51,19 +51,19 @@ class Ending:
 
 @pages.get("/live")
 async def stream(ask: Ask) -> Response:
-    """The stream; 503 when there are too many of them."""
+    """The stream, from after the event that the browser, or another of its pages, saw last; 503 when there are too many."""
     ending: Ending = ask.request.app.state.ending
     if ending.open_count >= STREAMS_MAX:
         return Response(status_code=503, headers={"Retry-After": "30"})
-    seen = ask.request.headers.get("last-event-id", "")
+    seen = ask.request.headers.get("last-event-id", "") or ask.query("after")
     newest = await ask.rest.get("/events", count=1)
     after = int(seen) if seen.isdigit() and len(seen) < 18 else max((one["id"] for one in newest["events"]), default=0)
-    return StreamingResponse(_messages(ask, ending, after), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    jobs = await _jobs(ask)  # before the browser is told that it listens
+    return StreamingResponse(_messages(ask, ending, after, jobs), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-async def _messages(ask: Ask, ending: Ending, after: int) -> AsyncIterator[str]:
+async def _messages(ask: Ask, ending: Ending, after: int, jobs: dict[str, Any]) -> AsyncIterator[str]:
     ended, spoke = ending.watched(), monotonic_seconds()
-    jobs = await _jobs(ask)
     ending.open_count += 1
     try:
         yield f"retry: {RETRY_MS}\n\n"

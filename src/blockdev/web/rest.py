@@ -18,7 +18,7 @@ from blockdev import errors
 PREFIX = "/api/v1"
 # An address with a port is one of TCP (api.guard.over_tcp): what we ask is never taken for the owner's.
 HERE = ("console", 1)
-PART = re.compile(r"[A-Za-z0-9._~*-]+")  # what a name or an id can have: nothing that leads to another address
+PART = re.compile(r"[A-Za-z0-9._~*-]{1,255}")  # what a name or an id can have: nothing that leads to another address
 
 
 class SignedOut(errors.NotAllowed):

@@ -11,14 +11,24 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from blockdev.api.access import Caller, Role
 from blockdev.clock import monotonic_seconds
 
 SECONDS_MAX = 12 * 3600
 IDLE_SECONDS = 2 * 3600
+NOTICES_MAX = 20  # that no page has come for
 SESSIONS_MAX = 1000  # the oldest one goes
+
+
+class Notice(NamedTuple):
+    """What a page is to say first."""
+
+    path: str
+    words: str
 
 
 @dataclass
@@ -30,9 +40,17 @@ class Session:
     token: str = field(repr=False)
     is_ours: bool  # the token was made for this session alone, and goes with it
     csrf: str = field(repr=False)
+    id: str  # no secret: by which pages of one session in a browser know each other
     began: float
     used: float
-    notices: list[str] = field(default_factory=list)  # what the next page says first
+    notices: deque[Notice] = field(default_factory=lambda: deque(maxlen=NOTICES_MAX))
+
+    def take_notices(self, path: str) -> list[str]:
+        """What the page of that address is to say first, once."""
+        found = [one for one in self.notices if one.path == path]
+        for one in found:
+            self.notices.remove(one)
+        return [one.words for one in found]
 
     def may(self, role: Role) -> bool:
         return Caller(self.name, self.role).may(role)
@@ -52,7 +70,7 @@ class Sessions:
         while len(self._by_digest) >= SESSIONS_MAX:
             del self._by_digest[next(iter(self._by_digest))]
         value = secrets.token_urlsafe(32)
-        self._by_digest[_digest(value)] = Session(name, role, token, is_ours, secrets.token_urlsafe(32), now, now)
+        self._by_digest[_digest(value)] = Session(name, role, token, is_ours, secrets.token_urlsafe(32), secrets.token_hex(8), now, now)
         return value
 
     def find(self, value: str) -> Session | None:

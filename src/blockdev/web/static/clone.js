@@ -2,7 +2,7 @@
 "use strict";
 (function () {
   const form = document.getElementById("clone");
-  const told = document.getElementById("names");
+  const told = document.getElementById("told");
   const countField = form.elements.count;
 
   function name(pattern, number) {

@@ -37,14 +37,26 @@ window.blockdev = (function () {
     },
   };
 
+  // what the page is about was deleted or renamed by somebody else: that is said, and nothing more is asked
+  let isGone = false;
+  function missed(status) {
+    if (status !== 404 || isGone) return;
+    isGone = true;
+    toast("What this page shows is not there any more: it was deleted or renamed.", true, true);
+  }
+  document.addEventListener("htmx:responseError", (event) => missed(event.detail.xhr.status));
+  document.addEventListener("htmx:beforeRequest", (event) => { if (isGone) event.preventDefault(); });
+
   // calls work every so many seconds while the page is seen
   function whileSeen(seconds, work) {
-    setInterval(() => { if (!document.hidden) work(); }, seconds * 1000);
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) work(); });
+    const look = () => { if (!document.hidden && !isGone) work(); };
+    setInterval(look, seconds * 1000);
+    document.addEventListener("visibilitychange", look);
   }
 
   async function fetchJson(address) {
     const answer = await fetch(address, { headers: { Accept: "application/json" } });
+    missed(answer.status);
     if (!answer.ok) throw new Error(`${answer.status} of ${address}`);
     return answer.json();
   }
@@ -90,15 +102,16 @@ window.blockdev = (function () {
 
   document.addEventListener("submit", (event) => {
     const form = event.target;
-    if (form.dataset.confirm && !confirm(form.dataset.confirm)) {
+    if (form.dataset.sent || (form.dataset.confirm && !confirm(form.dataset.confirm))) {
       event.preventDefault();
       return;
     }
-    if (form.method === "post") setTimeout(() => { for (const button of form.querySelectorAll("button")) button.disabled = true; });
+    if (form.method !== "post") return;
+    form.dataset.sent = "yes"; // a second click comes before the buttons are disabled
+    setTimeout(() => { for (const button of form.querySelectorAll("button")) button.disabled = true; });
   });
-  addEventListener("pageshow", (event) => {
-    if (event.persisted) for (const button of document.querySelectorAll("form button")) button.disabled = false;
-  });
+  // out of the browser's memory: as it was then, perhaps of somebody who has signed out since
+  addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
   // who comes by a link from elsewhere has sent no cookie, which is for requests of our own pages: ask once more from here
   function returnIfSignedIn() {
@@ -121,29 +134,49 @@ window.blockdev = (function () {
     return line;
   }
 
+  // What happens comes by one stream for all tabs of a session: a browser has six connections to us, and with a stream of each
+  // tab the seventh page would wait for ever.  The tab that holds the lock has the stream, and tells the others.
   function listen() {
-    if (!document.body.dataset.live) return;
-    const source = new EventSource(document.body.dataset.live);
-    const tell = (name, detail) => document.body.dispatchEvent(new CustomEvent(`live:${name}`, { bubbles: true, detail }));
-    source.addEventListener("events", (message) => {
-      const event = JSON.parse(message.data);
-      tell("events", event);
-      if (event.level !== "info") toast(event.message, event.level === "error");
-    });
-    source.addEventListener("jobs", (message) => tell("jobs", JSON.parse(message.data)));
+    const { live, session } = document.body.dataset;
+    if (!live) return;
+    const tabs = new BroadcastChannel(`live ${session}`);
+    let newest = "", isOver = false, told = null, waiting = 0;
+    const part = (name, detail) => document.body.dispatchEvent(new CustomEvent(`live:${name}`, { bubbles: true, detail }));
     // a page whose figures stand still says so
-    let told = null, waiting = 0;
-    const say = (words) => { told?.remove(); told = toast(words, true, true); };
-    source.addEventListener("open", () => { clearTimeout(waiting); waiting = 0; told?.remove(); told = null; });
-    source.addEventListener("error", () => {
-      if (source.readyState === EventSource.CLOSED) {
-        clearTimeout(waiting);
+    const say = (words) => { told?.remove(); told = words ? toast(words, true, true) : null; };
+    const calm = () => { clearTimeout(waiting); waiting = 0; };
+    const hears = {
+      events(event, id) {
+        newest = id;
+        part("events", event);
+        if (event.level !== "info") toast(event.message, event.level === "error");
+      },
+      jobs(jobs) { part("jobs", jobs); },
+      open() {
+        calm();
+        say("");
+        part("jobs", []); // what changed before is not told
+      },
+      away() { waiting ||= setTimeout(() => say("blockdevd does not answer: what is shown stands still until it is back."), AWAY_MS); },
+      over() {
+        calm();
+        isOver = true;
         say("This page is no longer live: load it again.");
-      } else if (!waiting) {
-        waiting = setTimeout(() => say("blockdevd does not answer: what is shown stands still until it is back."), AWAY_MS);
-      }
-    });
-    addEventListener("pagehide", () => { clearTimeout(waiting); source.close(); });
+      },
+    };
+    const hear = ([name, ...given]) => { if (!isOver) hears[name](...given); };
+    const tell = (...message) => { hear(message); tabs.postMessage(message); };
+    tabs.addEventListener("message", (message) => hear(message.data));
+    function open() {
+      if (isOver) return;
+      const source = new EventSource(newest ? `${live}?after=${newest}` : live);
+      for (const name of ["events", "jobs"]) source.addEventListener(name, (message) => tell(name, JSON.parse(message.data), message.lastEventId));
+      source.addEventListener("open", () => tell("open"));
+      source.addEventListener("error", () => tell(source.readyState === EventSource.CLOSED ? "over" : "away"));
+      addEventListener("pagehide", () => { calm(); source.close(); });
+    }
+    if (navigator.locks) navigator.locks.request(`live ${session}`, () => new Promise(open));
+    else open(); // by plain HTTP and another name than localhost
   }
 
   function copyButtons() {

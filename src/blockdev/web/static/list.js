@@ -84,11 +84,29 @@
     history.replaceState(null, "", address);
   }
 
+  // rows of VMs that were counted once and are no more: somebody else deleted them
+  const counted = new Set(), gone = new Map();
+  function tellGone(row) {
+    if (!counted.has(row) || gone.has(row)) return;
+    const mark = document.createElement("span");
+    mark.className = "state bad";
+    mark.textContent = "deleted";
+    row.cells[0].querySelector("a").after(" ", mark);
+    gone.set(row, mark);
+  }
+
   async function refresh() {
     const now = await fetchJson("/figures");
+    const isKnown = Object.keys(now.vms).length > 0; // else nothing is counted yet
     for (const row of rows) {
       const figures = now.vms[row.dataset.id];
-      if (!figures) continue;
+      if (!figures) {
+        if (isKnown) tellGone(row);
+        continue;
+      }
+      counted.add(row);
+      gone.get(row)?.remove();
+      gone.delete(row);
       LIVE.forEach(([column, words], at) => {
         const cell = row.cells[column];
         const text = figures[at] === null ? "" : String(figures[at]);
