@@ -337,6 +337,9 @@ def test_a_home_that_moved_is_reached_at_its_new_address(apart: Sites) -> None:
     said = a.home("replicate", "path", "change", "b", "--to", moved.address, "--level", "0")
     assert said == f"path b leads to {moved.address} and does not compress\n"
     until(lambda: "late" in names(b.home, "web"), "what was taken meanwhile")
+    own = b.home.json("replicate", "identity")
+    said = a.home("replicate", "path", "change", "b", "--key", own["key"])
+    assert said == f"path b leads to {moved.address}, {own['fingerprint']}, and does not compress\n"
     for wrong in ((), ("--to", "nowhere:0"), ("--level", "20")):
         assert a.home.run("replicate", "path", "change", "b", *wrong).status == 2, wrong
 

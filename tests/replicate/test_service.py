@@ -237,6 +237,23 @@ def test_a_control_plane_ends_while_a_copy_waits_for_an_engine_that_hangs(pair: 
     assert pair.there.ask("GET", f"/vms/{vm}-copy")["disks"]
 
 
+def test_a_path_refuses_another_key_and_goes_on_with_the_one_that_it_is_told(pair: Pair, vm: str) -> None:
+    pair.here.ask("PUT", f"/vms/{vm}/protections/far")
+    pair.wait(vm, "s1")
+    right, wrong = (site.ask("GET", "/replication/identity")["key"] for site in (pair.there, pair.here))
+    assert pair.here.ask("PATCH", "/replication/paths/far", key=wrong)["key"] == wrong
+    assert "path change PATH --key" in pair.here.refused("POST", "/replication/paths/far/test")
+    write(pair.here, f"{vm}/data", 3, 3)
+    pair.here.home("snapshot", "create", vm, "--name", "s2")
+    status = until(lambda: (one := pair.here.status(vm))["state"] == "failed" and one, "the refusal")
+    assert status["error_code"] == "not_allowed" and "path change PATH --key" in status["reason"]
+    assert "ssh-ed25519" in pair.here.refused("PATCH", "/replication/paths/far", key="no key")
+    pair.here.ask("PATCH", "/replication/paths/far", key=right)
+    pair.wait(vm, "s2")
+    newest = pair.here.ask("GET", f"/replication/transfers?vm={vm}")["transfers"][0]
+    assert newest["snapshot"] == "s2" and newest["logical_bytes"] == 65536, "it goes on from where it was"
+
+
 def test_an_engine_that_hangs_is_known_by_that_it_does_not_answer(pair: Pair) -> None:
     engine, client = pair.there.home.engine_pid(), EngineClient(pair.there.home.path / "run/engine.sock")
     assert client.answers(SECONDS_MAX)

@@ -121,6 +121,7 @@ class PathChange(Body):
 
     host: Host | None = Field(None, description="where the same home is reached now")
     port: Port | None = Field(None, description="goes with `host`; null: the usual one")
+    key: KeyLine | None = Field(None, description="that the home has now; what is being sent goes on only if it does")
     level: Level | None = None
     throttle: ThrottleBody | None = Field(None, description="replaces what there was")
 

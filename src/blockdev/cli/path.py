@@ -149,18 +149,22 @@ def test(session: Session, name: str) -> None:
 @path.command()
 @click.argument("name", type=NAME)
 @click.option("--to", "endpoint", type=values.ENDPOINT_VALUE, metavar="HOST[:PORT]", help="Where the same home is reached now.")
+@key_option
 @level_option
 @pass_session
-def change(session: Session, name: str, endpoint: values.Endpoint | None, level: int | None) -> None:
-    """Say where the other home is reached now, or how much the path compresses; transfers that begin follow."""
+def change(session: Session, name: str, endpoint: values.Endpoint | None, key: str | None, level: int | None) -> None:
+    """Say where the other home is reached now, which key it has now, or how much the path compresses; transfers that begin follow."""
     body: dict[str, Any] = {} if level is None else {"level": level}
     if endpoint is not None:
         body |= {"host": endpoint.host, "port": endpoint.port}
+    if key is not None:
+        body["key"] = key
     if not body:
-        raise InvalidArgument("say what to change: --to HOST[:PORT] or --level N")
+        raise InvalidArgument("say what to change: --to HOST[:PORT], --key KEY or --level N")
     changed = session.client.patch(f"/replication/paths/{name}", body)
     how = f"compresses at level {changed['level']}" if changed["level"] else "does not compress"
-    session.say(changed, f"path {name} leads to {show_place(changed)} and {how}")
+    place = show_place(changed) if key is None else f"{show_place(changed)}, {changed['fingerprint']},"
+    session.say(changed, f"path {name} leads to {place} and {how}")
 
 
 @path.command()

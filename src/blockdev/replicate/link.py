@@ -104,7 +104,8 @@ def _another(end: End, client: _Client) -> str:
     found = "a key of another type" if client.found is None else f"the key {fingerprint(client.found)}"
     return (
         f"{end} is not the home that it should be: it has {found}, not {end.fingerprint}; somebody may be in between, or "
-        "it was set up anew: compare with blockdevctl replicate identity there"
+        "it was set up anew: compare with blockdevctl replicate identity there, and if that is its key now, say so by "
+        "blockdevctl replicate path change PATH --key KEY"
     )
 
 

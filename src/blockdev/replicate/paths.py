@@ -66,6 +66,10 @@ class PathOperations(Parts):
         check_name("path", name)
         if self._catalog.path_named(name) is not None:
             raise AlreadyExists(f"there is a path {name} already: choose another name")
+        self._check_room(key)
+
+    def _check_room(self, key: str | None) -> None:
+        """For one path more to the home that has this key."""
         same = [one.name for one in self._catalog.paths() if one.key == key]
         if len(same) >= PATHS_OF_HOME_MAX:
             raise AlreadyExists(
@@ -119,6 +123,24 @@ class PathOperations(Parts):
         self._transport.close_path(row.id)
         self._dispatcher.look()
         self._dispatcher.reached(row.key)
+        return self.show_path(name)
+
+    def set_key(self, name: str, key: str) -> Path:
+        """The home at the other end has this public key now; what is being sent is cut, and goes on from there with that one.
+
+        InvalidArgument; NotFound; AlreadyExists: as `add_path`.
+        """
+        wanted = parse_key(key)
+        with self._catalog.transaction(grows=True):
+            row = self._path(name)
+            if wanted == row.key:
+                return self.show_path(name)
+            self._check_room(wanted)
+            self._catalog.set_path_key(row.id, wanted)
+        self._transport.close_path(row.id)
+        self._dispatcher.look()
+        for one in (row.key, wanted):  # whichever the dispatcher knows by now
+            self._dispatcher.reached(one)
         return self.show_path(name)
 
     def remove_path(self, name: str, force: bool = False) -> Path:

@@ -223,6 +223,9 @@ class ReplicationRecords(Database):
     def set_endpoint(self, path_id: int, host: str, port: int) -> None:
         self._do("UPDATE path SET host = ?, port = ? WHERE id = ?", host, port, path_id)
 
+    def set_path_key(self, path_id: int, key: str) -> None:
+        self._do("UPDATE path SET key = ? WHERE id = ?", key, path_id)
+
     def set_level(self, path_id: int, level: int) -> None:
         self._do("UPDATE path SET level = ? WHERE id = ?", level, path_id)
 

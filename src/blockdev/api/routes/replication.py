@@ -109,18 +109,20 @@ def show_path(name: str, services: Wired) -> Path:
 
 @router.patch("/paths/{name}")
 def change_path(name: str, body: PathChange, services: Wired) -> Path:
-    """Where the home is reached, how fast the path may send, at once also what is being sent; how much it compresses."""
+    """Where the home is reached, which key it has, how fast the path may send, at once also what is being sent; how much it compresses."""
     changed = None
     if body.host is None and body.port is not None:
         raise InvalidArgument("a port goes with its host: give both")
     if body.host is not None:
         changed = services.replication.set_endpoint(name, body.host, body.port or PORT)
+    if body.key is not None:
+        changed = services.replication.set_key(name, body.key)
     if body.throttle is not None:
         changed = services.replication.set_throttle(name, body.throttle.to_json())
     if body.level is not None:
         changed = services.replication.set_level(name, body.level)
     if changed is None:
-        raise InvalidArgument("nothing to change: give host, throttle or level")
+        raise InvalidArgument("nothing to change: give host, key, throttle or level")
     return changed
 
 
