@@ -15,7 +15,6 @@ import nbd
 from tests.cli.served import BLOCKDEVCTL, SECONDS_MAX, Home, read_until, run_tool, until
 from tests.ports import free_address
 
-
 ROOT = Path(__file__).parents[2]
 
 
