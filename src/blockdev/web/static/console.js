@@ -135,7 +135,8 @@ window.blockdev = (function () {
   }
 
   // What happens comes by one stream for all tabs of a session: a browser has six connections to us, and with a stream of each
-  // tab the seventh page would wait for ever.  The tab that holds the lock has the stream, and tells the others.
+  // tab the seventh page would wait for ever.  Of the tabs that are seen, for a browser may stop others, the one that holds the
+  // lock has the stream; it tells all.
   function listen() {
     const { live, session } = document.body.dataset;
     if (!live) return;
@@ -155,7 +156,7 @@ window.blockdev = (function () {
       open() {
         calm();
         say("");
-        part("jobs", []); // what changed before is not told
+        for (const name of ["events", "jobs"]) part(name, null); // what was before is not told
       },
       away() { waiting ||= setTimeout(() => say("blockdevd does not answer: what is shown stands still until it is back."), AWAY_MS); },
       over() {
@@ -168,15 +169,34 @@ window.blockdev = (function () {
     const tell = (...message) => { hear(message); tabs.postMessage(message); };
     tabs.addEventListener("message", (message) => hear(message.data));
     function open() {
-      if (isOver) return;
       const source = new EventSource(newest ? `${live}?after=${newest}` : live);
       for (const name of ["events", "jobs"]) source.addEventListener(name, (message) => tell(name, JSON.parse(message.data), message.lastEventId));
       source.addEventListener("open", () => tell("open"));
       source.addEventListener("error", () => tell(source.readyState === EventSource.CLOSED ? "over" : "away"));
-      addEventListener("pagehide", () => { calm(); source.close(); });
+      return source;
     }
-    if (navigator.locks) navigator.locks.request(`live ${session}`, () => new Promise(open));
-    else open(); // by plain HTTP and another name than localhost
+    let leave = null; // the stream, or the queue for it
+    function enter() {
+      const waits = new AbortController();
+      let source = null, release = null;
+      leave = () => {
+        leave = null;
+        calm();
+        waits.abort();
+        source?.close();
+        release?.();
+      };
+      const hold = () => new Promise((resolve) => { [source, release] = [open(), resolve]; });
+      if (navigator.locks) navigator.locks.request(`live ${session}`, { signal: waits.signal }, hold).catch(() => {}); // it left before
+      else hold(); // by plain HTTP and another name than localhost
+    }
+    function follow() {
+      if (document.hidden) leave?.();
+      else if (!leave && !isOver) enter();
+    }
+    document.addEventListener("visibilitychange", follow);
+    addEventListener("pagehide", () => leave?.());
+    follow();
   }
 
   function copyButtons() {
