@@ -34,7 +34,7 @@ def main() -> int:
         if outcome.status:
             failed.append(name)
     if failed:
-        print(f"FOUND something in {', '.join(failed)}; once more: python -m tests.fuzz TARGET --input FILE")
+        print(f"FOUND something in {', '.join(failed)}; once more: .venv/bin/python -m tests.fuzz TARGET --input FILE")
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""Writes the seeds of every target to tests/fuzz/corpus: python -m tests.fuzz.corpus [TARGET...].
+"""Writes the seeds of every target to tests/fuzz/corpus: .venv/bin/python -m tests.fuzz.corpus [TARGET...].
 
 Seeds are named seed-...; regressions (inputs that failed once) and what fuzzing found worth keeping are left alone.
 Run it when a format changes.

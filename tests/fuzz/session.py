@@ -107,12 +107,12 @@ def run(name: str, arguments: list[str], *, quiet: bool = False) -> Outcome:
     return Outcome(process.returncode, "".join(lines))
 
 
-def findings(outcome: Outcome) -> str:
-    """What a failed session says of what it found, and how to run it again."""
+def findings(name: str, outcome: Outcome) -> str:
+    """What a failed session of a target says of what it found, and how to run it again."""
     lines = outcome.output.splitlines()
     kept = re.findall(r"Test unit written to (\S+)", outcome.output)
     shown = [line for line in lines if not line.startswith(("INFO", "stat::", "#"))][-80:]
-    again = [f"again: {sys.executable} -m tests.fuzz TARGET --input {path}" for path in kept]
+    again = [f"again: {sys.executable} -m tests.fuzz {name} --input {path}" for path in kept]
     return "\n".join([*shown, *again])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import session
+from tests.fuzz import frames, rest, session
 from tests.fuzz.targets import TARGETS
 
 SEED = 1
@@ -20,7 +20,7 @@ EXECUTED = re.compile(r"stat::number_of_executed_units: (\d+)")
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_corpus_and_what_a_moment_of_fuzzing_adds_find_nothing(name: str) -> None:
     outcome = session.fuzz(name, SECONDS, SEED, keep=False, quiet=True)
-    assert outcome.status == 0, session.findings(outcome)
+    assert outcome.status == 0, session.findings(name, outcome)
     executed = EXECUTED.search(outcome.output)
     files = list((session.CORPUS / name).iterdir())
     assert files and executed is not None and int(executed[1]) >= len(files), outcome.output[-2000:]
@@ -46,6 +46,19 @@ def test_a_defect_ends_the_session(tmp_path: Path, defect: str, told: str) -> No
         limits.append("-timeout=2")  # the last one counts
     outcome = session.run("canary", [*limits, str(culprit)], quiet=True)
     assert outcome.status != 0 and told in outcome.output, outcome.output[-2000:]
+
+
+def test_what_was_found_is_told_with_the_line_that_runs_it_again() -> None:
+    told = session.findings("pool-log", session.Outcome(77, "Test unit written to /found/pool-log-crash-1\n"))
+    assert told.endswith("-m tests.fuzz pool-log --input /found/pool-log-crash-1")
+
+
+def test_the_corpus_has_what_is_asked_today() -> None:
+    """Else: .venv/bin/python -m tests.fuzz.corpus."""
+    asked = {"rest": list(rest.SEEDS), "frame": [f"{number:02}-{body['op']}" for number, body in enumerate(frames.REQUESTS)]}
+    for name, seeds in asked.items():
+        there = {path.name for path in (session.CORPUS / name).glob("seed-*")}
+        assert {f"seed-{seed}" for seed in seeds} <= there, name
 
 
 def test_coverage_of_python_code_guides(tmp_path: Path) -> None:
