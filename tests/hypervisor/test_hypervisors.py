@@ -276,8 +276,17 @@ def test_a_linked_vm_is_not_renamed_under_its_domain(lab: Lab) -> None:
     lab.define("web", "web/root")
     lab.discover()
     refused = lab.home.run("vm", "rename", "web", "www")
-    assert refused.status == 5 and "has the exports of VM web by their names" in refused.error
+    assert refused.status == 5 and "has the exports of VM web by their names: use force" in refused.error
     lab.home("vm", "rename", "web", "www", "--force")
+
+
+def test_a_registered_vm_that_is_renamed_is_to_be_unregistered_first(lab: Lab) -> None:
+    lab.vm("web")
+    lab.define("web", "web/root")
+    lab.discover()
+    lab.home("clone", "web", "copy", "--register", "kvm")
+    refused = lab.home.run("vm", "rename", "copy", "other")
+    assert refused.status == 5 and "blockdevctl vm unregister copy first" in refused.error
 
 
 def test_each_snapshot_has_the_configuration_of_its_instant(lab: Lab) -> None:

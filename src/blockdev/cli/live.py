@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blockdev.cli.figures import HEADERS, headline, iops, top_cells, vm_fields
+from blockdev.written import show_count
 
 Row = dict[str, Any]
 HEADER_LINES = 5  # of a terminal, that are no VM's
@@ -43,7 +44,7 @@ def _top_panel(found: Row, width: int, height: int) -> RenderableType:
         table.add_column(HEADERS[column], justify="right" if column else "left", no_wrap=True)
     for row, texts in zip(rows, cells, strict=True):
         table.add_row(*(texts[column] for column in columns), style=None if iops(row) else "dim")
-    return Group(_headline(found["pool"] | found).append(f", {len(found['rows'])} VMs by {found['by']}"), "", table)
+    return Group(_headline(found["pool"] | found).append(f", {show_count(len(found['rows']), 'VM')} by {found['by']}"), "", table)
 
 
 def _fitting(cells: list[list[str]], width: int, kept: str) -> list[int]:

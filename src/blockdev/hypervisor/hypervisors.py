@@ -21,6 +21,7 @@ from blockdev.vmmap.catalog_domains import HypervisorRow, LinkRow
 from blockdev.vmmap.clock import Clock, to_text
 from blockdev.vmmap.names import check_name, is_name
 from blockdev.vmmap.service import VMs
+from blockdev.written import show_count
 
 if TYPE_CHECKING:
     from blockdev.hypervisor.connection import Connection, Domain
@@ -131,7 +132,7 @@ class Hypervisors:
             links = self.catalog.links(row.id)
             if links and not force:
                 raise Busy(
-                    f"{len(links)} VMs are linked to domains of hypervisor {name}, such as {self.catalog.vm_name(links[0].vm_id)}: "
+                    f"{show_count(len(links), 'VM')} linked to domains of hypervisor {name}, such as {self.catalog.vm_name(links[0].vm_id)}: "
                     "unregister those that blockdev registered, or use force to forget the links only"
                 )
             self.catalog.delete_hypervisor(row.id)

@@ -224,9 +224,10 @@ class VMs(
     def _refuse_linked(self, vm: VMRow) -> None:
         link = self._catalog.link(vm.id)
         if link is not None:
+            forced = "use force and then change the domain's disks"
             raise Busy(
                 f"domain {link.name} of hypervisor {link.hypervisor} has the exports of VM {vm.name} by their names: "
-                "unregister it first, or use force and then change the domain's disks"
+                + (f"blockdevctl vm unregister {vm.name} first, or {forced}" if link.made else forced)
             )
 
     def get_config(self, name: str) -> str:

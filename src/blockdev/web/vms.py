@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from blockdev.errors import BlockdevError, InvalidArgument, NotFound, Unavailable
 from blockdev.web.ask import Ask, Pages
 from blockdev.web.rendering import is_received, seconds_of
-from blockdev.written import parse_disk_size
+from blockdev.written import parse_disk_size, show_count
 
 pages = Pages()
 ROWS_AT_ONCE = 100  # that are laid out; list.js has the same number
@@ -208,7 +208,7 @@ async def delete(ask: Ask) -> Response:
     if ask.form.get("confirm") != name:
         raise InvalidArgument(f"type {name} to delete it")
     gone = await ask.rest.delete("/vms/{}", name, force=ask.form.flag("force"))
-    return ask.done("/", f"deleted {gone['name']} with its disks and {gone['snapshot_count']} snapshots")
+    return ask.done("/", f"deleted {gone['name']} with its disks and {show_count(gone['snapshot_count'], 'snapshot')}")
 
 
 def clients_of(vm: dict[str, Any]) -> list[dict[str, str]]:
