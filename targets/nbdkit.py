@@ -85,7 +85,7 @@ class Options:
         ):
             raise InvalidArgument(
                 f"{self.tcp[0]} can be reached by other hosts and nothing would keep them from writing to the disks: "
-                "use a loopback address, TLS keys, certificates with verified clients, or allow it by name (insecure)"
+                "use a loopback address, --tls-psk, --tls-certificates, or allow it by --insecure-nbd"
             )
 
     def _authenticates(self) -> bool:

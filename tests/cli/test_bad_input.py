@@ -261,7 +261,7 @@ def test_ports_that_are_taken_are_named(fresh: Home) -> None:
 def test_addresses_that_others_could_reach_are_refused(fresh: Home) -> None:
     assert "loopback" in refuses_to_serve(fresh, "--api", "0.0.0.0:18080", "--api-plain")
     assert "--api" in refuses_to_serve(fresh, "--api-plain")
-    assert refuses_to_serve(fresh, "--nbd", "0.0.0.0:18080")
+    assert "--insecure-nbd" in refuses_to_serve(fresh, "--nbd", "0.0.0.0:18080")
     assert "ADDR:PORT" in refuses_to_serve(fresh, "--nbd", "nowhere")
     assert "--nbd" in refuses_to_serve(fresh, "--tls-psk", "/none")
 

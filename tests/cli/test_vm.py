@@ -230,6 +230,8 @@ def test_attach_prints_what_each_program_takes(home: Home, name: str) -> None:
     assert home.json("attach", f"{name}/root", "--as", "nbd-client")["text"].startswith("nbd-client ")
     assert "-blockdev" in home("attach", f"{name}/root", "--as", "qemu", "--host", "192.0.2.1")
     assert home.run("attach", f"{name}/none").status == 3
+    assert "--host" in home.run("attach", f"{name}/root", "--tls", "psk").error
+    assert "iSCSI has no TLS" in home.run("attach", f"{name}/root", "--as", "iscsi", "--host", "192.0.2.1", "--tls", "psk").error
 
 
 def test_destructive_commands_name_the_loss_and_need_a_yes(home: Home, name: str) -> None:

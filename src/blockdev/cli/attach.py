@@ -22,7 +22,9 @@ ISCSI = "iscsi"
 @pass_session
 def attach(session: Session, name: values.Ref, form: Format | str, host: str | None, port: int | None, tls: Tls | None) -> None:
     """Print how to attach a disk, or read-only a disk of a snapshot."""
-    if (port or tls) and (host is None or form == ISCSI):
+    if (port or tls) and form == ISCSI:
+        raise InvalidArgument("--port and --tls are for NBD: a target's portals have their ports, and iSCSI has no TLS")
+    if (port or tls) and host is None:
         raise InvalidArgument("--port and --tls are for NBD from another machine: say --host HOST, too")
     if form == ISCSI:
         _attach_iscsi(session, name, host)
