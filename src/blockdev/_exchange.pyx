@@ -428,6 +428,7 @@ cdef bytes ask(VDisk disk, bytes offers, bytes proofs):
     cdef bytes answers
     cdef uint8_t* answer
     cdef int failure
+    disk.core.check_here()
     check_count(len(offers), OFFER_BYTES, "offers")
     count = <uint32_t>(len(offers) // OFFER_BYTES)
     answers = PyBytes_FromStringAndSize(NULL, count)
@@ -454,6 +455,7 @@ def put_blocks(VDisk disk not None, bytes offers not None, data):
     cdef Py_buffer view
     cdef uint32_t count
     cdef int failure
+    disk.core.check_here()
     check_count(len(offers), OFFER_BYTES, "offers")
     count = <uint32_t>(len(offers) // OFFER_BYTES)
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)

@@ -7,10 +7,14 @@ from blockdev._statistics cimport DiskStatistics
 
 cdef class Core:                    # owns the C state of one open pool
     cdef PoolState* state
+    cdef str path
+    cdef public int process_id      # that uses it; a fork of it does not, unless it takes it over
     cdef readonly bint closed
     cdef public object pool         # weak reference to the Pool, for operations called on a disk
     cdef readonly object statistics     # vdisk id -> DiskStatistics, of those that live or have snapshots; weak
     cdef readonly object segment_work   # a lock: one segment is inspected, or one is replaced, which waits for its users
+    cpdef bint is_here(self)
+    cpdef check_here(self)
     cdef check_slot(self, uint64_t id)
     cdef raise_for(self, int failure, str what)
 

@@ -12,6 +12,7 @@ from libc.errno cimport EAGAIN, EIO, ENOENT, ENOMEM, ENOSPC, EPERM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strncpy
+from posix.unistd cimport getpid
 
 from blockdev import errors
 from blockdev.policies import decode_disk_policy
@@ -40,7 +41,7 @@ from blockdev._segments cimport (
 )
 from blockdev._statistics cimport DiskStatistics
 from blockdev._sync cimport (
-    load_u32, load_u64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    load_u32, load_u64, pthread_atfork, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     pthread_rwlock_destroy, pthread_rwlock_unlock, pthread_rwlock_wrlock, rwlock_init_writer_first,
     store_u32, store_u64,
 )
@@ -50,6 +51,19 @@ cdef extern from "<errno.h>" nogil:
         ESHUTDOWN
 
 API_VERSION = 1                     # checked by blockdev/__init__.py: a stale build says so
+
+
+cdef int this_process               # getpid, which is a system call: too dear to ask at each read and write
+
+
+cdef void note_process() noexcept nogil:
+    global this_process
+    this_process = getpid()
+
+
+note_process()
+if pthread_atfork(NULL, NULL, note_process):
+    raise MemoryError()
 
 
 cdef struct Cut:                    # what take_cut copies; all owned by the caller
@@ -122,6 +136,8 @@ cdef class Core:
         cdef bytes segments_path = (path + "/segments").encode()
         cdef const uint8_t* uuid_bytes = <const uint8_t*>PyBytes_AS_STRING(uuid)
         cdef int i
+        self.path = path
+        self.process_id = this_process
         self.segment_work = threading.Lock()
         self.statistics = weakref.WeakValueDictionary()
         self.state = <PoolState*>calloc(1, sizeof(PoolState))
@@ -157,6 +173,15 @@ cdef class Core:
         for i in range(BLOCK_LOCKS):
             pthread_mutex_destroy(&self.state.block_locks[i])
         free(self.state)
+
+    cpdef bint is_here(self):
+        """Whether this process may use it: a fork would write what the other process writes, too."""
+        return self.process_id == this_process
+
+    cpdef check_here(self):
+        """Busy: this process is a fork of the one that uses it."""
+        if not self.is_here():
+            raise errors.Busy(f"{self.path} is open in process {self.process_id}, of which this one is a fork: use it there")
 
     def add_segment(self, uint32_t id, uint32_t generation, uint64_t size_bytes):
         """Make a segment file known, at open."""
@@ -438,7 +463,11 @@ cdef void fill_actions(Action* array, list actions):
 # --- disks -----------------------------------------------------------------------------------------------------------
 
 cdef class DiskObject:
-    """What a vdisk and a vdisk snapshot have in common: they can be read."""
+    """What a vdisk and a vdisk snapshot have in common: they can be read.  transfers: for no guest (_guest.pxd).
+
+    Offsets and lengths are bytes: multiples of 512 within the disk, else InvalidArgument.  Gone: it was deleted or its pool is
+    closed; Busy: in a fork of the process that has the pool open; Corrupt: what is at rest does not verify; MediumError.
+    """
 
     def __dealloc__(self):
         if self.disk != NULL:
@@ -448,14 +477,17 @@ cdef class DiskObject:
 
     @property
     def id(self):
+        """Its number in the pool, which no other object ever had or gets."""
         return self.disk.id
 
     @property
     def size_bytes(self):
+        """Bytes, a multiple of 512; of a vdisk as it is now."""
         return load_u64(&self.disk.size_bytes)
 
     @property
     def deleted(self):
+        """Whether it was deleted, or its pool closed."""
         return bool(load_u32(&self.disk.deleted))
 
     def set_label(self, name, bytes tag):
@@ -486,6 +518,7 @@ cdef class DiskObject:
         raise errors.medium_failure(place, failure)
 
     def _check_range(self, offset, length):
+        self.core.check_here()
         if offset < 0 or length < 0 or offset % 512 or length % 512:
             raise errors.InvalidArgument(f"offset {offset} and length {length} must be multiples of 512 bytes")
         if offset + length > self.size_bytes:
@@ -493,14 +526,14 @@ cdef class DiskObject:
                 f"bytes {offset}+{length} are beyond the end of {self.name or self.id} ({self.size_bytes} bytes)")
 
     def read(self, offset, length):
-        """`length` bytes from `offset` on.  Corrupt when a block does not verify."""
+        """`length` bytes from `offset` on.  Corrupt: a block does not verify."""
         self._check_range(offset, length)
         content = PyBytes_FromStringAndSize(NULL, length)
         self._read(PyBytes_AS_STRING(content), offset, length, False)
         return content
 
     def read_into(self, offset, buffer, transfers=False):
-        """Fill a writable buffer from `offset` on.  transfers: for no guest (_guest.pxd)."""
+        """Fill a writable, contiguous buffer from `offset` on.  After an error it holds anything."""
         cdef Py_buffer view
         PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
         try:
@@ -521,7 +554,7 @@ cdef class DiskObject:
         self.fail(failure, "reading", offset, length)
 
     def extents(self, offset=0, length=None):
-        """Extents of data and holes of a range (default: to the end), in order, joined."""
+        """Extents of data and holes, in bytes, of a range (default: to the end), in order, joined; from the block of `offset` on."""
         cdef uint64_t start = offset, count
         cdef void* opaque
         cdef int failure
@@ -536,9 +569,10 @@ cdef class DiskObject:
         return found
 
     def flush(self, transfers=False):
-        """Make durable every write that returned before."""
+        """Make durable every write that returned before, on any disk.  Poisoned: that failed, now or before."""
         cdef bint for_no_guest = transfers
         cdef int failure
+        self.core.check_here()
         with nogil:
             failure = guest_flush(self.disk, for_no_guest)
         self.fail(failure, "flushing", 0, 0)
@@ -546,8 +580,8 @@ cdef class DiskObject:
     def changed_since(self, DiskObject older, offset=0, extents_max=None):
         """Extents of this disk whose blocks differ from `older`'s (None: from nothing), and where the rest begins.
 
-        offset: a multiple of 4096, what is before it is left out.  extents_max: at least 1; the rest begins behind so many
-        of them, else it is None.
+        offset: bytes, a multiple of 4096, what is before it is left out.  extents_max: at least 1; the rest begins, in bytes,
+        behind so many of them, else it is None.  InvalidArgument: `older` is of another pool.  Cost: by what differs.
         """
         cdef DiffCollect collect
         cdef uint64_t first_byte = offset
@@ -560,7 +594,7 @@ cdef class DiskObject:
         return found, (collect.rest_begins if collect.full else None)
 
     def count_changed(self, DiskObject older):
-        """Bytes and extents of what changed_since finds, without making a list of it."""
+        """(bytes, extents) of what changed_since finds, without making a list of it; it raises as that does."""
         cdef DiffCollect collect
         memset(&collect, 0, sizeof(collect))
         collect.extents_left = <uint64_t>-1
@@ -576,6 +610,7 @@ cdef class DiskObject:
         cdef uint64_t end_bytes = self.size_bytes
         cdef uint64_t end_block = (end_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
         cdef int failure
+        self.core.check_here()
         if older is not None and older.core is not self.core:
             raise errors.InvalidArgument(f"{older.name or older.id} and {self.name or self.id} are in different pools")
         collect.end_bytes = end_bytes
@@ -629,7 +664,11 @@ cdef int collect_difference(void* opaque, uint64_t block, uint64_t count, bint h
 
 
 cdef class VDisk(DiskObject):
-    """One guest-visible disk that can be written."""
+    """One guest-visible disk that can be written.
+
+    As DiskObject; what writes raises PoolFull, and Poisoned: an earlier write or sync of the pool failed, the engine must be
+    restarted.  A write that failed may have been done in part, in whole blocks of 4096 bytes.
+    """
 
     @property
     def policy(self):
@@ -638,6 +677,7 @@ cdef class VDisk(DiskObject):
 
     @property
     def epoch(self):
+        """It grows with each snapshot and restore: nodes of an older one are shared."""
         return self.disk.epoch
 
     @property
@@ -646,7 +686,7 @@ cdef class VDisk(DiskObject):
         return self.disk.map.height
 
     def write(self, offset, buffer, fua=False, keep=False, transfers=False):
-        """Write a buffer at `offset`; durable after flush(), or on return with `fua`; `keep`: as keep()."""
+        """Write a contiguous buffer at `offset`; durable after flush(), or on return with `fua`; `keep`: as keep()."""
         cdef Py_buffer view
         cdef uint64_t start, done = 0
         cdef uint32_t part
@@ -667,18 +707,19 @@ cdef class VDisk(DiskObject):
             PyBuffer_Release(&view)
 
     def keep(self):
-        """On return every write before it is in a file: it survives this process, though not yet the machine."""
+        """On return every write that returned before, on any disk, is in a file: it survives this process, not yet the machine."""
         cdef int failure
+        self.core.check_here()
         with nogil:
             failure = disk_keep(self.disk)
         self.fail(failure, "writing", 0, 0)
 
     def discard(self, offset, length, fua=False, keep=False, transfers=False):
-        """Let go of a range: it reads as zeros."""
+        """Let go of a range: it reads as zeros, and holds no space.  fua, keep: as write().  It works on a full pool."""
         self._zero(offset, length, "discarding", True, fua, keep, transfers)
 
     def write_zeroes(self, offset, length, fua=False, keep=False, transfers=False):
-        """Make a range read as zeros; like discard, it then holds no space."""
+        """As discard; counted as a write."""
         self._zero(offset, length, "zeroing", False, fua, keep, transfers)
 
     def clear(self, offset, length):
@@ -686,12 +727,13 @@ cdef class VDisk(DiskObject):
         self._zero(offset, length, "clearing", True, False, False, True)
 
     def resize(self, size_bytes):
-        """Change the size; see Pool.resize."""
+        """Change the size, in bytes: a multiple of 512; durable.  See Pool.resize."""
         self.core.pool().resize(self, size_bytes)
 
     def clear_tail(self):
         """Zero the bytes between the end of the disk and the end of its last block, before it grows."""
         cdef int failure
+        self.core.check_here()
         with nogil:
             failure = disk_clear_tail(self.disk)
         self.fail(failure, "resizing", self.size_bytes, 0)
@@ -708,14 +750,16 @@ cdef class VDisk(DiskObject):
 
 
 cdef class VDiskSnapshot(DiskObject):
-    """An immutable point in time of one vdisk."""
+    """An immutable point in time of one vdisk.  As DiskObject."""
 
     @property
     def vdisk_id(self):
+        """The id of the vdisk that it was taken of, which may be gone."""
         return self.origin_id
 
     @property
     def lsn(self):
+        """Where in the pool's log it was taken: the same for all disks of one snapshot."""
         return self.disk.lsn
 
 

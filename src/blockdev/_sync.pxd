@@ -9,7 +9,10 @@ disk.lock > pool.cut_lock > pool.block_locks, and below these
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
+ctypedef void (*fork_handler)() noexcept nogil
+
 cdef extern from "<pthread.h>" nogil:
+    int pthread_atfork(fork_handler prepare, fork_handler parent, fork_handler child)
     ctypedef struct pthread_mutex_t:
         pass
     ctypedef struct pthread_cond_t:

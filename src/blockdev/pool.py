@@ -43,7 +43,6 @@ from blockdev.directory import table_path, take_lock, write_new_pool
 from blockdev.errors import (
     AlreadyExists,
     BlockdevError,
-    Busy,
     Gone,
     InvalidArgument,
     MediumError,
@@ -85,12 +84,11 @@ class MarkBase(NamedTuple):
 
 
 class Pool:
-    """One open pool.  Make it with Pool.create or Pool.open; close() it when done.  A fork of the process must leave it alone."""
+    """One open pool.  Make it with Pool.create or Pool.open; close() it when done.  A fork of the process is refused (Busy)."""
 
     def __init__(self, path: str, lock_file: int, recovered: Recovered) -> None:
         self.path = path
         self._lock_file = lock_file
-        self._process_id = os.getpid()
         self._lock = threading.RLock()
         self._checkpoint_lock = threading.Lock()
         self._core = recovered.core
@@ -181,7 +179,7 @@ class Pool:
 
     def move_here(self) -> None:
         """This process, a fork of the one that opened the pool, is the one that uses it from now on."""
-        self._process_id = os.getpid()
+        self._core.process_id = os.getpid()
 
     @property
     def uuid(self) -> str:
@@ -404,8 +402,7 @@ class Pool:
     def _check_open(self) -> None:
         if self._core.closed:
             raise Gone("the pool is closed")
-        if self._process_id != os.getpid():
-            raise Busy(f"{self.path} is open in process {self._process_id}, of which this one is a fork: use it there")
+        self._core.check_here()
 
     def _check_present(self, things: Sequence[Thing], kind: type | tuple[type, ...]) -> None:
         self._check_open()
@@ -728,7 +725,7 @@ class Pool:
         """End all I/O, make everything durable, leave a checkpoint and the dedup index.  Then another may open it."""
         if self._core.closed:
             return
-        if self._process_id != os.getpid():  # a fork that ends must not write what the other process writes, too
+        if not self._core.is_here():
             self._abandon()
             return
         if self._maintenance is not None:

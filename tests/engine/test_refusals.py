@@ -15,6 +15,7 @@ import pytest
 import xxhash
 
 from blockdev import Pool, errors
+from blockdev._exchange import known_blocks, put_blocks, take_blocks
 from blockdev.constants import NAME_BYTES_MAX, TAG_BYTES_MAX, VDISK_BYTES_MAX
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,7 @@ MEBIBYTE = 1 << 20
 OPEN_ELSEWHERE = """
 import sys
 from blockdev import Pool, errors
+from blockdev._exchange import known_blocks, put_blocks, take_blocks
 try:
     Pool.open(sys.argv[1])
 except errors.BlockdevError as error:
@@ -280,19 +282,46 @@ def test_a_fork_cannot_use_the_pool_and_writes_nothing_at_its_end(furnished: Any
     assert furnished.check() == []
 
 
+def test_a_fork_cannot_use_the_disks_that_it_holds(furnished: Any) -> None:
+    """By the lock of the pool alone it could: what it wrote would go where the other process writes, too."""
+    disk = one(furnished)
+    disk.write(0, b"before" + bytes(506))
+    [snapshot] = furnished.snapshot([disk])
+    before = picture(furnished)
+
+    def work() -> None:
+        uses: list[Callable[[], object]] = [
+            *(lambda: disk.write(0, bytes(512)), lambda: disk.write(0, bytes(512), fua=True), disk.flush, disk.keep),
+            *(lambda: disk.discard(0, 512), lambda: disk.write_zeroes(0, 512), lambda: disk.clear(0, 512), disk.clear_tail),
+            *(lambda: disk.resize(512), lambda: disk.read(0, 512), lambda: disk.read_into(0, bytearray(512)), disk.extents),
+            *(lambda: snapshot.read(0, 512), lambda: disk.count_changed(snapshot), lambda: disk.changed_since(None)),
+            *(lambda: put_blocks(disk, b"", b""), lambda: take_blocks(disk, b"", b""), lambda: known_blocks(disk, b"")),
+        ]
+        for use in uses:
+            with pytest.raises(errors.Busy, match=f"open in process {os.getppid()}, of which this one is a fork"):
+                use()
+
+    in_a_fork(work)
+    assert picture(furnished) == before
+    disk.write(0, b"after" + bytes(507))
+    assert disk.read(0, 512)[:5] == b"after"
+
+
 def test_a_fork_that_takes_the_pool_over_uses_it(furnished: Any) -> None:
     """As nbdkit does when it goes into the background."""
 
     def work() -> None:
         furnished.move_here()
+        one(furnished).write(0, b"by the fork" + bytes(501))
         furnished.create_vdisk(512, "made by the fork")
         furnished.close()
 
     in_a_fork(work)
-    furnished._process_id = 0  # it is not this process's any more
+    furnished.core.process_id = 0  # it is not this process's any more
     furnished.close()
     with Pool.open(furnished.path) as again:
         assert again.find("made by the fork").size_bytes == 512
+        assert one(again).read(0, 512)[:11] == b"by the fork"
 
 
 def open_elsewhere(path: str) -> str:
