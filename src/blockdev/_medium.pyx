@@ -334,14 +334,19 @@ def make_directory(str path):
 
 
 def make_directories(str path):
-    """Make a directory, mode 0700, where there is none yet, with those above it that are missing; durable."""
-    if os.path.isdir(path):
-        return
+    """Make a directory, mode 0700, where there is none yet, with those above it that are missing; durable.
+
+    One that is there is made durable, too: whoever made it may not have come so far.
+    """
     parent = os.path.dirname(path)
-    make_directories(parent)
-    cdef int failure = medium_make_directory(path.encode())
-    if failure != EEXIST or not os.path.isdir(path):
-        _check(failure, path)
+    cdef int failure
+    if not os.path.isdir(path):
+        make_directories(parent)
+        failure = medium_make_directory(path.encode())
+        if failure != EEXIST or not os.path.isdir(path):
+            _check(failure, path)
+    elif not os.access(parent, os.R_OK):
+        return  # another user's, who may let nobody look: it cannot be synced, nor was the directory made by us
     sync_directory(parent)
 
 

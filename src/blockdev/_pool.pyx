@@ -465,8 +465,8 @@ cdef void fill_actions(Action* array, list actions):
 cdef class DiskObject:
     """What a vdisk and a vdisk snapshot have in common: they can be read.  transfers: for no guest (_guest.pxd).
 
-    Offsets and lengths are bytes: multiples of 512 within the disk, else InvalidArgument.  Gone: it was deleted or its pool is
-    closed; Busy: in a fork of the process that has the pool open; Corrupt: what is at rest does not verify; MediumError.
+    Offsets and lengths are bytes: multiples of 512 within the disk, else InvalidArgument.  Gone: it was deleted or its pool
+    is closed; Busy: in a fork of the process that has the pool open; Corrupt: what is at rest is not sound; MediumError.
     """
 
     def __dealloc__(self):
@@ -554,7 +554,7 @@ cdef class DiskObject:
         self.fail(failure, "reading", offset, length)
 
     def extents(self, offset=0, length=None):
-        """Extents of data and holes, in bytes, of a range (default: to the end), in order, joined; from the block of `offset` on."""
+        """Extents of data and holes, in bytes, of a range (default: to the end), in order, joined."""
         cdef uint64_t start = offset, count
         cdef void* opaque
         cdef int failure
@@ -569,7 +569,7 @@ cdef class DiskObject:
         return found
 
     def flush(self, transfers=False):
-        """Make durable every write that returned before, on any disk.  Poisoned: that failed, now or before."""
+        """Make durable every write that returned before, on any disk.  Poisoned: it failed, or earlier."""
         cdef bint for_no_guest = transfers
         cdef int failure
         self.core.check_here()
@@ -580,7 +580,7 @@ cdef class DiskObject:
     def changed_since(self, DiskObject older, offset=0, extents_max=None):
         """Extents of this disk whose blocks differ from `older`'s (None: from nothing), and where the rest begins.
 
-        offset: bytes, a multiple of 4096, what is before it is left out.  extents_max: at least 1; the rest begins, in bytes,
+        offset: bytes, a multiple of 4096, what is before it is left out.  extents_max: at least 1; the rest begins (bytes)
         behind so many of them, else it is None.  InvalidArgument: `older` is of another pool.  Cost: by what differs.
         """
         cdef DiffCollect collect
@@ -707,7 +707,7 @@ cdef class VDisk(DiskObject):
             PyBuffer_Release(&view)
 
     def keep(self):
-        """On return every write that returned before, on any disk, is in a file: it survives this process, not yet the machine."""
+        """On return every write that returned before, on any disk, is in a file: it survives this process, no power cut."""
         cdef int failure
         self.core.check_here()
         with nogil:

@@ -90,6 +90,8 @@ class Home:
     def make_directories(self) -> None:
         """The home, keys/ and run/, for the owner alone; what exists keeps its mode, but run/ and keys/ are private.
 
+        They, and what is in keys/, are durable then.
+
         Unavailable: the home is another user's; MediumError.
         """
         _medium.make_directories(str(self.path))
@@ -101,7 +103,8 @@ class Home:
             raise self.of_another() from None
         except OSError as failure:
             raise medium_failure(failure.filename or str(self.path), failure.errno or 0) from None
-        _medium.sync_directory(str(self.path))  # a key that others know is not to go with the directory that it is in
+        for changed in (self.path, self.keys):  # a key that others know must stay, even if whoever made it was killed at once
+            _medium.sync_directory(str(changed))
 
     def of_another(self) -> Unavailable:
         return Unavailable(f"{self.path} is another user's: become that user")

@@ -39,7 +39,7 @@ from blockdev.constants import (
     TAG_BYTES_MAX,
     VDISK_BYTES_MAX,
 )
-from blockdev.directory import table_path, take_lock, write_new_pool
+from blockdev.directory import clear_unfinished, table_path, take_lock, write_new_pool
 from blockdev.errors import (
     AlreadyExists,
     BlockdevError,
@@ -155,6 +155,7 @@ class Pool:
         lock_file = take_lock(path)
         try:
             _medium.sync_directory(os.path.dirname(path))  # whoever made the pool may not have come so far
+            clear_unfinished(path)
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             recovered = recover(
                 path,

@@ -38,15 +38,18 @@ def init(session: Session, capacity: int | None, no_schedules: bool) -> None:
     capacity_bytes = int(room_bytes * FREE_SHARE) >> 20 << 20 if capacity is None else capacity
     if capacity is None and capacity_bytes < CAPACITY_BYTES_MIN:
         raise PoolFull(f"the file system at {home.path} has room for {show_size(room_bytes)} only: make room there, or choose another --home")
-    made = _directories_to_make(home)
+    made = _to_make(home)
     try:
         home.make_directories()
+        if no_schedules or home.catalog.exists():  # before the pool, which makes it a home: nobody can serve it before that is said
+            _say_whether_schedules_come(home, not no_schedules)
         Pool.create(str(home.pool), capacity_bytes).close()
-        if no_schedules:
-            _make_catalog_without_schedules(home)
     except BaseException as error:
-        for directory in made:
-            shutil.rmtree(directory, ignore_errors=True)
+        for path in made:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise medium_failure(error.filename or str(home.path), error.errno or 0) from None
         raise
@@ -59,8 +62,11 @@ def init(session: Session, capacity: int | None, no_schedules: bool) -> None:
     )
 
 
-def _make_catalog_without_schedules(home: Home) -> None:
-    """Else it is made, with the default schedules, by the first control plane."""
+def _say_whether_schedules_come(home: Home, wanted: bool) -> None:
+    """In the catalog, which the first control plane makes else, with the default schedules.
+
+    One that is there and has met no pool was left by an init that was killed, and may say otherwise; any other one is left alone.
+    """
     # they take long to load, and most commands do without
     from blockdev.clock import now_seconds
     from blockdev.schedule.service import Schedules
@@ -69,14 +75,16 @@ def _make_catalog_without_schedules(home: Home) -> None:
 
     catalog = Catalog(home.catalog, DEFAULT_RESERVE)
     try:
-        Schedules(catalog, now_seconds).ship(False)
+        if catalog.pool_uuid() is None:
+            Schedules(catalog, now_seconds).ship_anew(wanted)
     finally:
         catalog.close()
 
 
-def _directories_to_make(home: Home) -> list[Path]:
+def _to_make(home: Home) -> list[Path]:
     """What is to be removed again if making the home fails, the outermost only."""
-    missing = [path for path in (home.pool, home.keys, home.run) if not path.exists()]
+    catalog = [home.catalog.with_name(f"{home.catalog.name}{ending}") for ending in ("", "-wal", "-reserve")]
+    missing = [path for path in (home.pool, home.keys, home.run, *catalog) if not path.exists()]
     outermost = home.path
     if outermost.exists():
         return missing

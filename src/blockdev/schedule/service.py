@@ -67,13 +67,18 @@ class Schedules:
         self._catalog = catalog
         self._clock = clock
 
-    def ship(self, wanted: bool = True) -> None:
-        """Give a catalog that never had any the shipped default set; or none at all."""
+    def ship(self) -> None:
+        """Give a catalog that never had any the shipped default set."""
         with self._catalog.transaction():
             if self._catalog.setting(SHIPPED) is None:
-                sets = [one.to_json() for one in shipped(local_zone())] if wanted else []
-                self._catalog.set_schedules(None, sets)
-                self._catalog.set_setting(SHIPPED, "1")
+                self.ship_anew(True)
+
+    def ship_anew(self, wanted: bool) -> None:
+        """The default set is the shipped one, or has no schedules, whatever it was."""
+        with self._catalog.transaction():
+            sets = [one.to_json() for one in shipped(local_zone())] if wanted else []
+            self._catalog.set_schedules(None, sets)
+            self._catalog.set_setting(SHIPPED, "1")
 
     def all_sets(self) -> dict[int | None, list[Schedule]]:
         """VM id -> its schedules, for VMs that have their own; None: the default set."""
