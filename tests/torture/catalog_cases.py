@@ -22,6 +22,7 @@ from tests.torture.catalog_scenarios import (
     CATALOG_SCENARIOS,
     FROM_POOL_ONLY,
     FROM_VERSIONS,
+    PASSWORD,
     Machine,
     build_pool,
     build_world,
@@ -194,6 +195,9 @@ class CatalogBench:
             with running(root) as machine:
                 if machine.vms.reconcile() != Agreement() or machine.observe() != seen:
                     raise Wrong("another start changed something")
+            kept = [path for path, content in read_tree(root).items() if content and PASSWORD.encode() in content]
+            if kept:
+                raise Wrong(f"passwords that a catalog is rid of since version 7 are in {kept}")
 
     def _check_with_older(self, tree: Tree, older: Tree) -> None:
         """Whatever the catalog believes: nothing that exists is lost, all of it is shown under its name."""

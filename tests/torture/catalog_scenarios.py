@@ -18,7 +18,7 @@ from blockdev.engine.client import EngineClient
 from blockdev.engine.server import EngineServer
 from blockdev.policies import COMPRESSIONS
 from blockdev.vmmap.catalog import Catalog
-from blockdev.vmmap.catalog_schema import SCHEMA_VERSION
+from blockdev.vmmap.catalog_schema import SCHEMA_VERSION, config_digest
 from blockdev.vmmap.copies import SnapshotCopy
 from blockdev.vmmap.receipts import Receipt
 from blockdev.vmmap.reserve import ReserveSize
@@ -331,6 +331,17 @@ STORIES: dict[str, Sequence[Step]] = {
         Machine.restart_control,
         operation("clone what runs"),
     ],
+    "of_version_5": [
+        operation("receive a snapshot"),
+        Machine.restart_control,
+        operation("receive a copy"),
+    ],
+    "of_version_6": [
+        operation("set a configuration"),
+        Machine.restart_control,
+        operation("restore a VM"),
+        operation("receive a snapshot"),
+    ],
     "the_first_start": [
         call("create_vm", "first", [("a", MEBIBYTE), ("b", MEBIBYTE)], "<first/>", "the first"),
         write("first/a", 3, 7),
@@ -412,7 +423,7 @@ STORIES: dict[str, Sequence[Step]] = {
 }
 
 FROM_POOL_ONLY = {"catalog_the_first_start"}  # its home has no catalog yet
-FROM_VERSIONS = {f"catalog_of_version_{version}": version for version in (1, 2, 3, 4)}
+FROM_VERSIONS = {f"catalog_of_version_{version}": version for version in range(1, SCHEMA_VERSION)}
 CATALOG_SCENARIOS: dict[str, Callable[[Random], Iterable[Step]]] = {
     **{f"catalog_{name.replace(' ', '_')}": _story([operation(name)]) for name in ALL_OPERATIONS},
     **{f"catalog_{name}": _story(steps) for name, steps in STORIES.items()},
@@ -426,9 +437,11 @@ def build_pool(path: str) -> None:
     Pool.create(os.path.join(path, "pool"), 64 << 20, segment_bytes=1 << 20).close()
 
 
+PASSWORD = "pa55word"
 # version -> what makes a catalog of the next version one of it
 DOWNGRADES = {
-    6: "",  # only texts are others
+    6: f"UPDATE config SET text = text || '<graphics type=\"vnc\" passwd=\"{PASSWORD}\"/>';"  # only texts are others
+    "UPDATE config SET digest = config_digest(text);",
     5: "DROP TABLE target_lun; DROP TABLE target_initiator; DROP TABLE target_portal; DROP TABLE target;",
     4: "".join(
         f"DROP TABLE {table};"
@@ -454,6 +467,7 @@ def build_world_of_version(path: str, version: int) -> None:
     """The same world, its catalog as the builds of an earlier version left it."""
     build_world(path)
     database = sqlite3.connect(os.path.join(path, "catalog.db"))
+    database.create_function("config_digest", 1, config_digest)
     steps = [DOWNGRADES[step] for step in range(SCHEMA_VERSION - 1, version - 1, -1)]
     database.executescript(f"{' '.join(steps)} PRAGMA user_version = {version};")
     database.close()
