@@ -71,8 +71,13 @@ def default_schedules(home: Path) -> int:
         catalog.close()
 
 
-@pytest.mark.parametrize("again", [("--no-schedules",), ()], ids=["the same again", "with schedules then"])
-@pytest.mark.parametrize("kill", KILLS)
+@pytest.mark.parametrize(
+    ("kill", "again"),
+    [
+        *((kill, ("--no-schedules",)) for kill in KILLS),
+        *((kill, ()) for kill in ("after the directories", "before the pool", "while the pool is made")),
+    ],
+)
 def test_a_killed_init_without_schedules_leaves_a_home_without_or_none(home: Path, kill: str, again: tuple[str, ...]) -> None:
     assert init(home, "--no-schedules", patch=KILLS[kill]) == KILLED
     if (home / "pool").exists():
