@@ -34,8 +34,8 @@
   function fill() {
     fitting = order.filter(matches);
     body.replaceChildren(...fitting.slice(0, AT_ONCE));
-    const vms = rows.length === 1 ? "1 VM" : `${rows.length} VMs`;
-    document.getElementById("shown").textContent = fitting.length === rows.length ? vms : `${fitting.length} of ${vms}`;
+    const vms = rows.length === 1 ? "1 VM" : `${show.count(rows.length)} VMs`;
+    document.getElementById("shown").textContent = fitting.length === rows.length ? vms : `${show.count(fitting.length)} of ${vms}`;
     if (end) watch();
   }
 
