@@ -247,7 +247,9 @@ def test_a_path_refuses_another_key_and_goes_on_with_the_one_that_it_is_told(pai
     pair.here.home("snapshot", "create", vm, "--name", "s2")
     status = until(lambda: (one := pair.here.status(vm))["state"] == "failed" and one, "the refusal")
     assert status["error_code"] == "not_allowed" and "path change PATH --key" in status["reason"]
-    assert "ssh-ed25519" in pair.here.refused("PATCH", "/replication/paths/far", key="no key")
+    before = pair.here.ask("GET", "/replication/paths/far")["host"]
+    assert "ssh-ed25519" in pair.here.refused("PATCH", "/replication/paths/far", host="192.0.2.9", key="no key")
+    assert pair.here.ask("GET", "/replication/paths/far")["host"] == before
     pair.here.ask("PATCH", "/replication/paths/far", key=right)
     pair.wait(vm, "s2")
     newest = pair.here.ask("GET", f"/replication/transfers?vm={vm}")["transfers"][0]

@@ -113,10 +113,10 @@ def change_path(name: str, body: PathChange, services: Wired) -> Path:
     changed = None
     if body.host is None and body.port is not None:
         raise InvalidArgument("a port goes with its host: give both")
+    if body.key is not None:  # first: when it is wrong, nothing is changed
+        changed = services.replication.set_key(name, body.key)
     if body.host is not None:
         changed = services.replication.set_endpoint(name, body.host, body.port or PORT)
-    if body.key is not None:
-        changed = services.replication.set_key(name, body.key)
     if body.throttle is not None:
         changed = services.replication.set_throttle(name, body.throttle.to_json())
     if body.level is not None:
