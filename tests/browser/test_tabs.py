@@ -14,6 +14,8 @@ LONG_VM, LONG_DISK, LONG_SNAPSHOT = "v" * 63, "d" * 63, "s" * 63
 SCRIPT = "<script>alert(1)</script>"
 TABS = 7  # a browser has six connections to one origin
 HIDE = "() => { Object.defineProperty(document, 'hidden', {value: true}); document.dispatchEvent(new Event('visibilitychange')); }"
+COUNT_ANEW = "window.told = {opened: 0, jobs: 0}"  # what a tab was told: that there is a stream, and of jobs
+COUNT = f"{COUNT_ANEW}; addEventListener('live:jobs', event => {{ told[event.detail ? 'jobs' : 'opened'] += 1; }});"
 LOOK = "() => { document.dispatchEvent(new Event('visibilitychange'))"  # the list asks for figures now, and not in five seconds
 
 
@@ -71,23 +73,55 @@ def test_a_name_that_cannot_be_used_is_told_in_words_and_stays_in_the_form(visit
 def test_many_tabs_have_one_stream_and_another_takes_it_over(visit: Visit, site: Site) -> None:
     page = visit()
     make(site, "seen")
+    page.context.add_init_script(COUNT)
     tabs = [page, *(page.context.new_page() for _ in range(TABS - 1))]
     for tab in tabs:
         tab.goto("/vms/seen/rename")  # each stream would hold a connection, and the seventh tab wait for ever
+    wait_until(tabs[:1], "told.opened")
     for leaves in (lambda tab: tab.close(), lambda tab: tab.evaluate(HIDE)):
         leader, *tabs = tabs
-        listen(tabs)
+        for tab in tabs:
+            tab.evaluate(COUNT_ANEW)
         leaves(leader)
-        assert all(tab.evaluate("heard") for tab in tabs)  # that another one has the stream
-        listen(tabs)
-        with site.home.rest() as rest:
-            assert rest.patch("/vms/seen", json={"description": f"told to {len(tabs)}"}).is_success
-        assert all(tab.evaluate("heard") for tab in tabs)
+        wait_until(tabs, "told.opened")  # another one has the stream
+        tell_a_change(site, "seen")
+        wait_until(tabs, "told.jobs")
 
 
-def listen(tabs: list[Page]) -> None:
+def test_a_tab_whose_stream_was_refused_leaves_it_to_one_that_is_opened_later(visit: Visit, site: Site) -> None:
+    page = visit(expected=("503",))
+    make(site, "refused")
+    page.route("**/live*", lambda route: route.fulfill(status=503))  # as when there are too many of them
+    page.goto("/vms/refused/rename")
+    expect(page.locator("#live")).to_contain_text("This page is no longer live")
+    later = page.context.new_page()
+    later.add_init_script(COUNT)
+    later.goto("/vms/refused/rename")
+    wait_until([later], "told.opened")
+
+
+def test_tabs_without_locks_have_a_stream_each_and_tell_each_other_nothing(visit: Visit, site: Site) -> None:
+    """By plain HTTP and another name than localhost; else each would hear everything as often as there are tabs."""
+    page = visit()
+    make(site, "unlocked")
+    page.context.add_init_script(f"delete Navigator.prototype.locks; {COUNT}")
+    tabs = [page, page.context.new_page()]
     for tab in tabs:
-        tab.evaluate("() => { window.heard = new Promise(hear => document.body.addEventListener('live:jobs', () => hear(true), {once: true})); }")
+        tab.goto("/vms/unlocked/rename")
+        wait_until([tab], "told.opened")
+    tell_a_change(site, "unlocked")
+    wait_until(tabs, "told.jobs")
+    assert [tab.evaluate("told.opened") for tab in tabs] == [1, 1]
+
+
+def wait_until(tabs: list[Page], fact: str) -> None:
+    for tab in tabs:
+        tab.wait_for_function(f"() => {fact}", polling=50)
+
+
+def tell_a_change(site: Site, vm: str) -> None:
+    with site.home.rest() as rest:
+        assert rest.post(f"/vms/{vm}/snapshots", json={}).is_success
 
 
 def test_what_was_deleted_in_another_tab_is_said_to_be_gone(visit: Visit, site: Site) -> None:
@@ -99,14 +133,14 @@ def test_what_was_deleted_in_another_tab_is_said_to_be_gone(visit: Visit, site: 
     form.goto("/vms/goes/snapshot")
     all_of_them.goto("/")
     row = all_of_them.locator("#vms tbody tr").filter(has=all_of_them.get_by_role("link", name="goes", exact=True))
-    all_of_them.wait_for_function(f"{LOOK}; return document.querySelector(`#vms [data-v=goes]`).nextElementSibling.dataset.v !== ''; }}", polling=500)
+    all_of_them.wait_for_function(f"{LOOK}; return document.querySelector(`#vms [data-v=goes]`).nextElementSibling.dataset.v !== ''; }}", polling=100)
     other = page.context.new_page()
     other.goto("/vms/goes/delete")
     other.get_by_label("Type goes to delete it").fill("goes")
     other.get_by_role("button", name="Delete goes").click()
     expect(other.get_by_role("status").first).to_contain_text("deleted goes")
     expect(one.locator("#live")).to_contain_text("not there any more: it was deleted or renamed")
-    all_of_them.wait_for_function(f"{LOOK}; return document.querySelector('#vms tbody').textContent.includes('deleted'); }}", polling=500)
+    all_of_them.wait_for_function(f"{LOOK}; return document.querySelector('#vms tbody').textContent.includes('deleted'); }}", polling=100)
     expect(row).to_contain_text("deleted")
     form.get_by_role("button", name="Take snapshot").click()
     expect(form.get_by_role("alert")).to_have_text("there is no VM goes")

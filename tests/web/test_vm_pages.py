@@ -148,6 +148,12 @@ def test_events_and_jobs_come_as_they_happen(signed_in: As, vm: str, rest: httpx
         assert "snapshot.create" in found
 
 
+@pytest.mark.parametrize("seen", ["²", "-1", "9" * 40, "none"])
+def test_a_stream_that_goes_on_from_what_is_no_event_is_one_from_now_on(signed_in: As, seen: str) -> None:
+    with signed_in("viewer").client.stream("GET", "/live", params={"after": seen}) as answer:
+        assert next(answer.iter_lines()).startswith("retry:")
+
+
 def test_a_stream_ends_with_its_session(signed_in: As) -> None:
     one = signed_in("viewer")
     csrf = re.findall(r'name="csrf" value="([^"]+)"', one.page("/"))[0]

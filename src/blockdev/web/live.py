@@ -57,7 +57,7 @@ async def stream(ask: Ask) -> Response:
         return Response(status_code=503, headers={"Retry-After": "30"})
     seen = ask.request.headers.get("last-event-id", "") or ask.query("after")
     newest = await ask.rest.get("/events", count=1)
-    after = int(seen) if seen.isdigit() and len(seen) < 18 else max((one["id"] for one in newest["events"]), default=0)
+    after = int(seen) if seen.isdecimal() and len(seen) < 18 else max((one["id"] for one in newest["events"]), default=0)
     jobs = await _jobs(ask)  # before the browser is told that it listens
     return StreamingResponse(_messages(ask, ending, after, jobs), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 

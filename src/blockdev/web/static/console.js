@@ -140,7 +140,7 @@ window.blockdev = (function () {
   function listen() {
     const { live, session } = document.body.dataset;
     if (!live) return;
-    const tabs = new BroadcastChannel(`live ${session}`);
+    const tabs = navigator.locks ? new BroadcastChannel(`live ${session}`) : null; // none by plain HTTP and another name than localhost
     let newest = "", isOver = false, told = null, waiting = 0;
     const part = (name, detail) => document.body.dispatchEvent(new CustomEvent(`live:${name}`, { bubbles: true, detail }));
     // a page whose figures stand still says so
@@ -162,12 +162,13 @@ window.blockdev = (function () {
       over() {
         calm();
         isOver = true;
+        leave?.(); // a tab that is opened later may have the stream again
         say("This page is no longer live: load it again.");
       },
     };
     const hear = ([name, ...given]) => { if (!isOver) hears[name](...given); };
-    const tell = (...message) => { hear(message); tabs.postMessage(message); };
-    tabs.addEventListener("message", (message) => hear(message.data));
+    const tell = (...message) => { hear(message); tabs?.postMessage(message); };
+    tabs?.addEventListener("message", (message) => hear(message.data));
     function open() {
       const source = new EventSource(newest ? `${live}?after=${newest}` : live);
       for (const name of ["events", "jobs"]) source.addEventListener(name, (message) => tell(name, JSON.parse(message.data), message.lastEventId));
@@ -187,8 +188,8 @@ window.blockdev = (function () {
         release?.();
       };
       const hold = () => new Promise((resolve) => { [source, release] = [open(), resolve]; });
-      if (navigator.locks) navigator.locks.request(`live ${session}`, { signal: waits.signal }, hold).catch(() => {}); // it left before
-      else hold(); // by plain HTTP and another name than localhost
+      if (tabs) navigator.locks.request(`live ${session}`, { signal: waits.signal }, hold).catch(() => {}); // it left before
+      else hold(); // a stream of its own, which it tells nobody of: others have theirs
     }
     function follow() {
       if (document.hidden) leave?.();
