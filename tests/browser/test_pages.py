@@ -78,6 +78,19 @@ def test_no_page_is_wider_than_a_small_phone(visit: Visit) -> None:
     assert not wide
 
 
+def test_a_wide_table_that_was_fetched_anew_is_reached_by_keyboard_at_once(visit: Visit) -> None:
+    page = visit(size=SMALL_PHONE)
+    page.goto(f"/vms/{VM}")
+    reached = page.evaluate("""() => new Promise(done => {
+        document.addEventListener('htmx:afterSwap', event => {
+            const boxes = Array.from(event.target.querySelectorAll('.scroll'));
+            if (boxes.length) done(boxes.filter(box => box.scrollWidth > box.clientWidth).map(box => box.tabIndex));
+        });
+        document.body.dispatchEvent(new CustomEvent('live:jobs', {bubbles: true}));
+    })""")
+    assert reached and set(reached) == {0}
+
+
 def test_a_viewer_is_shown_no_form_but_what_the_role_does_not_allow(visit: Visit) -> None:
     page = visit(role="viewer", expected=("403",))
     offers = {}

@@ -292,6 +292,7 @@ window.blockdev = (function () {
   }
 
   document.addEventListener("htmx:load", (event) => { localTimes(event.detail.elt); scrollByKeyboard(); });
+  document.addEventListener("htmx:afterSwap", scrollByKeyboard); // htmx:load comes some 20 ms later, and Tab would pass by until then
   addEventListener("resize", scrollByKeyboard);
   scrollByKeyboard();
   themeSwitch();
