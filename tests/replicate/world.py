@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import zip_longest
 
-from blockdev.errors import BlockdevError, Corrupt, NotAllowed
+from blockdev.errors import BlockdevError, Corrupt, NotAllowed, Unavailable
 from blockdev.replicate.control import Begin
 from blockdev.replicate.frames import Frames
 from blockdev.replicate.receiver import Receiver
@@ -352,7 +352,9 @@ class World:
     # knowing
 
     def learn(self, home: Home) -> None:
-        """What the snapshots hold that were taken here, before any of them can have been sent."""
+        """What the snapshots hold that were taken here, before any of them can have been sent.  Unavailable: its engine is away."""
+        if home.process is None:
+            raise Unavailable("the engine has ended, and is not started yet")
         for flow in self.flows:
             if flow.source is home:
                 for row in home.catalog.snapshots(flow.vm_id):

@@ -87,7 +87,7 @@ class EngineWatch:
         if self._questions < QUESTIONS_MIN or seconds < HANGS_SECONDS_MAX:
             return
         error = Unavailable(f"the engine there has not answered for {seconds:.0f} s: it is tried again; see whether it hangs")
-        for work in self._waiting(max(self._silent_since, then - HANGS_SECONDS_MAX)):
+        for work in self._waiting(then - HANGS_SECONDS_MAX):
             logger.warning("a peer's channel is given up: the engine has not answered for %.0f s", seconds)
             with self._lock:
                 self._works.discard(work)
