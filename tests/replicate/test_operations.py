@@ -328,7 +328,7 @@ def test_a_copy_ends_when_its_path_is_removed_and_follows_it_to_another_address(
     with ThreadPoolExecutor(1) as pool:
         copying = pool.submit(world.here.service.copy, "web", "s1", "far", "web-copy", Watching())
         until(lambda: hosts, "the first try")
-        world.here.service.set_endpoint("far", "elsewhere.example", 10810)
+        world.here.service.change_path("far", host="elsewhere.example", port=10810)
         until(lambda: hosts[-1] == "elsewhere.example", "a try at the other address")
         world.here.service.remove_path("far")
         with pytest.raises(NotFound, match="path far was removed"):
@@ -431,11 +431,13 @@ def test_paths_are_tested_shown_and_changed(world: World) -> None:
     test = world.here.service.test_path("far")
     assert (test.peer, test.vms, test.space_bytes, test.path_back, test.version) == ("origin", ["web*"], None, None, 1)
     assert test.software.startswith("blockdev ") and test.rtt_ms == 1.0
-    assert world.here.service.set_level("far", 7).level == 7
-    shown = world.here.service.set_throttle("far", {"rate_bytes": 10_000_000})
+    assert world.here.service.change_path("far", level=7).level == 7
+    shown = world.here.service.change_path("far", throttle={"rate_bytes": 10_000_000})
     assert shown.throttle["rate_bytes"] == 10_000_000
-    with pytest.raises(InvalidArgument):
-        world.here.service.set_throttle("far", {"rate_bytes": -1})
+    for wrong in ({"throttle": {"rate_bytes": -1}}, {"key": "ssh-rsa AAAA"}, {"level": 20}, {"host": "?"}):
+        with pytest.raises(InvalidArgument):
+            world.here.service.change_path("far", **{"host": "elsewhere.example", "level": 3, **wrong})
+    assert world.here.service.show_path("far") == shown  # all or nothing
     [listed] = world.here.service.list_paths()
     assert (listed.host, listed.port, listed.protected_count, listed.error) == ("there.example", 10810, 0, None)
     for given in ({}, {"key": world.there.key, "code": "x"}, {"key": "ssh-rsa AAAA"}):

@@ -98,49 +98,52 @@ class PathOperations(Parts):
             path_back=back if isinstance(back, str) else None,
         )
 
-    def set_throttle(self, name: str, throttle: dict[str, Any]) -> Path:
-        """Replace a path's throttle (replicate.throttle.Throttle's JSON); what is being sent follows at once.  InvalidArgument."""
-        wanted = Throttle.from_json(throttle)
-        with self._catalog.transaction(grows=True):
-            row = self._path(name)
-            self._catalog.set_throttle(row.id, json.dumps(wanted.to_json()))
-        self._transport.set_throttle(row.id, wanted)
-        return self.show_path(name)
+    def change_path(
+        self,
+        name: str,
+        *,
+        host: str | None = None,
+        port: int | None = None,
+        key: str | None = None,
+        level: int | None = None,
+        throttle: dict[str, Any] | None = None,
+    ) -> Path:
+        """All that is given, or nothing when one of it cannot be.
 
-    def set_level(self, name: str, level: int) -> Path:
-        """How much effort goes into compression: 0 (none) to 19; transfers that begin follow.  InvalidArgument."""
-        check_level(level)
-        with self._catalog.transaction(grows=True):
-            self._catalog.set_level(self._path(name).id, level)
-        return self.show_path(name)
-
-    def set_endpoint(self, name: str, host: str, port: int = PORT) -> Path:
-        """The same home is reached elsewhere; what is being sent is cut, and goes on over there.  InvalidArgument; NotFound."""
-        check_endpoint(host, port)
-        with self._catalog.transaction(grows=True):
-            row = self._path(name)
-            self._catalog.set_endpoint(row.id, host, port)
-        self._transport.close_path(row.id)
-        self._dispatcher.look()
-        self._dispatcher.reached(row.key)
-        return self.show_path(name)
-
-    def set_key(self, name: str, key: str) -> Path:
-        """The home at the other end has this public key now; what is being sent is cut, and goes on from there with that one.
-
+        host, port: the same home is reached there now.  key: it has this public key now.  With either, what is being sent is
+        cut, and goes on over there.  level: of compression, 0 (none) to 19; transfers that begin follow.  throttle: replaces
+        what there was (replicate.throttle.Throttle's JSON); what is being sent follows at once.
         InvalidArgument; NotFound; AlreadyExists: as `add_path`.
         """
-        wanted = parse_key(key)
+        if host is None and port is not None:
+            raise InvalidArgument("a port goes with its host: give both")
+        if host is None and key is None and level is None and throttle is None:
+            raise InvalidArgument("nothing to change: give host, key, throttle or level")
+        given: dict[str, Any] = {}
+        if host is not None:
+            check_endpoint(host, port or PORT)
+            given |= {"host": host, "port": port or PORT}
+        if level is not None:
+            check_level(level)
+            given["level"] = level
+        if key is not None:
+            given["key"] = parse_key(key)
+        limits = None if throttle is None else Throttle.from_json(throttle)
+        if limits is not None:
+            given["throttle"] = json.dumps(limits.to_json())
         with self._catalog.transaction(grows=True):
-            row = self._path(name)
-            if wanted == row.key:
-                return self.show_path(name)
-            self._check_room(wanted)
-            self._catalog.set_path_key(row.id, wanted)
-        self._transport.close_path(row.id)
-        self._dispatcher.look()
-        for one in (row.key, wanted):  # whichever the dispatcher knows by now
-            self._dispatcher.reached(one)
+            before = self._path(name)
+            after = before._replace(**given)
+            if after.key != before.key:
+                self._check_room(after.key)
+            self._catalog.change_path(after)
+        if limits is not None:
+            self._transport.set_throttle(before.id, limits)
+        if host is not None or after.key != before.key:
+            self._transport.close_path(before.id)
+            self._dispatcher.look()
+            for one in {before.key, after.key}:  # whichever the dispatcher knows by now
+                self._dispatcher.reached(one)
         return self.show_path(name)
 
     def remove_path(self, name: str, force: bool = False) -> Path:

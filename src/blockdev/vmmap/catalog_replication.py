@@ -217,17 +217,12 @@ class ReplicationRecords(Database):
             *(name, host, port, key, level, throttle, created),
         )
 
-    def set_throttle(self, path_id: int, throttle: str) -> None:
-        self._do("UPDATE path SET throttle = ? WHERE id = ?", throttle, path_id)
-
-    def set_endpoint(self, path_id: int, host: str, port: int) -> None:
-        self._do("UPDATE path SET host = ?, port = ? WHERE id = ?", host, port, path_id)
-
-    def set_path_key(self, path_id: int, key: str) -> None:
-        self._do("UPDATE path SET key = ? WHERE id = ?", key, path_id)
-
-    def set_level(self, path_id: int, level: int) -> None:
-        self._do("UPDATE path SET level = ? WHERE id = ?", level, path_id)
+    def change_path(self, path: PathRow) -> None:
+        """All but its id, name and time."""
+        self._do(
+            "UPDATE path SET host = ?, port = ?, key = ?, level = ?, throttle = ? WHERE id = ?",
+            *(path.host, path.port, path.key, path.level, path.throttle, path.id),
+        )
 
     def delete_path(self, path_id: int) -> None:
         """With the protections over it."""

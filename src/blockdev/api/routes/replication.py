@@ -20,7 +20,6 @@ from blockdev.api.schemas_replication import (
     TransferPage,
 )
 from blockdev.api.services import Wired
-from blockdev.constants import REPLICATION_PORT as PORT
 from blockdev.errors import InvalidArgument
 from blockdev.replicate.model import Alert, Identity, Invitation, Path, PathTest, Peer, Replicated, State
 from blockdev.vmmap.names import NAME_CHARACTERS_MAX
@@ -110,20 +109,8 @@ def show_path(name: str, services: Wired) -> Path:
 @router.patch("/paths/{name}")
 def change_path(name: str, body: PathChange, services: Wired) -> Path:
     """Where the home is reached, which key it has, how fast the path may send, at once also what is being sent; how much it compresses."""
-    changed = None
-    if body.host is None and body.port is not None:
-        raise InvalidArgument("a port goes with its host: give both")
-    if body.key is not None:  # first: when it is wrong, nothing is changed
-        changed = services.replication.set_key(name, body.key)
-    if body.host is not None:
-        changed = services.replication.set_endpoint(name, body.host, body.port or PORT)
-    if body.throttle is not None:
-        changed = services.replication.set_throttle(name, body.throttle.to_json())
-    if body.level is not None:
-        changed = services.replication.set_level(name, body.level)
-    if changed is None:
-        raise InvalidArgument("nothing to change: give host, key, throttle or level")
-    return changed
+    throttle = None if body.throttle is None else body.throttle.to_json()
+    return services.replication.change_path(name, host=body.host, port=body.port, key=body.key, level=body.level, throttle=throttle)
 
 
 @router.delete("/paths/{name}")
