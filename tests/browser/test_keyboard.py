@@ -12,21 +12,21 @@ from tests.browser.conftest import Visit
 from tests.browser.places import PAGES
 from tests.browser.test_pages import VM, furnish, settle
 
-# what Tab has to reach, by place in the page; of radio buttons only one of a group is a stop
+# what Tab has to reach, by place in the page, also when a part has come anew; of radio buttons only one of a group is a stop
 STOPS = """() => {
     const all = Array.from(document.querySelectorAll("a[href], button:enabled, input:enabled:not([type=hidden], [type=radio]), select, textarea, summary, [tabindex='0']"));
-    window.stops = all.filter(one => one.checkVisibility({visibilityProperty: true}));
-    return window.stops.length;
+    return all.filter(one => one.checkVisibility({visibilityProperty: true}));
 }"""
+COUNT = f"() => ({STOPS})().length"
 # the stop that has the focus: its place, and what is wrong with how it shows that
-FOCUSED = """() => {
+FOCUSED = f"""() => {{
     const one = document.activeElement;
     if (one === document.body) return null;
     const style = getComputedStyle(one), box = one.getBoundingClientRect();
     const isMarked = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
     const isSeen = box.width > 0 && box.height > 0 && box.bottom > 0 && box.top < innerHeight;
-    return {place: window.stops.indexOf(one), fault: isMarked && isSeen ? null : one.outerHTML.slice(0, 200)};
-}"""
+    return {{place: ({STOPS})().indexOf(one), fault: isMarked && isSeen ? null : one.outerHTML.slice(0, 200)}};
+}}"""
 ACTIVE = "() => document.activeElement.outerHTML"
 
 
@@ -43,7 +43,7 @@ def test_tab_reaches_everything_in_order_and_what_has_the_focus_is_seen(visit: V
     for name in PAGES:
         settle(page, name)
         page.locator(".skip").focus()
-        count, reached = page.evaluate(STOPS), [0]
+        count, reached = page.evaluate(COUNT), [0]
         for _ in range(count + 20):  # radio buttons beside
             page.keyboard.press("Tab")
             found = page.evaluate(FOCUSED)
