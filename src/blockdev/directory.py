@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -60,7 +59,8 @@ def _clear(making: str) -> None:
         with suppress(FileNotFoundError):  # earlier builds had no lock there
             lock_file = os.open(f"{making}/LOCK", os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, lock_file)
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock_or_holder(lock_file, str(os.getpid())) is not None:
+                return
         shutil.rmtree(making)
 
 

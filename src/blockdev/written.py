@@ -138,7 +138,12 @@ def show_period(seconds: int) -> str:
 
 def show_count(count: int, noun: str) -> str:
     """1 disk, 2 disks."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+    return f"{count} {plural(count, noun)}"
+
+
+def plural(count: int, noun: str) -> str:
+    """disk, of one; disks."""
+    return noun if count == 1 else f"{noun}s"
 
 
 def show_speed(bytes_per_second: int) -> str:

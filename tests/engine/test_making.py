@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from blockdev import Pool, _medium, directory, errors
+from tests.child import Child, Say
 
 CAPACITY_BYTES = 64 << 20
 SEGMENT_BYTES = 1 << 20
@@ -29,26 +31,15 @@ def kill(*_arguments: object, **_named: object) -> None:
     os._exit(KILLED)
 
 
-def in_a_process(work: Callable[[], None]) -> int:
-    """The process id of one that does it; it is not waited for."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    return pid
-
-
 def make_until(path: str, patch: pytest.MonkeyPatch, module: object, call: str) -> None:
     """In a process that is killed when it would make this call."""
 
-    def work() -> None:
+    def work(_say: Say) -> None:
         patch.setattr(module, call, kill)
         make(path)
 
-    assert os.waitstatus_to_exitcode(os.waitpid(in_a_process(work), 0)[1]) == KILLED
+    with closing(Child(work)) as maker:
+        assert maker.wait() == KILLED
 
 
 def beside(path: str) -> list[str]:
@@ -113,11 +104,11 @@ def test_a_pool_that_is_being_made_is_not_cleared(pool_path: str, monkeypatch: p
             os.read(go, 1)
         rename(source, destination)
 
-    def work() -> None:
+    def work(_say: Say) -> None:
         monkeypatch.setattr(_medium, "rename_file", wait_and_rename)
         make(pool_path)
 
-    maker = in_a_process(work)
+    maker = Child(work)
     os.close(told)  # so that its end is seen
     try:
         assert os.read(at_rename, 1) == b"1"
@@ -127,7 +118,8 @@ def test_a_pool_that_is_being_made_is_not_cleared(pool_path: str, monkeypatch: p
         assert len(before) == 1
     finally:
         os.write(let_go, b"1")
-        status = os.waitpid(maker, 0)[1]
+        status = maker.wait()
+        maker.close()
         for end in (at_rename, go, let_go):
             os.close(end)
     assert status == 0

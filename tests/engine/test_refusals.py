@@ -6,8 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import xxhash
 from blockdev import Pool, errors
 from blockdev._exchange import known_blocks, put_blocks, take_blocks
 from blockdev.constants import NAME_BYTES_MAX, TAG_BYTES_MAX, VDISK_BYTES_MAX
+from tests.child import Child
 
 ROOT = Path(__file__).parents[2]
 MEBIBYTE = 1 << 20
@@ -250,15 +251,8 @@ def test_second_open_in_one_process_is_busy(furnished: Any, pool_path: str) -> N
 
 
 def in_a_fork(work: Callable[[], None]) -> None:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    assert os.waitpid(pid, 0)[1] == 0
+    with closing(Child(lambda _say: work())) as fork:
+        assert fork.wait() == 0
 
 
 def test_a_fork_cannot_use_the_pool_and_writes_nothing_at_its_end(furnished: Any, pool_path: str) -> None:

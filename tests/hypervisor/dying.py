@@ -14,7 +14,7 @@ from blockdev.hypervisor.place import Place
 from blockdev.hypervisor.registration import Registrations
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.service import VMs
-from tests.vmmap.child import die_at
+from tests.child import die_at
 from tests.vmmap.world import Clock
 
 HYPERVISOR = "kvm"

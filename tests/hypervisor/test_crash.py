@@ -22,11 +22,11 @@ from blockdev.hypervisor import registration
 from blockdev.hypervisor.connection import Connection
 from blockdev.hypervisor.hypervisors import Hypervisors
 from blockdev.hypervisor.registration import Registrations
+from tests.child import DIED_AS_TOLD
 from tests.cli.served import until
 from tests.hypervisor.domains import define, disk, domain, undefine_all
 from tests.hypervisor.dying import HYPERVISOR, wire
 from tests.hypervisor.libvirt_daemon import LibvirtDaemon
-from tests.vmmap.child import DIED_AS_TOLD
 
 ROOT = Path(__file__).parents[2]
 # step -> whether the VM has its domain afterwards

@@ -21,7 +21,7 @@ from blockdev.engine.server import EngineServer
 from blockdev.errors import Unavailable
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.service import VMs
-from tests.vmmap.child import DIED_AS_TOLD, Child, Say, die_at
+from tests.child import DIED_AS_TOLD, Child, Say, die_at
 from tests.vmmap.receiving import ALL_OPERATIONS, build_receiving
 from tests.vmmap.world import (
     Clock,

@@ -16,8 +16,8 @@ from blockdev.errors import PoolFull
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.reserve import DEFAULT_RESERVE
 from blockdev.vmmap.service import VMs
+from tests.child import DIED_AS_TOLD, Child, Say
 from tests.nbd.file_system import mounted, take_all_room
-from tests.vmmap.child import DIED_AS_TOLD, Child, Say
 from tests.vmmap.test_catalog import NOW
 from tests.vmmap.world import MEBIBYTE, OPERATIONS, Clock, build, check_agreed, observe
 

@@ -13,7 +13,7 @@ from blockdev.engine.server import EngineServer
 from blockdev.errors import BlockdevError, Unavailable
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.service import VMs
-from tests.vmmap.child import Child, Say
+from tests.child import Child, Say
 from tests.vmmap.world import Clock, check_agreed
 
 ROUNDS = 12

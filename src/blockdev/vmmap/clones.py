@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from blockdev.engine.protocol import EngineObject
 from blockdev.errors import BlockdevError, InvalidArgument, NotFound
@@ -137,11 +137,10 @@ class CloneOperations(Operations):
         ]
 
     def _clone_intent(
-        self, vm: VMRow, snapshot: SnapshotRow, disks: list[str], vms: list[list[str]], *ending: Any
+        self, vm: VMRow, snapshot: SnapshotRow, disks: list[str], vms: list[list[str]], description: str = "", made_for: int | None = None
     ) -> intents.Clone:
-        """ending: the fields of Clone that those with seeds do not have."""
         source = f"{vm.name}@{snapshot.name}"
-        return intents.Clone(source, snapshot.id, disks, self._journal.now(), vms, *vm.policy, *ending)
+        return intents.Clone(source, snapshot.id, disks, self._journal.now(), vms, *vm.policy, description, made_for)
 
     def _customize(
         self,

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from blockdev.clock import now_seconds
 from blockdev.errors import InvalidArgument
+from blockdev.written import plural
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -82,7 +83,7 @@ def count(number: float | None) -> str:
 
 def counted(number: int, noun: str) -> str:
     """1 disk, 2,000 disks."""
-    return f"{count(number)} {noun}" + ("" if number == 1 else "s")
+    return f"{count(number)} {plural(number, noun)}"
 
 
 def is_received(vm: Mapping[str, Any]) -> bool:
