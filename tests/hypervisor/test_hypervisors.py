@@ -132,10 +132,26 @@ def test_what_domains_share_or_mix_is_reported_and_not_guessed(lab: Lab) -> None
     assert found["links"] == []
     assert found["mixed"] == [{"hypervisor": "kvm", "domain": "both", "vms": ["db", "web"]}]
     assert found["shared"] == [{"export": "web/root", "domains": ["kvm/both", "kvm/first", "kvm/second"]}]
+    assert found["undecided"] == [{"vm": "web", "domains": ["kvm/first", "kvm/second"]}]
+    assert "VM web is not linked: kvm/first, kvm/second have disks of it" in lab.home("hypervisor", "discover")
     second.create()
     assert [one["domain"] for one in lab.discover()["links"]] == ["second"], "the one that runs"
     second.destroy()
     assert [one["domain"] for one in lab.discover()["links"]] == ["second"], "a link that holds stays"
+
+
+def test_a_disk_that_a_domain_has_and_this_home_has_not_is_reported(lab: Lab) -> None:
+    lab.vm("web")
+    lab.rest.post("/vms/web/snapshots", json={"name": "s"}).raise_for_status()
+    lab.define("web", "web/root", "web/data")
+    lab.define("reader", "web/root@s", "web/root@none", "web/data@s")
+    lab.define("old", "deleted/root")
+    found = lab.discover()
+    assert [(one["domain"], one["export"]) for one in found["missing"]] == [
+        ("old", "deleted/root"), ("reader", "web/data@s"), ("reader", "web/root@none"), ("web", "web/data")
+    ]  # fmt: skip
+    assert [one["domain"] for one in found["links"]] == ["web"] and found["undecided"] == []
+    assert "disk that is not there: kvm/old has deleted/root" in lab.home("hypervisor", "discover")
 
 
 def test_a_domain_that_is_gone_loses_its_link_with_a_line_that_says_so(lab: Lab) -> None:
@@ -271,6 +287,22 @@ def test_a_cancelled_registration_begins_no_more_and_says_which_are_there(lab: L
     assert {vm for vm in names if lab.domain_of(vm)} == registered
 
 
+def test_ctrl_c_ends_a_registration_and_each_clone_has_its_outcome(lab: Lab) -> None:
+    lab.vm("web")
+    lab.define("web", "web/root")
+    lab.discover()
+    asking = lab.home.start_command("clone", "web", "--count", "20", "--prefix", "c", "--register", "kvm", "--at-once", "1", "--json")
+    until(lambda: "c-2" in lab.domains(), "the second registration")
+    asking.send_signal(signal.SIGINT)
+    out, error = asking.communicate(timeout=120)
+    assert (asking.returncode, error.strip()) == (130, "error: interrupted")
+    told = json.loads(out)
+    assert [one["vm"] for one in told["registrations"]] == [one["name"] for one in told["vms"]] == [f"c-{n}" for n in range(1, 21)]
+    outcomes = {one["vm"]: one["state"] for one in told["registrations"]}
+    assert {vm for vm, state in outcomes.items() if state == "registered"} == lab.domains() - {"web"}
+    assert set(outcomes.values()) == {"registered", "cancelled"}
+
+
 def test_a_linked_vm_is_not_renamed_under_its_domain(lab: Lab) -> None:
     lab.vm("web")
     lab.define("web", "web/root")
@@ -322,6 +354,26 @@ def test_each_snapshot_has_the_configuration_of_its_instant(lab: Lab) -> None:
     assert memory(lab.config("web")) == 69
 
 
+def test_a_domain_that_was_renamed_is_called_so_from_the_next_snapshot_on(lab: Lab) -> None:
+    lab.vm("web")
+    lab.define("web", "web/root")
+    lab.discover()
+    lab.connection.lookupByName("web").rename("www")
+    lab.home("snapshot", "create", "web")
+    assert lab.domain_of("web")["name"] == "www"
+
+
+def test_a_domain_without_a_disk_of_the_vm_is_not_frozen_for_it(lab: Lab) -> None:
+    """Its guest says nothing of what the disks hold: the snapshot would be called consistent for nothing."""
+    lab.vm("web")
+    uuid = lab.define("web", "web/root", extra=GUEST_CHANNEL)
+    lab.discover()
+    other = domain("web", GUEST_CHANNEL).replace("<memory", f"<uuid>{uuid}</uuid><memory")
+    lab.connection.defineXML(other).create()
+    refused = lab.home.run("snapshot", "create", "web", "--consistency", "vm", "--if-not-frozen", "fail")
+    assert refused.status == 11 and "domain web of hypervisor kvm has no disk of VM web any more" in refused.error
+
+
 def test_a_hypervisor_that_does_not_answer_keeps_no_snapshot_waiting(lab: Lab) -> None:
     home = lab.home
     lab.vm("web")
@@ -339,7 +391,7 @@ def test_a_hypervisor_that_does_not_answer_keeps_no_snapshot_waiting(lab: Lab) -
             times.append(time.monotonic() - began)
         assert 2 <= times[0] < 8 and all(one < 2 for one in times[1:]), times  # 2 s is how long libvirt is waited for
         refused = home.run("snapshot", "create", "web", "--consistency", "vm", "--if-not-frozen", "fail")
-        assert refused.status == 11 and "left alone for now" in refused.error
+        assert refused.status == 11 and "left alone for up to 60 s" in refused.error
         assert home.json("snapshot", "create", "web", "--consistency", "vm")["consistency"] == "crash"
     finally:
         os.kill(daemon, signal.SIGCONT)

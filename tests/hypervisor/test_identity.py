@@ -9,12 +9,13 @@ from xml.sax.saxutils import quoteattr
 import pytest
 
 from blockdev.errors import InvalidArgument
-from blockdev.hypervisor.disks import ARGUMENTS, disks_of
+from blockdev.hypervisor.disks import ARGUMENTS, disks_of, names_vm
 from blockdev.hypervisor.identity import own_domain
 from blockdev.hypervisor.place import Place, is_remote
 from blockdev.vmmap.machine import mac_address
 from blockdev.vmmap.names import ObjectName
 from tests.hypervisor.domains import DOMAIN, disk, domain, file_disk
+from tests.hypervisor.dying import wire
 
 UUID = "8d0c6b9a-3c11-4c4e-9a39-0b6f6d2f3b11"
 SOCKET = "/srv/run/nbd.sock"
@@ -217,9 +218,9 @@ def test_which_disks_are_of_this_home(tmp_path: Path) -> None:
     }
     for host, is_ours in hosts.items():
         xml = domain("web", f"<disk type='network'><source protocol='nbd' name='web/root'>{host}</source><target dev='vda'/></disk>")
-        (found,) = disks_of(ElementTree.fromstring(xml), place, remote=False)
+        (found,) = disks_of(ElementTree.fromstring(xml), place, remote=False, luns={})
         assert found.export == (ObjectName("web", "root") if is_ours else None), host
-        (far,) = disks_of(ElementTree.fromstring(xml), place, remote=True)
+        (far,) = disks_of(ElementTree.fromstring(xml), place, remote=True, luns={})
         assert far.export is None, f"another machine's {host} is not ours"
     anywhere = Place(tmp_path / "nbd.sock", "0.0.0.0", 10809)
     assert anywhere.has_host("127.0.0.1", "") and not anywhere.has_host("192.0.2.1", "")
@@ -229,11 +230,36 @@ def test_which_disks_are_of_this_home(tmp_path: Path) -> None:
 def test_disks_given_to_qemu_behind_libvirts_back_are_seen(tmp_path: Path) -> None:
     arguments = (
         f"<qemu:commandline><qemu:arg value='file=nbd+unix:///web/root?socket={tmp_path}/nbd.sock,if=virtio'/>"
-        "<qemu:arg value='nbd://192.0.2.1/web/data'/><qemu:arg value='nbd://[bad/'/></qemu:commandline>"
+        "<qemu:arg value='nbd://192.0.2.1/web/data'/><qemu:arg value='nbd://[bad/'/>"
+        "<qemu:arg value='-drive'/><qemu:arg value='if=virtio,file=/images/a.raw'/>"
+        "<qemu:arg value='-drive'/><qemu:arg value='file=/images/b.iso,media=cdrom'/></qemu:commandline>"
     )
     xml = domain("web", rest=arguments, namespace=QEMU)
-    found = disks_of(ElementTree.fromstring(xml), Place(tmp_path / "nbd.sock"), remote=False)
-    assert [one.export for one in found] == [ObjectName("web", "root"), None, None]
+    found = disks_of(ElementTree.fromstring(xml), Place(tmp_path / "nbd.sock"), remote=False, luns={})
+    assert [one.export for one in found] == [ObjectName("web", "root"), None, None, None]
+    assert [one.source for one in found if one.is_foreign] == ["nbd://192.0.2.1/web/data", "nbd://[bad/", "file /images/a.raw"]
+
+
+def test_a_disk_on_a_target_of_this_home_is_the_vms(tmp_path: Path) -> None:
+    catalog, hypervisors, _ = wire(tmp_path)
+    with catalog.transaction(grows=True):
+        vm = catalog.insert_vm(UUID, "web", "2026-01-01T00:00:00.000Z")
+        target = catalog.insert_target(vm, "iqn.2026-01.org.example:web", demo=True, depth=64, created="2026-01-01T00:00:00.000Z")
+        for number, name in enumerate(("root", "data")):
+            catalog.put_disk(vm, name, number, 1 << 20, "2026-01-01T00:00:00.000Z")
+            lun = catalog.disk(vm, name)
+            assert lun is not None
+            catalog.insert_lun(target, f"serial-{number}", lun.id)
+    luns = hypervisors.luns()
+    catalog.close()
+    network = "<disk type='network'><source protocol='iscsi' name='{}'><host name='192.0.2.7'/></source><target dev='vda'/></disk>"
+    host = "<disk type='block'><source dev='/dev/disk/by-path/ip-192.0.2.7:3260-iscsi-iqn.2026-01.org.example:web-lun-1'/></disk>"
+    names = ("iqn.2026-01.org.example:web/0", "iqn.2026-01.org.example:web", "iqn.2026-01.org.example:web/7", "iqn.2003-01.org.example:x/0")
+    root = ElementTree.fromstring(domain("web", *(network.format(name) for name in names), host))
+    found = disks_of(root, Place(tmp_path / "nbd.sock"), remote=True, luns=luns)
+    web = ObjectName("web", "root")
+    assert [one.export for one in found] == [web, web, None, None, ObjectName("web", "data")]
+    assert names_vm(root, "web", luns) and not names_vm(root, "web", {}) and not names_vm(root, "we", luns)
 
 
 def test_a_uri_that_names_another_machine_is_remote() -> None:

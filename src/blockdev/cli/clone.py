@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from blockdev.cli import values
-from blockdev.cli.hypervisor import check_hypervisor, register_options, show_registrations, start_registration
+from blockdev.cli.hypervisor import check_hypervisor, register_options, registered
 from blockdev.cli.output import ask
 from blockdev.cli.session import Session, Verb, force_option, pass_session, read_text, yes_option
 from blockdev.errors import InvalidArgument, NotFound
@@ -59,8 +59,7 @@ def clone(
         return 0
     if not session.json:
         click.echo(sentence)
-    done = start_registration(session, hypervisor, [clone["name"] for clone in clones], at_once, start)
-    return show_registrations(session, done, {**made, **done})
+    return registered(session, hypervisor, [clone["name"] for clone in clones], at_once, start, made)
 
 
 def _customize(

@@ -16,9 +16,14 @@ from blockdev.written import show_count
 AT_ONCE_MAX = 64
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-at_once_option = click.option(
-    "--at-once", type=click.IntRange(1, AT_ONCE_MAX), metavar="N", help="How many registrations go on at the same time."
-)
+
+
+def _at_once_option(default: str) -> Callable[[Command], Command]:
+    text = f"How many registrations go on at the same time (default: {default})."
+    return click.option("--at-once", type=click.IntRange(1, AT_ONCE_MAX), metavar="N", help=text)
+
+
+at_once_option = _at_once_option("as many as the hypervisor takes")
 start_option = click.option("--start", is_flag=True, help="Start the domains, too.")
 
 
@@ -36,7 +41,7 @@ def hypervisor() -> None:
 @hypervisor.command()
 @click.argument("name", type=values.HYPERVISOR)
 @click.argument("uri", metavar="URI")
-@at_once_option
+@_at_once_option("4")
 @pass_session
 def add(session: Session, name: str, uri: str, at_once: int | None) -> None:
     """Keep a libvirt connection by name, such as qemu:///system or qemu+ssh://host/system; it must answer."""
@@ -103,6 +108,11 @@ def _tell_discovery(found: dict[str, Any]) -> None:
         click.echo(f"disks of several VMs: {one['hypervisor']}/{one['domain']} has those of {', '.join(one['vms'])}")
     for one in found["shared"]:
         click.echo(f"disk of several domains: {one['export']} is in {', '.join(one['domains'])}")
+    for one in found["undecided"]:
+        domains = ", ".join(one["domains"])
+        click.echo(f"VM {one['vm']} is not linked: {domains} have disks of it; run only the one that is its domain, and discover again")
+    for one in found["missing"]:
+        click.echo(f"disk that is not there: {one['hypervisor']}/{one['domain']} has {one['export']}")
     for export in found["unattached_disks"]:
         click.echo(f"attached to nothing: disk {export}")
     for vm in found["unattached_vms"]:
@@ -127,8 +137,7 @@ def show_domain(domain: dict[str, Any] | None) -> str:
 @pass_session
 def register(session: Session, vms: tuple[str, ...], hypervisor: str, at_once: int | None, start: bool) -> int:
     """Define a domain for each VM, of its configuration, with a name, uuid, MAC addresses and disks of its own."""
-    done = start_registration(session, hypervisor, list(vms), at_once, start)
-    return show_registrations(session, done, done)
+    return registered(session, hypervisor, list(vms), at_once, start, {})
 
 
 def check_hypervisor(session: Session, name: str) -> None:
@@ -138,24 +147,32 @@ def check_hypervisor(session: Session, name: str) -> None:
         raise Unavailable(f"nothing was made, as hypervisor {name} does not answer: {found['error']}")
 
 
-def start_registration(session: Session, hypervisor: str, vms: list[str], at_once: int | None, start: bool) -> Any:
-    """Its results, when it has ended."""
+def registered(
+    session: Session, hypervisor: str, vms: list[str], at_once: int | None, start: bool, made: dict[str, Any]
+) -> int:
+    """Register them and show each one's outcome, also behind Ctrl-C; the exit status.  made: what else belongs in the document."""
     body = {"vms": vms, "at_once": at_once, "start": start}
     job = session.client.post(f"/hypervisors/{hypervisor}/registrations", body)
     title = f"registering {show_count(len(vms), 'VM')} with {hypervisor}"
-    return session.follow(job, title, "those registered until then stay")
+    done = session.follow(
+        job,
+        title,
+        "those registered until then stay",
+        tell_cancelled=lambda result: show_registrations(session, {**made, **result}),
+    )
+    return show_registrations(session, {**made, **done})
 
 
-def show_registrations(session: Session, done: dict[str, Any], document: dict[str, Any]) -> int:
+def show_registrations(session: Session, document: dict[str, Any]) -> int:
     """The exit status: whether all were registered, and started when that was asked for."""
-    results = done["registrations"]
+    results = document["registrations"]
 
     def tell() -> None:
         rows = [[one["vm"], one["domain"] or "-", one["state"], one["error"] or ""] for one in results]
         print_columns(["VM", "DOMAIN", "STATE", "ERROR"], rows)
 
     session.show(document, tell)
-    return BlockdevError.exit_status if any(one["error"] or one["state"] == "cancelled" for one in results) else 0
+    return BlockdevError.exit_status if any(one["error"] for one in results) else 0
 
 
 @click.command(cls=Verb)

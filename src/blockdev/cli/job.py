@@ -70,7 +70,7 @@ def watch(session: Session, id: str) -> int:
     if noun == "pool" and "findings" in fields:
         tell_inspected(session, verb, result)
     elif "registrations" in fields:
-        return show_registrations(session, result, result)
+        return show_registrations(session, result)
     else:
         session.say(result, f"{title}: done")
     return 0

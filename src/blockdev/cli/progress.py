@@ -67,24 +67,34 @@ def display(title: str, quiet: bool) -> Iterator[Display]:
 
 
 def follow(
-    client: Client, job: dict[str, Any], title: str, if_cancelled: str, quiet: bool, cancels: bool = True
+    client: Client,
+    job: dict[str, Any],
+    title: str,
+    if_cancelled: str,
+    quiet: bool,
+    cancels: bool = True,
+    tell_cancelled: Callable[[Any], object] | None = None,
 ) -> Any:
-    """The result of `job` when it is done.  Raises its error; Ctrl-C cancels the job, if it `cancels`, and waits for its end."""
+    """The result of `job` when it is done.  Raises its error; Ctrl-C cancels the job, if it `cancels`, and waits for its end.
+
+    tell_cancelled: is given the result of a cancelled job that says what was done until then.
+    """
+    interrupt: KeyboardInterrupt | None = None
     try:
         with display(title, quiet) as shown:
             while job["state"] not in FINISHED:
                 job = client.get(f"/jobs/{job['id']}", after=job["version"], wait_seconds=POLL_SECONDS)
                 shown.show(job)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as pressed:
         if not cancels:
             raise
-        job = _cancel(client, job)
-        if job["state"] == "cancelled":
-            raise
+        interrupt, job = pressed, _cancel(client, job)
     if job["state"] == "done":
         return job["result"]
     if job["state"] == "cancelled":
-        raise from_code("error", f"{title}: cancelled, {if_cancelled}")
+        if tell_cancelled is not None and job["result"] is not None:
+            tell_cancelled(job["result"])
+        raise interrupt or from_code("error", f"{title}: cancelled, {if_cancelled}")
     raise from_code(job["error"]["code"], job["error"]["message"])
 
 

@@ -48,13 +48,18 @@ class Session:
         self.show(document, lambda: click.echo(sentence))
 
     def follow(
-        self, job: dict[str, Any], title: str, if_cancelled: str = "nothing was changed", cancels: bool = True
+        self,
+        job: dict[str, Any],
+        title: str,
+        if_cancelled: str = "nothing was changed",
+        cancels: bool = True,
+        tell_cancelled: Callable[[Any], object] | None = None,
     ) -> Any:
         """The job's result, with its progress shown until then.  if_cancelled: what to say of a cancelled one.
 
-        cancels: Ctrl-C cancels it.
+        cancels: Ctrl-C cancels it.  tell_cancelled: shows what it had done until then.
         """
-        return follow(self.client, job, title, if_cancelled, quiet=self.json, cancels=cancels)
+        return follow(self.client, job, title, if_cancelled, self.json, cancels, tell_cancelled)
 
     def leave(self, job: dict[str, Any]) -> None:
         """Say that a job goes on without this command (--detach)."""

@@ -232,7 +232,11 @@ def agent(session: Session, name: str, path: str | None, no_agent: bool) -> None
         session.show({"agent": found["agent"], "way": way}, lambda: click.echo(words))
         return
     changed = session.client.patch(f"/vms/{name}", {"agent": path})
-    session.say(changed, f"the guest agent of VM {name} listens at {path}" if path else f"VM {name} has no guest agent now")
+    if path is not None:
+        session.say(changed, f"the guest agent of VM {name} listens at {path}")
+        return
+    way, words = _agent_of(changed)
+    session.say(changed, f"VM {name} has no guest agent{' of its own' if way else ''} now" + (f"; it is asked {words}" if way else ""))
 
 
 def _agent_of(vm: dict[str, Any]) -> tuple[str | None, str]:

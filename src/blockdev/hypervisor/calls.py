@@ -47,7 +47,7 @@ def within(limit_s: float, what: str, work: Callable[[], T]) -> T:
     try:
         is_done, value = outcome.get(timeout=limit_s)
     except Empty:
-        raise Unavailable(f"{what} did not answer within {limit_s:g} s") from None
+        raise Unavailable(f"{what} did not answer within {limit_s:.3g} s") from None
     if is_done:
         return value
     raise value
@@ -69,7 +69,7 @@ class Line:
         """`work` on the open connection.  Unavailable at once while it is out, unless the caller insists."""
         with self._lock:
             if not insist and monotonic_seconds() < self._out_until:
-                raise Unavailable(f"hypervisor {self._name} is left alone for now: {self._why}")
+                raise Unavailable(f"hypervisor {self._name} is left alone for up to {OUT_SECONDS:g} s, as it did not answer: {self._why}")
         try:
             return within(limit_s, f"hypervisor {self._name} ({self._uri})", lambda: work(self._open(limit_s)))
         except Unavailable as error:

@@ -110,7 +110,7 @@ def _meaning(error: libvirt.libvirtError, what: str, other: type[BlockdevError] 
     text = " ".join((error.get_error_message() or str(error)).split())
     message = f"{what}: {''.join(c if c.isprintable() else '?' for c in text[:MESSAGE_CHARACTERS_MAX])}"
     if code in AGENT_CODES:
-        return AgentSilent(message)
+        return AgentSilent(f"{message}; see that qemu-guest-agent runs in the guest")
     return CODES.get(code, other)(message)
 
 
@@ -158,8 +158,8 @@ class Connection:
                     raise _meaning(error, self.uri) from error
         return told
 
-    def find(self, uuid: str) -> Domain | None:
-        return self._look(lambda: _tell(self._connection.lookupByUUIDString(uuid)))
+    def find(self, uuid: str, with_live: bool = False) -> Domain | None:
+        return self._look(lambda: _tell(self._connection.lookupByUUIDString(uuid), with_live))
 
     def find_named(self, name: str) -> Domain | None:
         return self._look(lambda: _tell(self._connection.lookupByName(name)))
@@ -206,8 +206,11 @@ class Connection:
 
     def ask_agent(self, uuid: str, command: str, seconds: int) -> Any:
         """The agent's answer to a command without arguments.  AgentSilent, GuestFailed."""
-        with _understood(f"the guest agent cannot be asked for {command} through libvirt", GuestFailed):
-            text = libvirt_qemu.qemuAgentCommand(self._domain(uuid), json.dumps({"execute": command}), seconds, 0)
+        try:
+            with _understood(f"the guest agent cannot be asked for {command} through libvirt", GuestFailed):
+                text = libvirt_qemu.qemuAgentCommand(self._domain(uuid), json.dumps({"execute": command}), seconds, 0)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{error.message}; give the domain a channel org.qemu.guest_agent.0 (docs/quiesce.md)") from error
         try:
             return json.loads(text)["return"]
         except (ValueError, KeyError, TypeError, RecursionError):

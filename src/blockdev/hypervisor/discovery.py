@@ -7,17 +7,20 @@ uuid is taken, else the one that runs.  Done again it finds the same.  Durable: 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
+from xml.etree.ElementTree import Element
 
 from blockdev.errors import BlockdevError
-from blockdev.hypervisor.disks import disks_of
+from blockdev.hypervisor.disks import DomainDisk, disks_of
 from blockdev.hypervisor.hypervisors import READ_ALL_SECONDS, Hypervisors
-from blockdev.hypervisor.place import Place, is_remote
+from blockdev.hypervisor.place import is_remote
 from blockdev.vmmap.catalog import Catalog, VMRow
 from blockdev.vmmap.catalog_domains import HypervisorRow, LinkRow
 from blockdev.vmmap.machine import domain_of
-from blockdev.vmmap.names import CONFIG_BYTES_MAX, object_name
+from blockdev.vmmap.names import CONFIG_BYTES_MAX, ObjectName, object_name
 
 if TYPE_CHECKING:
     from blockdev.hypervisor.connection import Domain
@@ -71,6 +74,19 @@ class SharedDisk:
 
 
 @dataclass(frozen=True)
+class MissingDisk:
+    hypervisor: str
+    domain: str
+    export: str
+
+
+@dataclass(frozen=True)
+class UndecidedVM:
+    vm: str
+    domains: list[str]  # HYPERVISOR/DOMAIN
+
+
+@dataclass(frozen=True)
 class Discovery:
     """What was found, by name."""
 
@@ -80,16 +96,19 @@ class Discovery:
     foreign: list[ForeignDisk] = field(default_factory=list)  # disks of domains that are not of this home
     mixed: list[MixedDomain] = field(default_factory=list)  # domains whose disks belong to several VMs: not linked
     shared: list[SharedDisk] = field(default_factory=list)  # disks that several domains have
+    undecided: list[UndecidedVM] = field(default_factory=list)  # several domains have disks of them: not linked
+    missing: list[MissingDisk] = field(default_factory=list)  # exports that domains have and this home has not
     unattached_vms: list[str] = field(default_factory=list)  # no domain has a disk of them
     unattached_disks: list[str] = field(default_factory=list)  # VM/DISK: no domain has it, but others of its VM
 
 
 class _Seen(NamedTuple):
-    """A domain that was read, with the disks of this home that it can write to."""
+    """A domain that was read."""
 
     hypervisor: HypervisorRow
     domain: Domain
-    exports: dict[str, set[str]]  # VM -> disks
+    exports: dict[str, set[str]]  # VM -> disks of this home that it can write to
+    views: set[ObjectName]  # disks of snapshots, which it reads
 
     @property
     def label(self) -> str:
@@ -102,6 +121,7 @@ def discover(hypervisors: Hypervisors, name: str | None = None) -> Discovery:
     found = Discovery()
     seen: list[_Seen] = []
     answered: set[int] = set()
+    luns = hypervisors.luns()
     for row in rows:
         try:
             domains = hypervisors.call(row, lambda connection: connection.domains(), READ_ALL_SECONDS, insist=True)
@@ -110,28 +130,32 @@ def discover(hypervisors: Hypervisors, name: str | None = None) -> Discovery:
             continue
         answered.add(row.id)
         found.hypervisors.append(Answer(row.name, len(domains), None))
-        remote = is_remote(row.uri)
-        seen += [_read(row, domain, hypervisors.place, remote, found) for domain in sorted(domains, key=lambda one: one.name)]
+        disks = partial(disks_of, place=hypervisors.place, remote=is_remote(row.uri), luns=luns)
+        seen += [_read(row, domain, disks, found) for domain in sorted(domains, key=lambda one: one.name)]
     with hypervisors.catalog.transaction(grows=True):
         _link(hypervisors.catalog, seen, answered, found)
         _say_unattached(hypervisors.catalog, seen, found)
+        _say_missing(hypervisors.catalog, seen, found)
     return found
 
 
-def _read(row: HypervisorRow, domain: Domain, place: Place, remote: bool, found: Discovery) -> _Seen:
+def _read(row: HypervisorRow, domain: Domain, disks: Callable[[Element], list[DomainDisk]], found: Discovery) -> _Seen:
     exports: dict[str, set[str]] = defaultdict(set)
-    foreign: dict[str, str] = {}
+    views: set[ObjectName] = set()
+    foreign: dict[tuple[str, str], None] = {}  # each once, in its order
     for text in filter(None, (domain.config, domain.live)):
         root = domain_of(text)
-        for disk in [] if root is None else disks_of(root, place, remote):
+        for disk in [] if root is None else disks(root):
             if disk.is_foreign:
-                foreign[disk.target] = disk.source
-            elif disk.export is not None and disk.export.snapshot is None:
+                foreign[disk.target, disk.source] = None
+            elif disk.export is not None and disk.export.snapshot is not None:
+                views.add(disk.export)
+            elif disk.export is not None:
                 exports[disk.export.vm].add(disk.export.disk)
-    found.foreign.extend(ForeignDisk(row.name, domain.name, target, source) for target, source in foreign.items())
+    found.foreign.extend(ForeignDisk(row.name, domain.name, target, source) for target, source in foreign)
     if len(exports) > 1:
         found.mixed.append(MixedDomain(row.name, domain.name, sorted(exports)))
-    return _Seen(row, domain, dict(exports))
+    return _Seen(row, domain, dict(exports), views)
 
 
 def _link(catalog: Catalog, seen: list[_Seen], answered: set[int], found: Discovery) -> None:
@@ -153,10 +177,14 @@ def _link(catalog: Catalog, seen: list[_Seen], answered: set[int], found: Discov
             continue  # settling.py's to say
         if link is not None and link.hypervisor_id not in answered:
             continue
-        chosen = _choose(vm, link, candidates.get(vm.name, []))
+        several = candidates.get(vm.name, [])
+        chosen = _choose(vm, link, several)
         if chosen is not None:
             _take(catalog, vm, link, chosen, found)
-        elif link is not None and not (link.made and (link.hypervisor_id, link.uuid) in there):
+            continue
+        if len(several) > 1:
+            found.undecided.append(UndecidedVM(vm.name, [one.label for one in several]))
+        if link is not None and not (link.made and (link.hypervisor_id, link.uuid) in there):
             catalog.delete_link(vm.id)
             is_there = (link.hypervisor_id, link.uuid) in there
             reason = "it has no disk of the VM any more" if is_there else "it is gone"
@@ -208,3 +236,19 @@ def _say_unattached(catalog: Catalog, seen: list[_Seen], found: Discovery) -> No
             found.unattached_vms.append(vm.name)
         else:
             found.unattached_disks.extend(lacking)
+
+
+def _say_missing(catalog: Catalog, seen: list[_Seen], found: Discovery) -> None:
+    """Domains whose VM was deleted, renamed or lost a disk would not start."""
+    names = {vm.id: vm.name for vm in catalog.vms()}
+    known = {object_name(names[disk.vm_id], disk.name) for disk in catalog.disks()}
+    for one in seen:
+        exports = {object_name(vm, disk) for vm, disks in one.exports.items() for disk in disks} - known
+        exports |= {object_name(*view) for view in one.views if not _has_view(catalog, view)}
+        found.missing.extend(MissingDisk(one.hypervisor.name, one.domain.name, export) for export in sorted(exports))
+
+
+def _has_view(catalog: Catalog, view: ObjectName) -> bool:
+    vm = catalog.vm(view.vm)
+    snapshot = None if vm is None or view.snapshot is None else catalog.snapshot(vm.id, view.snapshot)
+    return snapshot is not None and any(disk.name == view.disk for disk in catalog.snapshot_disks(snapshot.id))

@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 
 from blockdev.errors import AlreadyExists, BlockdevError, Busy, InvalidArgument, NotFound, Unavailable
 from blockdev.hypervisor.calls import Line
+from blockdev.hypervisor.disks import names_vm
 from blockdev.hypervisor.place import Place
 from blockdev.vmmap.catalog import Catalog
 from blockdev.vmmap.catalog_domains import HypervisorRow, LinkRow
 from blockdev.vmmap.clock import Clock, to_text
-from blockdev.vmmap.names import check_name, is_name
+from blockdev.vmmap.machine import domain_of
+from blockdev.vmmap.names import ObjectName, check_name, is_name
 from blockdev.vmmap.service import VMs
 from blockdev.written import show_count
 
@@ -172,9 +174,16 @@ class Hypervisors:
     def _note_answer(self, name: str) -> None:
         self._events.end("hypervisor", None, f"hypervisor {name} answers again", of=name)
 
-    def domain_of(self, link: LinkRow, limit_s: float = ANSWER_SECONDS, insist: bool = False) -> Domain | None:
+    def domain_of(
+        self, link: LinkRow, limit_s: float = ANSWER_SECONDS, insist: bool = False, with_live: bool = False
+    ) -> Domain | None:
         """None: its hypervisor has no such domain."""
-        return self.call_linked(link, lambda connection: connection.find(link.uuid), limit_s, insist)
+        return self.call_linked(link, lambda connection: connection.find(link.uuid, with_live), limit_s, insist)
+
+    def luns(self) -> dict[str, ObjectName]:
+        """What this home's iSCSI targets offer, by IQN/NUMBER."""
+        iqns = {target.id: target.iqn for target in self.catalog.targets()}
+        return {f"{iqns[lun.target_id]}/{lun.number}": ObjectName(lun.vm, lun.disk, lun.snapshot) for lun in self.catalog.luns()}
 
     def refresh(self, vm: str) -> str | None:
         """Take the configuration of a linked VM from its domain, if its hypervisor answers soon.
@@ -186,15 +195,31 @@ class Hypervisors:
         if row is None or link is None or link.state != "there":
             return None
         try:
-            domain = self.domain_of(link, REFRESH_SECONDS)
-            if domain is not None and domain.config != self.vms.get_config(vm):
-                self.vms.set_config(vm, domain.config)
+            domain = self.domain_of(link, REFRESH_SECONDS, with_live=True)
         except BlockdevError as error:
             logger.info("VM %s keeps the configuration known last: %s", vm, error.message)
             return error.message
-        if domain is None or not domain.is_running:
-            return f"domain {link.name} of hypervisor {link.hypervisor} {'is gone' if domain is None else 'does not run'}"
+        if domain is None:
+            return f"domain {link.name} of hypervisor {link.hypervisor} is gone: see hypervisor discover"
+        self._follow(vm, link, domain)
+        if not domain.is_running:
+            return f"domain {domain.name} of hypervisor {link.hypervisor} does not run"
+        root = domain_of(domain.live or domain.config)
+        if root is not None and not (names_vm(root, vm, {}) or names_vm(root, vm, self.luns())):
+            # it would be frozen for a snapshot of what another guest writes to
+            return f"domain {domain.name} of hypervisor {link.hypervisor} has no disk of VM {vm} any more: see hypervisor discover"
         return None
+
+    def _follow(self, vm: str, link: LinkRow, domain: Domain) -> None:
+        """Its configuration and its name."""
+        try:
+            if domain.config != self.vms.get_config(vm):
+                self.vms.set_config(vm, domain.config)
+            if domain.name != link.name:
+                with self.catalog.transaction(grows=True):
+                    self.catalog.rename_link(link, domain.name)
+        except BlockdevError as error:  # such as a full file system
+            logger.info("VM %s keeps the configuration known last: %s", vm, error.message)
 
 
 def _look(connection: Connection) -> tuple[str, int]:

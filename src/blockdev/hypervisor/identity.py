@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from blockdev.errors import InvalidArgument
-from blockdev.hypervisor.disks import ARGUMENTS, MEDIA, NBD_URI, QEMU, describe, nbd_name
+from blockdev.hypervisor.disks import ARGUMENTS, MEDIA, NBD_URI, QEMU, describe, drive_file, nbd_name
 from blockdev.vmmap.clones import SEED
 from blockdev.vmmap.machine import domain_of, mac_address
 from blockdev.vmmap.names import object_name, parse_object_name
@@ -25,9 +25,6 @@ AGENT_CHANNEL = "org.qemu.guest_agent.0"
 EXPORT_OPTION = re.compile(r'("export"\s*:\s*"|(?:^|[,.])export=|:exportname=)([^",]+)')  # of -blockdev and -drive
 MAC_OPTION = re.compile(r'((?:^|,)mac(?:addr)?=|"mac"\s*:\s*")[0-9A-Fa-f:]{17}')  # of -device and -nic
 OWN_PATH = re.compile(r"(?:(?<=path=)|(?<=^unix:)|(?<=^file:))/[^,]+")  # of -chardev, -qmp, -serial
-DRIVES = ("-drive", "-blockdev", "-hda", "-hdb", "-hdc", "-hdd")
-DRIVE_FILE = re.compile(r'(?:^|(?:^|[,.])file(?:name)?=|"filename"\s*:\s*")(/[^",]+)')
-READ_ONLY = re.compile(r'read-?only"?\s*[=:]\s*"?(?:on|true)|media=cdrom')
 GENERATED = (("openvswitch", "interfaceid"), ("802.1Qbg", "instanceid"))  # of ports: where libvirt makes one that is not said
 ElementTree.register_namespace("qemu", QEMU)
 
@@ -258,10 +255,10 @@ def _point_arguments(domain: Element, vm: str, vm_uuid: str, exports: _Exports) 
 
 def _refuse_shared_file(option: str, value: str, vm: str) -> None:
     """As _refuse_shared; option: the argument before."""
-    found = DRIVE_FILE.search(value) if option in DRIVES and not READ_ONLY.search(value) else None
-    if found is not None:
+    file = drive_file(option, value)
+    if file is not None:
         raise InvalidArgument(
-            f"the configuration of VM {vm} gives QEMU a disk that is not blockdev's, file {found[1]}, and two VMs must not write "
+            f"the configuration of VM {vm} gives QEMU a disk that is not blockdev's, file {file}, and two VMs must not write "
             f"to it: take it out of the configuration (blockdevctl vm config {vm} --set FILE)"
         )
 

@@ -131,6 +131,7 @@ class Registrations:
         NotFound; Unavailable: the domain may be there or not, which is found out when the hypervisor answers again.
         """
         shown = self._vms.show_vm(vm)
+        self._vms.refuse_linked(vm)
         xml = own_domain(self._vms.get_config(vm), vm, shown.uuid, [disk.name for disk in shown.disks])
         _refuse_unreachable(hypervisor, xml)
         call = self._hypervisors.call

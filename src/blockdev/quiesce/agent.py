@@ -129,7 +129,7 @@ class Agent:
             answers = [self._answer(stream, command, deadline) for command in commands]
         except TimeoutError:
             raise Unavailable(
-                f"the guest agent at {self.address} did not answer {commands[0]} within {limit_s:g} s: see that "
+                f"the guest agent at {self.address} did not answer {commands[0]} within {limit_s:.3g} s: see that "
                 "qemu-guest-agent runs in the guest, and that no other program holds the socket"
             ) from None
         except OSError as error:

@@ -26,7 +26,7 @@ import time
 
 from blockdev import diagnostics
 from blockdev.clock import monotonic_seconds
-from blockdev.errors import BlockdevError, Busy, GuestFailed
+from blockdev.errors import BlockdevError, Busy, GuestFailed, Unavailable
 from blockdev.quiesce.agent import Release
 from blockdev.quiesce.agents import GuestAgent, agent_at
 
@@ -102,6 +102,11 @@ def freeze(agent: GuestAgent, limit_s: float) -> int:
         count = agent.freeze(max(deadline - monotonic_seconds(), 1e-3))
         if count == 0:
             raise GuestFailed(f"the guest behind {agent.address} has no file system that can be frozen")
+    except Unavailable as error:
+        if monotonic_seconds() < deadline:
+            raise FreezeFailed(error) from error
+        late = f"the guest did not freeze within {limit_s:g} s, as it has much to write, a hook takes long or its agent hangs"
+        raise FreezeFailed(Unavailable(f"{late}: {error.message}")) from error
     except BlockdevError as error:
         raise FreezeFailed(error) from error
     return count

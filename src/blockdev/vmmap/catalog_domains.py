@@ -82,6 +82,10 @@ class DomainRecords(Database):
             *(vm_id, hypervisor_id, uuid, name, state, int(made)),
         )
 
+    def rename_link(self, link: LinkRow, name: str) -> None:
+        """The domain is called so now; nothing when the VM has another link meanwhile."""
+        self._do("UPDATE domain SET name = ? WHERE vm_id = ? AND uuid = ?", name, link.vm_id, link.uuid)
+
     def set_link_state(self, vm_id: int, state: str) -> None:
         self._do("UPDATE domain SET state = ? WHERE vm_id = ?", state, vm_id)
 

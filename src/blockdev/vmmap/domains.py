@@ -22,12 +22,16 @@ class DomainOperations(Operations):
         """AlreadyExists: it has a domain, or its registration is under way; ReadOnly: a peer sends it."""
         vm = self._lookup.vm(name)
         self._refuse_received(vm)
-        link = self._catalog.link(vm.id)
-        if link is not None:
-            raise AlreadyExists(f"VM {name} has a domain already, {link.name} of hypervisor {link.hypervisor}")
+        self.refuse_linked(name)
         with self._catalog.transaction(grows=True):
             self._catalog.put_link(vm.id, hypervisor.id, vm.uuid, domain, "registering", made=True)
         return vm
+
+    def refuse_linked(self, name: str) -> None:
+        """AlreadyExists: it has a domain, or its registration is under way; NotFound."""
+        link = self.link(name)
+        if link is not None:
+            raise AlreadyExists(f"VM {name} has a domain already, {link.name} of hypervisor {link.hypervisor}")
 
     @change
     def begin_unregistration(self, name: str) -> LinkRow:
