@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from blockdev.constants import DURATION_SECONDS_MAX, SECTOR_BYTES, VDISK_BYTES_MAX
+from blockdev.constants import DURATION_SECONDS_MAX, KEEP_SECONDS_MIN, SECTOR_BYTES, VDISK_BYTES_MAX
 from blockdev.errors import InvalidArgument
 
 SIZE_BYTES_MAX = 4 * 10**18  # what the API takes
@@ -82,6 +82,14 @@ def parse_duration(text: str) -> int:
     return seconds
 
 
+def parse_keep(text: str) -> int:
+    """How long a snapshot is kept that goes by itself.  Raises InvalidArgument."""
+    seconds = parse_duration(text)
+    if seconds < KEEP_SECONDS_MIN:
+        raise InvalidArgument(f"{text} is too short: a snapshot is kept for a minute at least, 1m")
+    return seconds
+
+
 def parse_duration_or_forever(text: str) -> int:
     """Seconds; 0 of `forever`.  Raises InvalidArgument."""
     return FOREVER if text.strip().lower() == "forever" else parse_duration(text)
@@ -92,9 +100,9 @@ def parse_duration_or_none(text: str) -> int:
     return 0 if text.strip().lower() == "none" else parse_duration(text)
 
 
-def parse_duration_or_same(text: str) -> int:
+def parse_keep_or_same(text: str) -> int:
     """Seconds; 0 of `same`.  Raises InvalidArgument."""
-    return SAME if text.strip().lower() == "same" else parse_duration(text)
+    return SAME if text.strip().lower() == "same" else parse_keep(text)
 
 
 def parse_disk_size(text: str) -> int:

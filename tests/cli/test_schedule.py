@@ -104,6 +104,15 @@ def test_a_preview_lists_what_will_be_taken(home: Home, vm: str) -> None:
     told = home("schedule", "preview", vm).splitlines()
     assert told[0].split() == ["DUE", "SCHEDULE", "KEPT", "UNTIL", "CONSISTENCY"] and len(told) == 26
     assert told[-1].startswith("24 snapshots until ") and told[-1].endswith("at most 3 of them at one time")
+    home("schedule", "set", vm, "hourly", "--keep", "30d")
+    told = home("schedule", "preview", vm, "--for", "30d").splitlines()
+    assert told[-1].startswith("the cap is 256, and runs fail at it") and "schedule cap" in told[-1]
+
+
+@pytest.mark.parametrize("option", ["--keep", "--keep-remote"])
+def test_less_than_a_minute_is_refused_in_the_words_of_who_types_it(home: Home, vm: str, option: str) -> None:
+    refused = home.run("schedule", "set", vm, "short", "--at", "hourly :05", "--keep", "1m", option, "59s")
+    assert refused.status == 2 and "59s is too short: a snapshot is kept for a minute at least" in refused.error
 
 
 def test_a_run_by_hand_is_listed_as_its_schedules(home: Home, vm: str) -> None:

@@ -133,6 +133,35 @@ def test_over_the_cap_a_run_fails_says_so_once_and_keeps_the_newest(web: Home) -
     assert kept not in web.snapshots("web") and len(web.snapshots("web")) == 1
 
 
+@pytest.mark.parametrize("change", [{"at": "hourly :10"}, {"zone": "Asia/Kathmandu"}])
+def test_the_last_good_one_of_a_failing_schedule_stays_when_its_times_are_changed(web: Home, change: dict[str, Any]) -> None:
+    web.schedules.set_cap(1)
+    web.now += HOUR
+    web.scheduler.round()
+    [kept] = web.snapshots("web")
+    web.now += 5 * HOUR
+    assert web.scheduler.round() == Round(0, 1, 0)
+    web.schedules.put(None, "hourly", change)
+    assert web.scheduler.round() == Round(0, 0, 0)
+    web.schedules.put("web", "hourly", {"at": "daily 03:00"})  # a set of its own
+    assert web.scheduler.round() == Round(0, 0, 0) and web.snapshots("web") == [kept]
+    web.schedules.set_cap(2)
+    web.now += DAY
+    assert web.scheduler.round() == Round(1, 0, 1)
+
+
+def test_a_run_by_hand_says_that_a_failing_schedule_works_again(web: Home) -> None:
+    web.schedules.set_cap(1)
+    for _ in range(3):
+        web.now += HOUR
+        web.scheduler.round()
+    web.schedules.set_cap(9)
+    web.scheduler.run_now("web", "hourly")
+    web.scheduler.run_now("web", "hourly")
+    [event] = web.catalog.events("web", ["info"], None, 10)
+    assert event.message == "schedule hourly works again after 2 failed runs"
+
+
 def test_a_vm_that_lacks_a_disk_fails_says_so_and_keeps_its_newest(web: Home) -> None:
     web.now += HOUR
     assert web.scheduler.round() == Round(1, 0, 0)
@@ -167,12 +196,13 @@ def test_locked_and_attached_snapshots_outlive_their_time(web: Home) -> None:
 
 
 def test_a_schedule_that_changed_has_missed_nothing(web: Home) -> None:
-    web.schedules.put(None, "hourly", {"at": "daily 10:00"})
     web.now += 12 * HOUR  # 13:00 in Zurich
-    assert web.scheduler.round().taken == 0  # seen for the first time
     web.schedules.put(None, "hourly", {"at": "daily 12:00"})
     web.now += 60
     assert web.scheduler.round().taken == 0
+    web.schedules.put(None, "hourly", {"at": "daily 13:30"})
+    web.now += HOUR
+    assert web.scheduler.round().taken == 1  # it was due after the change, however late anybody looks
     web.schedules.replace(None, [])
     web.now += 10 * DAY
     web.scheduler.round()
@@ -214,6 +244,21 @@ def test_a_preview_is_what_is_taken(web: Home) -> None:
     assert preview.kept_at_most in (most, most + 1)  # the last minute of one and the first of another
     held = [run.due for run in preview.runs if run.kept_until > to_text(web.now)]
     assert len(held) == len(web.snapshots("web"))
+
+
+def test_a_preview_says_what_goes_where_and_what_the_cap_does_not_allow(web: Home) -> None:
+    web.schedules.put(None, "far", {"at": "daily 01:00", "keep_seconds": 3600, "keep_remote_seconds": 7200})
+    web.schedules.put(None, "near", {"at": "daily 02:00", "keep_seconds": 3600, "replicate": False})
+    alone = web.schedules.preview("web", DAY)
+    assert {one.kept_remote_seconds for one in alone.runs} == {None} and alone.paths == []
+    with web.catalog.transaction():
+        path = web.catalog.insert_path("south", "host", 1, "key", 3, "{}", to_text(web.now))
+        web.catalog.put_protection(web.catalog.vms()[0].id, path, None, None, 0, to_text(web.now))
+    web.schedules.set_cap(7)
+    found = web.schedules.preview("web", DAY)
+    there = {one.schedule: one.kept_remote_seconds for one in found.runs}
+    assert there == {"hourly": 3 * 3600, "far": 7200, "near": None}
+    assert (found.paths, found.scheduled_snapshots_max, found.kept_at_most) == (["south"], 7, alone.kept_at_most)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,10 @@ RULES: dict[str, tuple[Match, bool]] = {
         False,
     ),
     "cron 0 0 29 2 *": (lambda t: (t.hour, t.minute, t.day, t.month) == (0, 0, 29, 2), False),
+    "cron 15 3 1 jan,mar-may mon": (
+        lambda t: (t.hour, t.minute) == (3, 15) and t.month in (1, 3, 4, 5) and (t.day == 1 or t.weekday() == 0),
+        False,
+    ),
     "cron 10,40 2 * 3,10 7": (
         lambda t: t.hour == 2 and t.minute in (10, 40) and t.month in (3, 10) and t.weekday() == 6,
         False,
@@ -130,6 +134,8 @@ def test_next_and_latest_run_are_those_of_the_walk(text: str) -> None:
         "cron 5-1 * * * *",
         "cron 0 0 30 2 *",
         "cron 0 0 * * 8",
+        "cron 0 0 1 1feb *",
+        "cron 0 0 1 mon *",
         "daily ٠٢:30",
         "hourly :05 " + "9" * 5000,
     ],

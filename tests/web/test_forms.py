@@ -88,7 +88,7 @@ def test_a_schedule_that_is_not_understood_is_shown_again_as_it_was_typed(admin:
 def test_what_schedules_will_take_is_shown_and_one_runs_at_once(admin: Browser, rest: httpx.Client, vm: str) -> None:
     rest.put(f"/vms/{vm}/schedules", json={"schedules": [{"name": "often", "at": "hourly :05", "keep_seconds": 10800}]})
     part = admin.page(f"/vms/{vm}/protect/preview?days=1")
-    assert part.count("<td>often</td>") == 24 and "3 of them at one time" in part
+    assert part.count("<td>often</td>") == 24 and "3 of them at one time" in part and "cap" not in part and "Kept on" not in part
     assert admin.send(f"/vms/{vm}/protect", f"/vms/{vm}/protect/run").status_code == 303
     taken = rest.get(f"/vms/{vm}/snapshots").json()["snapshots"]
     assert [one["schedule"] for one in taken] == ["often"]
@@ -219,6 +219,9 @@ def test_a_vm_is_protected_over_a_path_that_a_code_made_and_paused_and_ended(
     assert "to there" in admin.page("/replication/states?state=up to date") and "whole" in admin.page(f"/replication/transfers?vm={vm}")
     assert admin.send(state, f"{state}/pause").status_code == 303 and "Resume" in admin.page(f"{state}/state")
     assert admin.send(state, f"{state}/resume").status_code == 303 and "Pause" in admin.page(f"{state}/state")
+    rest.put(f"/vms/{vm}/schedules", json={"schedules": [{"name": "h", "at": "hourly", "keep_seconds": 3600, "keep_remote_seconds": 86400}]})
+    part = admin.page(f"{page}/preview?days=1")
+    assert "Kept on there for" in part and part.count("<td>1d</td>") == 24
     assert admin.send(state, f"{state}/elsewhere", how="clone", over="there", new_name=f"{vm}-there").status_code == 303
     assert f"{vm}-there" in [one["name"] for one in other.json("vm", "list")["vms"]]
     works = admin.client.post("/replication/paths/there/test", data={"csrf": csrf_of(admin.page("/replication"))})

@@ -21,14 +21,14 @@ OPTIONS = "--at, --keep, --zone, --consistency, --if-not-frozen, --replicate or 
 
 _OPTIONS = (
     click.option("--at", metavar="TEXT", help="'hourly :05', 'daily 02:30', 'weekly sat 07:30', 'monthly 1 03:00', 'cron 5 * * * *'."),
-    click.option("--keep", "keep_seconds", type=values.DURATION, metavar="DURATION", help="How long its snapshots are kept."),
+    click.option("--keep", "keep_seconds", type=values.KEEP, metavar="DURATION", help="How long its snapshots are kept."),
     click.option("--zone", metavar="ZONE", help="Of --at, like Europe/Zurich (default: this machine's)."),
     consistency_option,
     if_not_frozen_option,
     click.option("--replicate/--no-replicate", default=None, help="Whether they are sent where the VM is protected (default: yes)."),
     click.option(
         *("--keep-remote", "keep_remote_seconds"),
-        type=values.DURATION_OR_SAME,
+        type=values.KEEP_OR_SAME,
         metavar="DURATION|same",
         help="How long they are kept there (default: the same as here).",
     ),
@@ -101,10 +101,17 @@ def preview(session: Session, vm: str, seconds: int) -> None:
     found = session.client.get(f"{_path(vm)}/preview", seconds=seconds)
 
     def tell() -> None:
-        rows = [[run["due"], run["schedule"], run["kept_until"], run["consistency"]] for run in found["runs"]]
-        print_columns(["DUE", "SCHEDULE", "KEPT UNTIL", "CONSISTENCY"], rows)
-        count = show_count(len(rows), "snapshot")
-        click.echo(f"{count} until {found['until']}, at most {found['kept_at_most']} of them at one time")
+        paths, most, most_allowed = ", ".join(found["paths"]), found["kept_at_most"], found["scheduled_snapshots_max"]
+        rows = [
+            [run["due"], run["schedule"], run["kept_until"], run["consistency"], *([_kept_there(run)] if paths else [])]
+            for run in found["runs"]
+        ]
+        print_columns(["DUE", "SCHEDULE", "KEPT UNTIL", "CONSISTENCY", *([f"KEPT ON {paths} FOR"] if paths else [])], rows)
+        click.echo(f"{show_count(len(rows), 'snapshot')} until {found['until']}, at most {most} of them at one time")
+        if most >= most_allowed:
+            click.echo(
+                f"the cap is {most_allowed}, and runs fail at it: keep snapshots for a shorter time, or raise it with blockdevctl schedule cap"
+            )
 
     session.show(found, tell)
 
@@ -194,6 +201,11 @@ def _remote(one: dict[str, Any]) -> str:
         return "no"
     keep = one["keep_remote_seconds"]
     return "yes" if keep is None else f"yes, kept for {show_period(keep)}"
+
+
+def _kept_there(run: dict[str, Any]) -> str:
+    seconds = run["kept_remote_seconds"]
+    return "not sent" if seconds is None else show_period(seconds)
 
 
 def _path(vm: str | None) -> str:

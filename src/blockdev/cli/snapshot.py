@@ -44,7 +44,7 @@ def snapshot() -> None:
 @click.option("--description", default="", metavar="TEXT", help="Text to keep with it.")
 @consistency_option
 @if_not_frozen_option
-@click.option("--keep", type=values.DURATION, metavar="DURATION", help="Delete it so long from now (default: never).")
+@click.option("--keep", type=values.KEEP, metavar="DURATION", help="Delete it so long from now (default: never).")
 @click.option("--lock", type=values.DURATION, metavar="DURATION", help="Let nobody delete it for so long.")
 @pass_session
 def create(

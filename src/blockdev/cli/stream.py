@@ -54,7 +54,7 @@ def _older(name: values.Ref, since: str) -> str:
 @click.argument("file", type=values.PATH)
 @click.option("--vm", type=values.VM, metavar="NAME", help="What to call the new VM, or which VM it belongs to.")
 @click.option("--name", metavar="SNAPSHOT", help="What to call the snapshot.")
-@click.option("--keep", type=values.DURATION, metavar="DURATION", help="Delete it so long from now (default: never).")
+@click.option("--keep", type=values.KEEP, metavar="DURATION", help="Delete it so long from now (default: never).")
 @detach_option
 @pass_session
 def import_(session: Session, file: str, vm: str | None, name: str | None, keep: int | None, detach: bool) -> None:

@@ -18,7 +18,8 @@ from blockdev.written import (
     parse_duration,
     parse_duration_or_forever,
     parse_duration_or_none,
-    parse_duration_or_same,
+    parse_keep,
+    parse_keep_or_same,
     parse_link_rate,
     parse_rate,
     parse_read_rate,
@@ -134,7 +135,8 @@ READ_RATE = Value("size", parse_read_rate)
 DISK_SIZE = Value("size", parse_disk_size)
 DURATION = Value("duration", parse_duration)
 DURATION_OR_FOREVER = Value("duration|forever", parse_duration_or_forever)
-DURATION_OR_SAME = Value("duration|same", parse_duration_or_same)
+KEEP = Value("duration", parse_keep)
+KEEP_OR_SAME = Value("duration|same", parse_keep_or_same)
 DURATION_OR_NONE = Value("duration|none", parse_duration_or_none)
 LINK_RATE = Value("rate", parse_link_rate)
 WINDOW = Value("window", parse_window)

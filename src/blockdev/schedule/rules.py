@@ -35,6 +35,10 @@ class Schedule:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def remote_seconds(self) -> int | None:
+        """How long the other end of a path keeps its snapshots; None: it sends none."""
+        return (self.keep_remote_seconds or self.keep_seconds) if self.replicate else None
+
     def when(self) -> tuple[When, ZoneInfo]:
         return _when(self.at, self.zone)
 

@@ -35,6 +35,7 @@ from blockdev.vmmap.holds import Rules, held_ids
 from blockdev.vmmap.names import is_unfinished
 from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs
+from blockdev.written import show_count
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,11 @@ class Scheduler:
         now = self._clock()
         terms = self._schedules.terms(found[0], now)
         name = self._name(vm, found[0], now)
-        return take_snapshot(self._vms, vm, name, terms=terms, if_not_frozen=found[0].if_not_frozen).name
+        row = self._catalog.vm(vm)
+        failures = sum(run.failures for run in self._catalog.schedule_runs() if row and run[:2] == (row.id, schedule))
+        taken = take_snapshot(self._vms, vm, name, terms=terms, if_not_frozen=found[0].if_not_frozen)
+        self._note_success(vm, schedule, failures)
+        return taken.name
 
     def _due(self) -> tuple[list[Due], list[RunRow]]:
         """What is to be done, spread by VM; and rows of what was seen for the first time, or was ahead of the clock."""
@@ -213,9 +218,13 @@ class Scheduler:
             if due.failures == 0:
                 self._events.note("error", "schedule", vm.name, f"schedule {schedule.name} failed: {error.message}")
             return done._replace(failures=due.failures + 1, error=error.message)
-        if due.failures:
-            self._events.note("info", "schedule", vm.name, f"schedule {schedule.name} works again after {due.failures} failed runs")
+        self._note_success(vm.name, schedule.name, due.failures)
         return None
+
+    def _note_success(self, vm: str, schedule: str, failures: int) -> None:
+        """failures: of the runs before."""
+        if failures:
+            self._events.note("info", "schedule", vm, f"schedule {schedule} works again after {show_count(failures, 'failed run')}")
 
     def _name(self, vm: str, schedule: Schedule, due: float) -> str:
         """Of a run's snapshot, by the schedule's local time."""

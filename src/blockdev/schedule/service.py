@@ -38,6 +38,7 @@ class PlannedRun:
     due: str
     kept_until: str
     consistency: str
+    kept_remote_seconds: int | None  # at the other end of each path, from its arrival there; None: it is not sent
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Preview:
     until: str
     runs: list[PlannedRun]
     kept_at_most: int  # snapshots of these at one time
+    scheduled_snapshots_max: int  # the cap
+    paths: list[str]  # that the VM is protected over
 
 
 @dataclass(frozen=True)
@@ -117,12 +120,15 @@ class Schedules:
             bodies = [schedule.to_json() for schedule in schedules or []]
             self._catalog.set_schedules(vm_id, bodies, own=schedules is not None)
             after = self.show(vm)
-            # what runs at other times now has missed nothing
-            others = {(one.name, one.at, one.zone) for one in before.schedules} ^ {
-                (one.name, one.at, one.zone) for one in after.schedules
-            }
-            self._catalog.forget_schedule_runs(vm_id, {name for name, _at, _zone in others})
+            self._forget_runs(vm_id, before.schedules, after.schedules)
         return after
+
+    def _forget_runs(self, vm_id: int | None, before: list[Schedule], after: list[Schedule]) -> None:
+        """What runs at other times now has missed nothing; that it fails stays known, as its newest good snapshot is kept for that."""
+        were, are = ({one.name: (one.at, one.zone) for one in schedules} for schedules in (before, after))
+        self._catalog.forget_schedule_runs(vm_id, were.keys() ^ are.keys())
+        changed = {name for name in were.keys() & are.keys() if were[name] != are[name]}
+        self._catalog.restart_schedule_runs(vm_id, changed, to_text(self._clock()))
 
     def put(self, vm: str | None, name: str, change: dict[str, Any]) -> ScheduleSet:
         """Add or change one schedule; a VM's own set begins as a copy of the default one.  InvalidArgument; NotFound."""
@@ -154,7 +160,9 @@ class Schedules:
         now = self._clock()
         planned: list[tuple[float, float, Schedule]] = []
         with self._catalog.transaction():
-            schedules = self.show(vm).schedules if self._catalog.disks(self._vm(vm).id) else []
+            row, cap = self._vm(vm), self.cap()
+            schedules = self.show(vm).schedules if self._catalog.disks(row.id) else []
+            paths = [guard.path for guard in self._catalog.guards_of([row.id])]
         for schedule in schedules:
             for due in runs(*schedule.when(), now, now + seconds):
                 planned.append((due, due + schedule.keep_seconds, schedule))
@@ -166,8 +174,11 @@ class Schedules:
         for _time, change in changes:
             held += change
             most = max(most, held)
-        shown = [PlannedRun(s.name, to_text(due), to_text(end), s.consistency) for due, end, s in planned]
-        return Preview(vm, to_text(now + seconds), shown, most)
+        shown = [
+            PlannedRun(s.name, to_text(due), to_text(end), s.consistency, s.remote_seconds() if paths else None)
+            for due, end, s in planned
+        ]
+        return Preview(vm, to_text(now + seconds), shown, most, cap, paths)
 
     def cap(self) -> int:
         """How many snapshots of schedules a VM may have."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from blockdev.errors import InvalidArgument
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 EVERY_DAY = frozenset(range(7))
 EVERY_HOUR = frozenset(range(24))
 EVERY_MONTH = frozenset(range(1, 13))
@@ -122,17 +123,16 @@ def _cron(words: list[str]) -> When:
     if len(words) != 5:
         raise ValueError("cron needs five fields")
     minutes, hours = _field(words[0], 0, 59), _field(words[1], 0, 23)
-    days, months = _field(words[2], 1, 31), _field(words[3], 1, 12)
-    weekdays = frozenset((number - 1) % 7 for number in _field(_cron_days(words[4]), 0, 7))
+    days, months = _field(words[2], 1, 31), _field(_numbered(words[3], MONTHS), 1, 12)
+    weekdays = frozenset((number - 1) % 7 for number in _field(_numbered(words[4], DAYS), 0, 7))
     both = not words[2].startswith("*") and not words[4].startswith("*")
     times = frozenset((hour, minute) for hour in hours for minute in minutes)
     return When(times, weekdays, None if words[2] == "*" else days, months, both)
 
 
-def _cron_days(text: str) -> str:
-    for number, name in enumerate(DAYS):
-        text = text.replace(name, str(number + 1))
-    return text
+def _numbered(text: str, names: Sequence[str]) -> str:
+    """A field of cron with the numbers of its names, which begin with 1."""
+    return re.sub(r"\b[a-z]+\b", lambda match: str(names.index(match[0]) + 1) if match[0] in names else match[0], text)
 
 
 def _field(text: str, low: int, high: int) -> frozenset[int]:

@@ -175,6 +175,15 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Targe
                 *(schedule, vm_id),
             )
 
+    def restart_schedule_runs(self, vm_id: int | None, schedules: Iterable[str], now: str) -> None:
+        """Those that forget_schedule_runs would forget are done with until now; how they went stays."""
+        for schedule in schedules:
+            self._do(
+                "UPDATE schedule_run SET handled = ?3 WHERE schedule = ?1 AND vm_id IN"
+                " (SELECT id FROM vm WHERE iif(?2 IS NULL, own_schedules = 0, id = ?2))",
+                *(schedule, vm_id, now),
+            )
+
     def put_schedule_runs(self, rows: Iterable[RunRow]) -> None:
         for row in rows:  # whose VM may be gone by now
             self._do(

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from blockdev.errors import InvalidArgument
 from blockdev.web import schedules
 from blockdev.web.ask import Ask, Pages
-from blockdev.written import parse_duration, show_period
+from blockdev.written import parse_duration, parse_keep, show_period
 
 pages = Pages()
 DAY_SECONDS = 86400
@@ -85,7 +85,7 @@ def _terms(ask: Ask, path: str) -> dict[str, Any]:
     rpo, keep = ask.form.get(f"rpo-{path}"), ask.form.get(f"keep-at-{path}")
     return {
         "rpo_seconds": None if rpo is None else parse_duration(rpo),
-        "keep_seconds": None if keep is None else parse_duration(keep),
+        "keep_seconds": None if keep is None else parse_keep(keep),
     }
 
 
@@ -101,7 +101,7 @@ async def preview(ask: Ask) -> Response:
     days = int(text) if text.isascii() and text.isdigit() and len(text) < 5 else 7
     found = await ask.rest.get("/vms/{}/schedules/preview", ask.path("vm"), seconds=days * DAY_SECONDS)
     runs = found["runs"]
-    return ask.part("preview.html", runs=runs[:PREVIEW_ROWS_MAX], more=len(runs[PREVIEW_ROWS_MAX:]), kept=found["kept_at_most"], days=days)
+    return ask.part("preview.html", found=found, runs=runs[:PREVIEW_ROWS_MAX], more=len(runs[PREVIEW_ROWS_MAX:]), days=days)
 
 
 @pages.post("/vms/{vm}/protect/run")

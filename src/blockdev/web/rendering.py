@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from blockdev.clock import now_seconds
 from blockdev.errors import InvalidArgument
-from blockdev.written import plural
+from blockdev.written import plural, show_period
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -48,6 +48,7 @@ def _environment() -> Environment:
         "time": time,
         "percent": percent,
         "pairs": pairs,
+        "period": show_period,
     }
     made.tests["received"] = is_received
     made.globals["asset"] = asset

@@ -8,7 +8,7 @@ from typing import Any
 from blockdev.errors import InvalidArgument
 from blockdev.schedule.rules import SCHEDULES_MAX
 from blockdev.web.forms import Form
-from blockdev.written import parse_duration, show_period
+from blockdev.written import parse_keep, show_period
 
 CONSISTENCIES = (
     ("crash", "as after a power cut"),
@@ -57,12 +57,12 @@ def _read_row(form: Form, number: int, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "at": form.need(f"at-{number}", f"when schedule {name} runs"),
-        "keep_seconds": parse_duration(form.need(f"keep-{number}", f"how long schedule {name} keeps its snapshots")),
+        "keep_seconds": parse_keep(form.need(f"keep-{number}", f"how long schedule {name} keeps its snapshots")),
         **({"zone": zone} if zone else {}),
         "consistency": "crash" if consistency == "crash" else "vm",
         "if_not_frozen": "fail" if consistency == "vm-only" else "crash",
         "replicate": form.get(f"replicate-{number}") != "no",
-        "keep_remote_seconds": None if keep_remote is None else parse_duration(keep_remote),
+        "keep_remote_seconds": None if keep_remote is None else parse_keep(keep_remote),
     }
 
 
