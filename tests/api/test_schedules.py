@@ -61,9 +61,9 @@ def test_a_preview_says_what_will_be_there(rest: httpx.Client, vm: str) -> None:
     body = {"schedules": [{"name": "h", "at": "hourly :05", "keep_seconds": 3 * 3600}]}
     rest.put(f"/vms/{vm}/schedules", json=body)
     found = ok(rest.get(f"/vms/{vm}/schedules/preview", params={"seconds": 86400}))
-    assert set(found) == {"vm", "until", "runs", "kept_at_most", "scheduled_snapshots_max", "paths"}
+    assert set(found) == {"vm", "until", "runs", "kept_at_most", "scheduled_snapshots_max", "cap_reached", "paths"}
     assert (found["vm"], len(found["runs"]), found["kept_at_most"]) == (vm, 24, 3)
-    assert (found["scheduled_snapshots_max"], found["paths"]) == (256, [])
+    assert (found["scheduled_snapshots_max"], found["cap_reached"], found["paths"]) == (256, None, [])
     assert all(run["due"][14:16] == "05" and run["schedule"] == "h" for run in found["runs"])
     assert set(found["runs"][0]) == {"schedule", "due", "kept_until", "consistency", "kept_remote_seconds"}
 

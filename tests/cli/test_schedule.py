@@ -106,7 +106,7 @@ def test_a_preview_lists_what_will_be_taken(home: Home, vm: str) -> None:
     assert told[-1].startswith("24 snapshots until ") and told[-1].endswith("at most 3 of them at one time")
     home("schedule", "set", vm, "hourly", "--keep", "30d")
     told = home("schedule", "preview", vm, "--for", "30d").splitlines()
-    assert told[-1].startswith("the cap is 256, and runs fail at it") and "schedule cap" in told[-1]
+    assert told[-1].startswith("from ") and "the cap allows, 256, and runs fail: " in told[-1] and "schedule cap" in told[-1]
 
 
 @pytest.mark.parametrize("option", ["--keep", "--keep-remote"])

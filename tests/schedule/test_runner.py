@@ -246,7 +246,22 @@ def test_a_preview_is_what_is_taken(web: Home) -> None:
     assert len(held) == len(web.snapshots("web"))
 
 
-def test_a_preview_says_what_goes_where_and_what_the_cap_does_not_allow(web: Home) -> None:
+@pytest.mark.parametrize(("cap", "by_hand", "fails"), [(3, 0, True), (4, 0, False), (4, 2, True), (6, 2, False)])
+def test_a_preview_says_when_the_first_run_fails_at_the_cap(web: Home, cap: int, by_hand: int, fails: bool) -> None:
+    web.schedules.put(None, "hourly", {"keep_seconds": 3 * 3600 + 60})
+    for _ in range(by_hand):
+        web.now += 60
+        web.scheduler.run_now("web", "hourly")
+    web.schedules.set_cap(cap)
+    foretold, failed = web.schedules.preview("web", 6 * HOUR).cap_reached, None
+    for _minute in range(6 * 60):
+        web.now += 60
+        if web.scheduler.round().failed and failed is None:
+            failed = to_text(web.now)
+    assert foretold == failed and (failed is not None) == fails
+
+
+def test_a_preview_says_what_goes_where(web: Home) -> None:
     web.schedules.put(None, "far", {"at": "daily 01:00", "keep_seconds": 3600, "keep_remote_seconds": 7200})
     web.schedules.put(None, "near", {"at": "daily 02:00", "keep_seconds": 3600, "replicate": False})
     alone = web.schedules.preview("web", DAY)

@@ -101,16 +101,17 @@ def preview(session: Session, vm: str, seconds: int) -> None:
     found = session.client.get(f"{_path(vm)}/preview", seconds=seconds)
 
     def tell() -> None:
-        paths, most, most_allowed = ", ".join(found["paths"]), found["kept_at_most"], found["scheduled_snapshots_max"]
+        paths = ", ".join(found["paths"])
         rows = [
             [run["due"], run["schedule"], run["kept_until"], run["consistency"], *([_kept_there(run)] if paths else [])]
             for run in found["runs"]
         ]
         print_columns(["DUE", "SCHEDULE", "KEPT UNTIL", "CONSISTENCY", *([f"KEPT ON {paths} FOR"] if paths else [])], rows)
-        click.echo(f"{show_count(len(rows), 'snapshot')} until {found['until']}, at most {most} of them at one time")
-        if most >= most_allowed:
+        click.echo(f"{show_count(len(rows), 'snapshot')} until {found['until']}, at most {found['kept_at_most']} of them at one time")
+        if found["cap_reached"]:
             click.echo(
-                f"the cap is {most_allowed}, and runs fail at it: keep snapshots for a shorter time, or raise it with blockdevctl schedule cap"
+                f"from {found['cap_reached']} on there are as many as the cap allows, {found['scheduled_snapshots_max']}, and runs fail: "
+                "keep them for a shorter time, or raise it with blockdevctl schedule cap"
             )
 
     session.show(found, tell)

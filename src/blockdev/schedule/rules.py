@@ -72,7 +72,8 @@ def check_set(schedules: Sequence[Schedule]) -> None:
     for schedule in schedules:
         check_schedule(schedule)
     if len(schedules) > SCHEDULES_MAX:
-        raise InvalidArgument(f"a VM can have {SCHEDULES_MAX} schedules: remove one of them first")
+        names = ", ".join(schedule.name for schedule in schedules[:-1])
+        raise InvalidArgument(f"a VM can have {SCHEDULES_MAX} schedules, and has {names}: take one away first (schedule set VM NAME --remove)")
     if len({schedule.name for schedule in schedules}) < len(schedules):
         raise InvalidArgument("two schedules have one name")
 

@@ -6,13 +6,15 @@ Threads: any.  Durable: whatever a method returned.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from typing import Any
 
 from blockdev.errors import InvalidArgument, NotFound
+from blockdev.schedule.retention import FOREVER
 from blockdev.schedule.rules import Schedule, check_set, shipped
 from blockdev.schedule.times import local_zone, runs
-from blockdev.vmmap.catalog import Catalog, VMRow
-from blockdev.vmmap.clock import Clock, to_text
+from blockdev.vmmap.catalog import Catalog, SnapshotRow, VMRow
+from blockdev.vmmap.clock import Clock, seconds_of, to_text
 from blockdev.vmmap.model import Terms
 from blockdev.vmmap.snapshots import SCHEDULED_CAP, SCHEDULED_SNAPSHOTS_MAX
 
@@ -50,6 +52,7 @@ class Preview:
     runs: list[PlannedRun]
     kept_at_most: int  # snapshots of these at one time
     scheduled_snapshots_max: int  # the cap
+    cap_reached: str | None  # when the first run fails because of it, what is there already counted, too
     paths: list[str]  # that the VM is protected over
 
 
@@ -163,6 +166,7 @@ class Schedules:
             row, cap = self._vm(vm), self.cap()
             schedules = self.show(vm).schedules if self._catalog.disks(row.id) else []
             paths = [guard.path for guard in self._catalog.guards_of([row.id])]
+            there = [_end(one) for one in self._catalog.snapshots(row.id) if one.schedule is not None]
         for schedule in schedules:
             for due in runs(*schedule.when(), now, now + seconds):
                 planned.append((due, due + schedule.keep_seconds, schedule))
@@ -178,7 +182,8 @@ class Schedules:
             PlannedRun(s.name, to_text(due), to_text(end), s.consistency, s.remote_seconds() if paths else None)
             for due, end, s in planned
         ]
-        return Preview(vm, to_text(now + seconds), shown, most, cap, paths)
+        failing = _first_over([(due, end) for due, end, _s in planned], there, cap)
+        return Preview(vm, to_text(now + seconds), shown, most, cap, None if failing is None else to_text(failing), paths)
 
     def cap(self) -> int:
         """How many snapshots of schedules a VM may have."""
@@ -202,3 +207,24 @@ class Schedules:
         if row is None:
             raise NotFound(f"there is no VM {name}")
         return row
+
+
+def _first_over(planned: list[tuple[float, float]], there: list[float], cap: int) -> float | None:
+    """When the first run is due that finds as many snapshots as there may be.
+
+    planned: when each is due, in order, and when it expires.  there: when those expire that are there.
+    """
+    ends = sorted(there)
+    for due, end in planned:
+        while ends and ends[0] < due:
+            heappop(ends)
+        if len(ends) >= cap:
+            return due
+        heappush(ends, end)
+    return None
+
+
+def _end(snapshot: SnapshotRow) -> float:
+    """When it goes, if nothing else holds it."""
+    times = (snapshot.expires, snapshot.locked_until)
+    return FOREVER if snapshot.expires is None else max(seconds_of(time) for time in times if time is not None)
