@@ -6,6 +6,7 @@ import calendar
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -149,6 +150,28 @@ def test_a_zone_that_is_none_is_refused() -> None:
     for name in ("Mars/Olympus", "", "../../etc/passwd", "/etc/localtime", "Europe"):
         with pytest.raises(InvalidArgument):
             parse_zone(name)
+
+
+@pytest.mark.parametrize(
+    ("target", "text", "zone"),
+    [
+        ("/usr/share/zoneinfo/Europe/Zurich", None, "Europe/Zurich"),
+        ("/usr/share/zoneinfo/Europe/Zurich", "Asia/Tokyo", "Europe/Zurich"),
+        (None, "Asia/Tokyo", "Asia/Tokyo"),
+        (None, None, "UTC"),
+        (None, "Mars/Olympus", "UTC"),
+        (None, "", "UTC"),
+    ],
+)
+def test_a_machines_zone_is_what_its_link_says_or_else_its_file(tmp_path: Path, target: str | None, text: str | None, zone: str) -> None:
+    link, file = tmp_path / "localtime", tmp_path / "timezone"
+    if target is None:
+        link.write_bytes(b"TZif2")
+    else:
+        link.symlink_to(target)
+    if text is not None:
+        file.write_text(f"{text}\n")
+    assert times.local_zone(str(link), str(file)) == zone
 
 
 def test_a_day_is_computed_once_however_many_ask() -> None:

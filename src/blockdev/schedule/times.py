@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -87,13 +88,16 @@ def parse_zone(name: str) -> ZoneInfo:
         raise InvalidArgument(f"{name!r} is not a time zone: write one like Europe/Zurich or UTC") from None
 
 
-def local_zone() -> str:
-    """This machine's time zone, by its name; UTC when it has none."""
-    path = os.path.realpath("/etc/localtime")
-    _directory, _found, name = path.partition("/zoneinfo/")
+def local_zone(link: str = "/etc/localtime", name_file: str = "/etc/timezone") -> str:
+    """This machine's time zone, by its name; UTC when it has none.
+
+    In containers the link is often a copy or a mount, which does not say its name; Debian's file does.
+    """
+    _directory, _found, name = os.path.realpath(link).partition("/zoneinfo/")
     try:
-        return str(ZoneInfo(name)) if name else "UTC"
-    except (ZoneInfoNotFoundError, ValueError, OSError):
+        name = name or Path(name_file).read_text("utf-8").strip()
+        return str(parse_zone(name))
+    except (OSError, ValueError, InvalidArgument):
         return "UTC"
 
 
