@@ -14,7 +14,7 @@ from tests.cli.served import Home, until
 
 EVERY_MINUTE = {"at": "cron * * * * *", "keep_seconds": 3600}
 DAILY = {"name": "daily", "at": "daily 02:30", "keep_seconds": 172800, "zone": "Europe/Zurich"}
-UNSAID = {"consistency": "crash", "if_not_frozen": "crash", "replicate": True, "keep_remote_seconds": None}
+UNSAID = {"consistency": "crash", "if_not_frozen": "crash", "replicate": True, "keep_remote_seconds": None, "freeze_seconds_max": 10}
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_vm_has_the_default_schedules_until_it_has_its_own(rest: httpx.Client,
     own = ok(rest.patch(f"/vms/{vm}/schedules/hourly", json=change))
     hourly = {"name": "hourly", **change, "zone": local_zone(), **UNSAID}
     assert own == {"vm": vm, "own": True, "schedules": [*default, hourly]}
-    change = {"consistency": "vm", "if_not_frozen": "fail", "replicate": False, "keep_remote_seconds": 60, "zone": "UTC"}
+    change = {"consistency": "vm", "if_not_frozen": "fail", "replicate": False, "keep_remote_seconds": 60, "zone": "UTC", "freeze_seconds_max": 60}
     changed = ok(rest.patch(f"/vms/{vm}/schedules/hourly", json=change))["schedules"][1]
     assert changed == {**hourly, **change}
     changed = ok(rest.patch(f"/vms/{vm}/schedules/hourly", json={"keep_remote_seconds": None}))["schedules"][1]

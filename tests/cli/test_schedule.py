@@ -69,20 +69,22 @@ def test_a_vm_gets_schedules_of_its_own_and_the_default_ones_again(fresh: Home) 
     assert nightly == {
         "name": "nightly", "at": "daily 02:30", "keep_seconds": 14 * DAY, "zone": "UTC", "consistency": "crash",
         "if_not_frozen": "crash", "replicate": True, "keep_remote_seconds": None,
+        "freeze_seconds_max": 10,
     }
     assert fresh.json("schedule", "default") == fresh.json("schedule", "show") == default
     told = fresh("schedule", "show", "web").splitlines()
     assert told[0] == "VM web has the default schedules:"
     assert told[1].split("  ")[0] == "SCHEDULE" and told[2].split() == ["nightly", "daily", "02:30", "UTC", "2w", "crash", "yes"]
-    options = ("--consistency", "vm", "--if-not-frozen", "fail", "--replicate", "--keep-remote", "52w")
+    options = ("--consistency", "vm", "--if-not-frozen", "fail", "--freeze-limit", "30s", "--replicate", "--keep-remote", "52w")
     own = fresh.json("schedule", "set", "web", "workdays", *DAILY, *options)
     assert own["own"] and own["schedules"][0] == nightly
     assert own["schedules"][1] == {
         "name": "workdays", "at": "daily 02:30 mon-fri", "keep_seconds": 3 * DAY, "zone": "Europe/Zurich",
         "consistency": "vm", "if_not_frozen": "fail", "replicate": True, "keep_remote_seconds": 364 * DAY,
+        "freeze_seconds_max": 30,
     }
     told = fresh("schedule", "show", "web")
-    assert "VM web has schedules of its own:" in told and "vm, else fail" in told and "yes, kept for 52w" in told
+    assert "VM web has schedules of its own:" in told and "vm within 30s, else fail" in told and "yes, kept for 52w" in told
     changed = fresh.json("schedule", "set", "web", "workdays", "--no-replicate", "--keep", "90s")["schedules"][1]
     assert (changed["replicate"], changed["keep_seconds"], changed["at"]) == (False, 90, "daily 02:30 mon-fri")
     assert fresh("schedule", "show", "web").splitlines()[-1].endswith("  no")

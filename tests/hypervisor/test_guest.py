@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -205,6 +206,22 @@ def test_a_hook_that_fails_fails_the_freeze(quiet: RunningVM) -> None:
     fail.unlink()
     assert refused.status == 17 and "libvirt does not freeze the guest" in refused.error
     quiet.await_progress()
+
+
+def test_an_agent_killed_while_it_freezes_makes_a_snapshot_that_says_crash_of_a_guest_that_writes_on(quiet: RunningVM) -> None:
+    hold, held = quiet.share / "hold-freeze", quiet.share / "held"
+    held.unlink(missing_ok=True)
+    hold.touch()
+    asking = quiet.home.start_command("snapshot", "create", "quiet", "--name", "killed", "--consistency", "vm", "--json")
+    quiet.wait_until(held.exists)
+    quiet.order("kill the agent")
+    hold.unlink()
+    out, error = asking.communicate(timeout=300)
+    assert asking.returncode == 0, error
+    taken = json.loads(out)
+    assert (taken["asked"], taken["consistency"], taken["frozen_ms"]) == ("vm", "crash", None)
+    quiet.await_progress()
+    quiet.wait_until(quiet.has_agent)
 
 
 def test_without_its_agent_the_snapshot_says_crash(quiet: RunningVM) -> None:

@@ -91,6 +91,18 @@ def test_a_schedule_freezes_when_it_says_so(web: Home, agent: StandIn) -> None:
     assert "no" in event.message
 
 
+def test_a_schedule_says_how_long_its_guest_may_be_frozen_and_the_catalog_keeps_it(web: Home, agent: StandIn) -> None:
+    rule = {"at": "hourly :05", "keep_seconds": 3600, "consistency": "vm", "if_not_frozen": "fail"}
+    web.schedules.put(None, "hourly", {**rule, "freeze_seconds_max": 1})
+    assert web.schedules.show().schedules[0].freeze_seconds_max == 1
+    agent.behaviours[FREEZE] = lambda agent, request: b""
+    with pytest.raises(GuestFailed, match="did not freeze within 1 s"):
+        web.scheduler.run_now("web", "hourly")
+    assert web.catalog.schedules()[None][0]["freeze_seconds_max"] == 1
+    web.schedules.put(None, "hourly", {"freeze_seconds_max": 10})
+    assert "freeze_seconds_max" not in web.catalog.schedules()[None][0], "earlier builds read it"
+
+
 def test_a_guest_that_does_not_answer_fails_its_own_run_and_keeps_no_other_from_its_time(web: Home) -> None:
     web.vms.set_agent("web", "/nowhere/agent.sock")
     web.vms.create_vm("other", [("root", 1 << 20)])

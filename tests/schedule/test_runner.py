@@ -284,6 +284,8 @@ def test_a_preview_says_what_goes_where(web: Home) -> None:
         ({"zone": "Mars"}, "time zone"),
         ({"consistency": "perfect"}, "consistency"),
         ({"if_not_frozen": "cry"}, "frozen"),
+        ({"freeze_seconds_max": 0}, "frozen for 1 to 60 s"),
+        ({"freeze_seconds_max": 61}, "frozen for 1 to 60 s"),
     ],
 )
 def test_a_schedule_that_cannot_be_changes_nothing(web: Home, change: dict[str, Any], words: str) -> None:

@@ -59,12 +59,13 @@ def test_no_form_does_anything_without_the_token_of_its_session(admin: Browser, 
 
 def test_a_vm_has_the_default_schedules_its_own_or_none(admin: Browser, rest: httpx.Client, vm: str) -> None:
     page = f"/vms/{vm}/protect"
-    own = {"name-0": "workdays", "at-0": "daily 12:00 mon-fri", "keep-0": "5d", "consistency-0": "vm-only", "replicate-0": "no"}
+    own = {"name-0": "workdays", "at-0": "daily 12:00 mon-fri", "keep-0": "5d", "consistency-0": "vm-only", "freeze-0": "30s", "replicate-0": "no"}
     assert admin.send(page, page, set="own", **own).status_code == 303
     found = rest.get(f"/vms/{vm}/schedules").json()
     assert found["own"] and len(found["schedules"]) == 1
     wanted = {"name": "workdays", "at": "daily 12:00 mon-fri", "keep_seconds": 5 * 86400, "consistency": "vm", "if_not_frozen": "fail"}
-    assert found["schedules"] == [{**wanted, "zone": found["schedules"][0]["zone"], "replicate": False, "keep_remote_seconds": None}]
+    wanted |= {"zone": found["schedules"][0]["zone"], "replicate": False, "keep_remote_seconds": None, "freeze_seconds_max": 30}
+    assert found["schedules"] == [wanted]
     assert admin.send(page, page).status_code == 303  # as it was shown
     assert rest.get(f"/vms/{vm}/schedules").json() == found
     assert admin.send(page, page, set="none").status_code == 303

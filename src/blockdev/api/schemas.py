@@ -14,6 +14,7 @@ from blockdev.cloudinit.files import TEXT_BYTES_MAX
 from blockdev.constants import DURATION_SECONDS_MAX, KEEP_SECONDS_MIN, SECTOR_BYTES, VDISK_BYTES_MAX
 from blockdev.errors import InvalidArgument
 from blockdev.policies import LEVELS, Compression, Dedup
+from blockdev.quiesce.limits import LIMIT_SECONDS, LIMIT_SECONDS_MAX
 from blockdev.schedule.rules import Schedule
 from blockdev.schedule.times import local_zone
 from blockdev.types import ExtentState
@@ -62,6 +63,9 @@ FilePath = Annotated[
     ),
 ]
 KeepSeconds = Annotated[int, Field(ge=KEEP_SECONDS_MIN, le=DURATION_SECONDS_MAX, description="a minute to a hundred years")]
+FreezeSeconds = Annotated[
+    int, Field(ge=1, le=LIMIT_SECONDS_MAX, description="a guest is thawed after so many seconds, whatever its snapshot does")
+]
 TIME_FORM = "write a time with its zone, such as 2026-11-22T15:19:26Z"
 
 
@@ -218,6 +222,7 @@ class NewSnapshot(Body):
         "crash", description="vm: with the guest's file systems frozen by its agent; the answer says what was achieved"
     )
     if_not_frozen: model.IfNotFrozen = Field("crash", description="crash: take it all the same; fail: take none")
+    freeze_seconds_max: FreezeSeconds = LIMIT_SECONDS
 
 
 class SnapshotChange(Body):
@@ -245,6 +250,7 @@ class ScheduleChange(Body):
     if_not_frozen: model.IfNotFrozen | None = Field(None, description="when they cannot be frozen; absent: crash")
     replicate: bool | None = None
     keep_remote_seconds: KeepSeconds | None = Field(None, description="null: as long as here")
+    freeze_seconds_max: FreezeSeconds | None = None
 
     def given_fields(self) -> dict[str, Any]:
         """The fields of a Schedule that the body names."""

@@ -10,14 +10,15 @@ import click
 from blockdev.cli import values
 from blockdev.cli.output import print_columns
 from blockdev.cli.session import Noun, Session, pass_session
-from blockdev.cli.snapshot import consistency_option, if_not_frozen_option, show_terms
+from blockdev.cli.snapshot import consistency_option, freeze_limit_option, if_not_frozen_option, show_terms
 from blockdev.cli.vm import show_disks
 from blockdev.errors import InvalidArgument
+from blockdev.quiesce.limits import LIMIT_SECONDS
 from blockdev.vmmap.names import check_name
 from blockdev.written import show_count, show_period
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-OPTIONS = "--at, --keep, --zone, --consistency, --if-not-frozen, --replicate or --keep-remote"
+OPTIONS = "--at, --keep, --zone, --consistency, --if-not-frozen, --freeze-limit, --replicate or --keep-remote"
 
 _OPTIONS = (
     click.option("--at", metavar="TEXT", help="'hourly :05', 'daily 02:30', 'weekly sat 07:30', 'monthly 1 03:00', 'cron 5 * * * *'."),
@@ -25,6 +26,7 @@ _OPTIONS = (
     click.option("--zone", metavar="ZONE", help="Of --at, like Europe/Zurich (default: this machine's)."),
     consistency_option,
     if_not_frozen_option,
+    freeze_limit_option,
     click.option("--replicate/--no-replicate", default=None, help="Whether they are sent where the VM is protected (default: yes)."),
     click.option(
         *("--keep-remote", "keep_remote_seconds"),
@@ -194,7 +196,11 @@ def _tell_set(found: dict[str, Any]) -> None:
 
 
 def _consistency(one: dict[str, Any]) -> str:
-    return "crash" if one["consistency"] == "crash" else f"vm, else {one['if_not_frozen']}"
+    if one["consistency"] == "crash":
+        return "crash"
+    limit = one["freeze_seconds_max"]
+    within = "" if limit == LIMIT_SECONDS else f" within {show_period(limit)}"
+    return f"vm{within}, else {one['if_not_frozen']}"
 
 
 def _remote(one: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from blockdev.cli.session import Noun, Session, force_option, pass_session, yes_
 from blockdev.cli.vm import show_clients, show_disks
 from blockdev.clock import now_seconds
 from blockdev.errors import InvalidArgument, Locked
+from blockdev.quiesce.limits import LIMIT_SECONDS, LIMIT_SECONDS_MAX
 from blockdev.vmmap.clock import to_text
 from blockdev.written import show_period, show_size
 
@@ -31,6 +32,12 @@ if_not_frozen_option = click.option(
     type=click.Choice(IF_NOT_FROZEN),
     help="When the guest cannot be frozen: crash (the default) takes the snapshot all the same, fail takes none.",
 )
+freeze_limit_option = click.option(
+    *("--freeze-limit", "freeze_seconds_max"),
+    type=values.DURATION,
+    metavar="DURATION",
+    help=f"The guest is thawed after so long, whatever the snapshot does (default: {LIMIT_SECONDS}s, at most {LIMIT_SECONDS_MAX}s).",
+)
 
 
 @click.group(cls=Noun)
@@ -44,6 +51,7 @@ def snapshot() -> None:
 @click.option("--description", default="", metavar="TEXT", help="Text to keep with it.")
 @consistency_option
 @if_not_frozen_option
+@freeze_limit_option
 @click.option("--keep", type=values.KEEP, metavar="DURATION", help="Delete it so long from now (default: never).")
 @click.option("--lock", type=values.DURATION, metavar="DURATION", help="Let nobody delete it for so long.")
 @pass_session
@@ -54,6 +62,7 @@ def create(
     description: str,
     consistency: str | None,
     if_not_frozen: str | None,
+    freeze_seconds_max: int | None,
     keep: int | None,
     lock: int | None,
 ) -> None:
@@ -66,6 +75,7 @@ def create(
         "description": description,
         "consistency": consistency or "crash",
         "if_not_frozen": if_not_frozen or "crash",
+        **({} if freeze_seconds_max is None else {"freeze_seconds_max": freeze_seconds_max}),
         "keep_seconds": keep,
         "locked_until": None if lock is None else _from_now(lock),
     }

@@ -23,9 +23,8 @@ from blockdev.errors import BlockdevError, InvalidArgument, Unavailable, from_co
 from blockdev.quiesce import watchdog
 from blockdev.quiesce.agent import Release
 from blockdev.quiesce.agents import DOMAIN_AGENT, absolute, agent_at
+from blockdev.quiesce.limits import LIMIT_SECONDS, LIMIT_SECONDS_MAX
 
-LIMIT_SECONDS = 10.0  # Windows releases a freeze after 10 s by itself (VSS, Flush and Hold)
-LIMIT_SECONDS_MAX = 60.0
 START_SECONDS_MAX = 15.0  # of the watchdog, with the agent's first answer; 50 ms on an idle machine
 THAW_PATIENCE_SECONDS = 10.0  # then the caller hears that the guest may still be frozen
 PACKAGE = str(Path(watchdog.__file__).parents[1])

@@ -10,7 +10,8 @@ import logging
 import math
 
 from blockdev.errors import BlockdevError, GuestFailed, InvalidArgument, Unavailable
-from blockdev.quiesce.freeze import LIMIT_SECONDS, frozen
+from blockdev.quiesce.freeze import frozen
+from blockdev.quiesce.limits import LIMIT_SECONDS
 from blockdev.vmmap.domains import DOMAIN_AGENT
 from blockdev.vmmap.model import MANUAL, IfNotFrozen, Snapshot, Terms
 from blockdev.vmmap.service import VMs

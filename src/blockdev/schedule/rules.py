@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 from blockdev.constants import DURATION_SECONDS_MAX, KEEP_SECONDS_MIN
 from blockdev.errors import InvalidArgument
+from blockdev.quiesce.limits import LIMIT_SECONDS, LIMIT_SECONDS_MAX
 from blockdev.schedule.times import When, parse_when, parse_zone
 from blockdev.vmmap.model import Consistency, IfNotFrozen
 from blockdev.vmmap.names import check_name
@@ -31,9 +32,14 @@ class Schedule:
     if_not_frozen: IfNotFrozen = "crash"  # when a guest cannot be frozen: take one all the same, or fail
     replicate: bool = True  # over the paths that the VM is protected over, if there are any
     keep_remote_seconds: int | None = None  # None: as here
+    freeze_seconds_max: int = LIMIT_SECONDS  # a guest is thawed then, whatever its snapshot does
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_body(self) -> dict[str, Any]:
+        """What the catalog keeps: without a limit that is the default, which earlier builds do not know."""
+        body = asdict(self)
+        if self.freeze_seconds_max == LIMIT_SECONDS:
+            del body["freeze_seconds_max"]
+        return body
 
     def remote_seconds(self) -> int | None:
         """How long the other end of a path keeps its snapshots; None: it sends none."""
@@ -65,6 +71,8 @@ def check_schedule(schedule: Schedule) -> None:
         raise InvalidArgument(f"schedule {schedule.name}: consistency is crash or vm, not {schedule.consistency!r}")
     if schedule.if_not_frozen not in get_args(IfNotFrozen):
         raise InvalidArgument(f"schedule {schedule.name}: without a frozen guest it can take a crash snapshot, or fail")
+    if not 1 <= schedule.freeze_seconds_max <= LIMIT_SECONDS_MAX:
+        raise InvalidArgument(f"schedule {schedule.name}: a guest can be frozen for 1 to {LIMIT_SECONDS_MAX} s")
 
 
 def check_set(schedules: Sequence[Schedule]) -> None:

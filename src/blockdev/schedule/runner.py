@@ -32,6 +32,7 @@ from blockdev.vmmap.catalog import Catalog, RunRow, SnapshotRow, VMRow
 from blockdev.vmmap.clock import Clock, seconds_of, to_text
 from blockdev.vmmap.events import Events
 from blockdev.vmmap.holds import Rules, held_ids
+from blockdev.vmmap.model import Snapshot, Terms
 from blockdev.vmmap.names import is_unfinished
 from blockdev.vmmap.recorder import Recorder
 from blockdev.vmmap.service import VMs
@@ -169,9 +170,14 @@ class Scheduler:
         name = self._name(vm, found[0], now)
         row = self._catalog.vm(vm)
         failures = sum(run.failures for run in self._catalog.schedule_runs() if row and run[:2] == (row.id, schedule))
-        taken = take_snapshot(self._vms, vm, name, terms=terms, if_not_frozen=found[0].if_not_frozen)
+        taken = self._take_snapshot(vm, name, terms, found[0])
         self._note_success(vm, schedule, failures)
         return taken.name
+
+    def _take_snapshot(self, vm: str, name: str, terms: Terms, schedule: Schedule) -> Snapshot:
+        return take_snapshot(
+            self._vms, vm, name, terms=terms, if_not_frozen=schedule.if_not_frozen, limit_seconds=schedule.freeze_seconds_max
+        )
 
     def _due(self) -> tuple[list[Due], list[RunRow]]:
         """What is to be done, spread by VM; and rows of what was seen for the first time, or was ahead of the clock."""
@@ -209,7 +215,7 @@ class Scheduler:
         try:
             terms = self._schedules.terms(schedule, due.due)
             name = self._name(vm.name, schedule, due.due)
-            take_snapshot(self._vms, vm.name, name, terms=terms, if_not_frozen=schedule.if_not_frozen)
+            self._take_snapshot(vm.name, name, terms, schedule)
         except (Unavailable, EngineRestarted):
             raise
         except BlockdevError as error:

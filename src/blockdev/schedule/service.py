@@ -82,7 +82,7 @@ class Schedules:
     def ship_anew(self, wanted: bool) -> None:
         """The default set is the shipped one, or has no schedules, whatever it was."""
         with self._catalog.transaction():
-            sets = [one.to_json() for one in shipped(local_zone())] if wanted else []
+            sets = [one.to_body() for one in shipped(local_zone())] if wanted else []
             self._catalog.set_schedules(None, sets)
             self._catalog.set_setting(SHIPPED, "1")
 
@@ -120,7 +120,7 @@ class Schedules:
         with self._catalog.transaction(grows=True):
             before = self.show(vm)
             vm_id = None if vm is None else self._vm(vm).id
-            bodies = [schedule.to_json() for schedule in schedules or []]
+            bodies = [schedule.to_body() for schedule in schedules or []]
             self._catalog.set_schedules(vm_id, bodies, own=schedules is not None)
             after = self.show(vm)
             self._forget_runs(vm_id, before.schedules, after.schedules)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blockdev.errors import InvalidArgument
+from blockdev.quiesce.limits import LIMIT_SECONDS
 from blockdev.schedule.rules import SCHEDULES_MAX
 from blockdev.web.forms import Form
 from blockdev.written import parse_keep, show_period
@@ -21,7 +22,7 @@ AT_EXAMPLES = ("hourly :05", "hourly :05 8-18 mon-fri", "daily 02:30", "weekly s
 def rows(schedules: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """What the fields of each row show, by the names without the row's number."""
     shown = [_row(one) for one in schedules[:SCHEDULES_MAX]]
-    blank = {"name": "", "at": "", "keep": "", "zone": "", "consistency": "crash", "replicate": "yes", "keep_remote": ""}
+    blank = {"name": "", "at": "", "keep": "", "zone": "", "consistency": "crash", "freeze": "", "replicate": "yes", "keep_remote": ""}
     return shown + [blank] * (SCHEDULES_MAX - len(shown))
 
 
@@ -34,6 +35,7 @@ def _row(schedule: Mapping[str, Any]) -> dict[str, str]:
         "keep": show_period(schedule["keep_seconds"]),
         "zone": schedule["zone"],
         "consistency": "vm-only" if only_frozen else schedule["consistency"],
+        "freeze": "" if schedule["freeze_seconds_max"] == LIMIT_SECONDS else show_period(schedule["freeze_seconds_max"]),
         "replicate": "yes" if schedule["replicate"] else "no",
         "keep_remote": "" if keep_remote is None else show_period(keep_remote),
     }
@@ -53,6 +55,7 @@ def read_rows(form: Form) -> list[dict[str, Any]]:
 
 def _read_row(form: Form, number: int, name: str) -> dict[str, Any]:
     consistency = form.get(f"consistency-{number}") or "crash"
+    freeze = form.get(f"freeze-{number}")
     keep_remote, zone = form.get(f"keep_remote-{number}"), form.get(f"zone-{number}")
     return {
         "name": name,
@@ -61,6 +64,7 @@ def _read_row(form: Form, number: int, name: str) -> dict[str, Any]:
         **({"zone": zone} if zone else {}),
         "consistency": "crash" if consistency == "crash" else "vm",
         "if_not_frozen": "fail" if consistency == "vm-only" else "crash",
+        "freeze_seconds_max": LIMIT_SECONDS if freeze is None else parse_duration(freeze),
         "replicate": form.get(f"replicate-{number}") != "no",
         "keep_remote_seconds": None if keep_remote is None else parse_keep(keep_remote),
     }

@@ -51,6 +51,7 @@ def create_snapshot(vm: str, body: NewSnapshot, services: Wired) -> Snapshot:
         Terms(asked=body.consistency, locked_until=body.locked_until),
         body.keep_seconds,
         body.if_not_frozen,
+        body.freeze_seconds_max,
     )
 
 
