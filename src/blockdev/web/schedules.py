@@ -9,7 +9,7 @@ from blockdev.errors import InvalidArgument
 from blockdev.quiesce.limits import LIMIT_SECONDS
 from blockdev.schedule.rules import SCHEDULES_MAX
 from blockdev.web.forms import Form
-from blockdev.written import parse_keep, show_period
+from blockdev.written import parse_duration, parse_keep, show_period
 
 CONSISTENCIES = (
     ("crash", "as after a power cut"),
