@@ -113,7 +113,7 @@ def test_a_look_at_a_thousand_vms_is_added_and_written_in_a_part_of_its_time(tmp
 def crowded() -> Iterator[Home]:
     with served_home() as home:
         with home.rest() as rest:
-            disks = [{"name": "root", "size_bytes": 1 << 20}]
+            disks = [{"name": name, "size_bytes": 1 << 20} for name in ("root", "data")]
             assert rest.post("/vms", json={"name": "base", "disks": disks}).status_code == 201
             assert rest.post("/vms/base/snapshots", json={"name": "s"}).status_code == 201
             for prefix in ("a", "b"):
@@ -140,6 +140,13 @@ def test_what_a_thousand_vms_do_now_is_one_answer(crowded: Home) -> None:
         assert len(answer.json()["vms"]["read_iops"]) == VMS + 1
         assert fastest(lambda: rest.get("/statistics"), lambda: used_by(crowded.control_pid())) < 0.2
     assert len(crowded.json("top")["vms"]) == VMS + 1
+
+
+def test_the_control_plane_of_a_thousand_vms_has_less_than_300_mib(crowded: Home) -> None:
+    status = Path(f"/proc/{crowded.control_pid()}/status").read_text()
+    most_kib = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    print(f"{most_kib >> 10} MiB at the most")
+    assert most_kib < 300 << 10
 
 
 def test_files_of_a_thousand_vms_come_with_the_first_slot_that_ends(crowded: Home) -> None:

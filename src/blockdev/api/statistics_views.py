@@ -59,8 +59,8 @@ def vm_now(statistics: Statistics, vm: VMRow) -> Document:
     row = latest.vms.index(vm.uuid) if vm.uuid in latest.vms else None
     span = figures.unknown(1) if row is None else figures.Span(*(part[row : row + 1] for part in latest.span))
     disks = statistics.disks(vm.uuid)
-    sizes = sum((look.sizes for _name, look in disks), np.zeros((len(ENGINE_KINDS), SIZE_BUCKETS), np.int64))
-    latency = sum((look.latency for _name, look in disks), np.zeros((len(figures.KINDS), LATENCY_BUCKETS), np.int64))
+    sizes = sum((look.sizes for _name, look, _latency in disks), np.zeros((len(ENGINE_KINDS), SIZE_BUCKETS), np.int64))
+    latency = sum((latency for _name, _look, latency in disks), np.zeros((len(figures.KINDS), LATENCY_BUCKETS), np.int64))
     return {
         **_head(latest),
         "vm": vm.name,
@@ -71,7 +71,7 @@ def vm_now(statistics: Statistics, vm: VMRow) -> Document:
         "totals": totals(statistics.total(vm.uuid)),
         "disks": [
             {"disk": name, "in_flight": look.in_flight, **_values(look.span, DISK_COLUMNS), "totals": totals(look.total)}
-            for name, look in disks
+            for name, look, _latency in disks
         ],
         "request_sizes": {"size_bytes_max": SIZES_MAX, "read": sizes[0].tolist(), "write": sizes[1].tolist()},
         "latency": {

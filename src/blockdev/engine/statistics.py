@@ -59,21 +59,29 @@ class EngineStatistics(NamedTuple):
     cells: NDArray[Any]  # of CELL: the latency histograms, where they are not zero
     wait_cells: NDArray[Any] | None  # of CELL, `kind` being a place in WAITS; None: an engine that does not tell
 
-    def latency(self) -> NDArray[np.uint64]:
-        """The histograms in full: rows x kinds x LATENCY_BUCKETS, requests in each."""
-        full = np.zeros((len(self.rows), len(KINDS), LATENCY_BUCKETS), dtype=np.uint64)
-        full[self.cells["row"], self.cells["kind"], self.cells["bucket"]] = self.cells["count"]
-        return full
+    def latency(self, rows: Sequence[int] | None = None) -> NDArray[np.int64]:
+        """The histograms in full, of all rows or of these: rows x kinds x LATENCY_BUCKETS, requests in each."""
+        return _full(self.cells, len(self.rows), len(KINDS), rows)
 
-    def waits(self) -> NDArray[np.int64] | None:
+    def waits(self, rows: Sequence[int] | None = None) -> NDArray[np.int64] | None:
         """By cause, requests of WAIT_KINDS by how long they waited: rows x WAITS x LATENCY_BUCKETS, who did not in the first bucket."""
         if self.wait_cells is None:
             return None
-        full = np.zeros((len(self.rows), len(WAITS), LATENCY_BUCKETS), dtype=np.int64)
-        full[self.wait_cells["row"], self.wait_cells["kind"], self.wait_cells["bucket"]] = self.wait_cells["count"]
-        requests = self.rows["kinds"]["operations"][:, : len(WAIT_KINDS)].sum(axis=1).astype(np.int64)
+        full = _full(self.wait_cells, len(self.rows), len(WAITS), rows)
+        of_rows = self.rows if rows is None else self.rows[np.asarray(rows, np.int64)]
+        requests = of_rows["kinds"]["operations"][:, : len(WAIT_KINDS)].sum(axis=1).astype(np.int64)
         full[:, :, 0] += np.maximum(requests[:, None] - full.sum(axis=2), 0)
         return full
+
+
+def _full(cells: NDArray[Any], row_count: int, kind_count: int, rows: Sequence[int] | None) -> NDArray[np.int64]:
+    wanted = np.arange(row_count) if rows is None else np.asarray(rows, np.int64)
+    place = np.full(row_count, -1)
+    place[wanted] = np.arange(len(wanted))
+    full = np.zeros((len(wanted), kind_count, LATENCY_BUCKETS), np.int64)
+    found = cells[place[cells["row"]] >= 0]
+    full[place[found["row"]], found["kind"], found["bucket"]] = found["count"]
+    return full
 
 
 def bucket_bounds_ns() -> NDArray[np.int64]:

@@ -55,7 +55,6 @@ class DiskLook(NamedTuple):
     span: Span  # one row: since the look before
     total: Whole  # counters.COUNT
     sizes: Whole  # (engine kinds, sizes): requests by size since the engine's start
-    latency: Whole  # (figures.KINDS, buckets): requests by latency since the engine's start
 
 
 class Latest(NamedTuple):

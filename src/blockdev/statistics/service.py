@@ -14,17 +14,18 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from blockdev.clock import monotonic_seconds
 from blockdev.engine.client import EngineClient
-from blockdev.engine.statistics import KINDS as ENGINE_KINDS
-from blockdev.engine.statistics import LATENCY_BUCKETS, WAITS, EngineStatistics
+from blockdev.engine.statistics import LATENCY_BUCKETS, EngineStatistics
 from blockdev.errors import BlockdevError
-from blockdev.statistics.counters import LATENCY_KINDS, counters, sums
-from blockdev.statistics.figures import CAUSES, GAUGE_OF, GAUGES, KINDS, OF, QUANTILES, SUMS, Span, unknown
+from blockdev.statistics.counters import COUNT, LATENCY_KINDS, counters, sums
+from blockdev.statistics.figures import GAUGE_OF, GAUGES, OF, QUANTILES, SUMS, Floats, Span, unknown
 from blockdev.statistics.history import Graph, History
+from blockdev.statistics.latency import Latency
 from blockdev.statistics.looks import DiskLook, Known, Latest, Machines, Replicating, Sources, Space
 from blockdev.statistics.ring_files import POOL
 from blockdev.statistics.slots import Seen, p99_ns
@@ -43,7 +44,15 @@ SPACE_DUTY = 100  # and always at least so many times what one takes
 SPACE_FIRST_SECONDS = 5.0
 STOP_SECONDS_MAX = 2.0
 DIRECTORY = "statistics"
-_LATENCIES = (len(QUANTILES), LATENCY_BUCKETS)
+
+
+class _ByLatency(NamedTuple):
+    """What a look found in the engine's histograms."""
+
+    owners: Whole  # (disks,): the rows of their VMs
+    counted: Whole  # (disks, counters.COUNT)
+    p99_ns: Floats  # (disks, QUANTILES): since the look before
+    histograms: Whole  # (VMs, QUANTILES, buckets): likewise
 
 
 class Statistics:
@@ -63,8 +72,7 @@ class Statistics:
         self._space: dict[str, Space] = {}
         self._has_changed = False  # what space is measured of; set by looks, cleared by the thread that measures
         self._replicating: Mapping[FlowKey, Replicating] = {}
-        self._latency: dict[int, Whole] = {}  # of a disk by its object id, as the engine counted at the last look
-        self._is_latency_known = False
+        self._latency = Latency()
         self._disks: dict[int, DiskLook] = {}
         self._last_look: float | None = None  # of a clock that never jumps
         self._last_answer: float | None = None  # the last look that the engine answered
@@ -108,11 +116,12 @@ class Statistics:
             self._wake.set()
             self._looked.wait_for(lambda: self._last_look != before or self._stopping.is_set(), SOON_SECONDS_MAX)
 
-    def disks(self, vm: str) -> list[tuple[str, DiskLook]]:
-        """Those of the VM of this UUID, by name, as the last look found them."""
+    def disks(self, vm: str) -> list[tuple[str, DiskLook, Whole]]:
+        """Those of the VM of this UUID, by name, as the last look found them; with their requests by latency (Latency.of)."""
         with self._lock:
             known = self._machines.disks
-            found = [(known[id].name, look) for id, look in self._disks.items() if id in known and known[id].vm == vm]
+            ids = [id for id in self._disks if id in known and known[id].vm == vm]
+            found = [(known[id].name, self._disks[id], self._latency.of(id)) for id in ids]
         return sorted(found, key=lambda one: one[0])
 
     def total(self, vm: str) -> Whole:
@@ -220,20 +229,19 @@ class Statistics:
             return
         self._last_answer = monotonic
         rows, keys = self._rows(answer)
-        latency = _histograms(answer, rows)
         ids = [int(id) for id in answer.rows["id"][rows]]
         flows = {key: one.moved for key, one in self._replicating.items()}
         restarted = answer.instance.hex() != self._totals.instance
-        moved, run = self._totals.take(answer.instance.hex(), now, ids, counters(answer.rows[rows], latency), keys, flows)
-        histograms = self._latency_since(ids, latency, restarted)
-        of_disks = Seen(sums(moved), histograms, np.zeros((len(ids), 0)), np.zeros(len(ids), np.bool_))
-        self._has_changed |= bool(of_disks.sums[:, OF["written_bytes"]].any())
-        seen = self._of_vms(of_disks, [keys[id].vm for id in ids], run)
+        by_latency = self._by_latency(answer, rows, ids, [keys[id].vm for id in ids], restarted)
+        moved, run = self._totals.take(answer.instance.hex(), now, ids, by_latency.counted, keys, flows)
+        of_disks = sums(moved)
+        self._has_changed |= bool(of_disks[:, OF["written_bytes"]].any())
+        seen = self._of_vms(of_disks, by_latency, run)
         if 0 < seconds <= GAP_SECONDS:
             self._history.add(now - seconds, now, seen)
         else:
             seconds = 0.0
-        self._note_disks(answer, rows, ids, of_disks, latency, seconds)
+        self._note_disks(answer, rows, ids, of_disks, by_latency.p99_ns, seconds)
         self._publish(now, seconds, seen, ids)
 
     def _seconds_since_the_last(self, now: float, monotonic: float, answer: EngineStatistics | None) -> float:
@@ -257,31 +265,33 @@ class Statistics:
                 rows.append(row)
         return rows, keys
 
-    def _latency_since(self, ids: list[int], latency: Whole, restarted: bool) -> Whole:
-        """Requests by latency since the last look; none when that is not known, as after a start of ours."""
-        known = self._is_latency_known or restarted
-        before = {} if restarted else self._latency
-        found = np.zeros_like(latency)
-        if known:
-            for row, id in enumerate(ids):
-                found[row] = latency[row] - before[id] if id in before else latency[row]
-        self._latency = {id: latency[row] for row, id in enumerate(ids)}
-        self._is_latency_known = True
-        return np.maximum(found, 0)
+    def _by_latency(self, answer: EngineStatistics, rows: list[int], ids: list[int], owners: list[str], restarted: bool) -> _ByLatency:
+        """The disks of a look, which are these rows, a part of them at a time."""
+        row_of = {vm: row for row, vm in enumerate(self._history.vms)}
+        found = _ByLatency(
+            np.array([row_of[vm] for vm in owners], np.int64),
+            np.zeros((len(ids), COUNT), np.int64),
+            np.full((len(ids), len(QUANTILES)), np.nan),
+            np.zeros((len(row_of), len(QUANTILES), LATENCY_BUCKETS), np.int64),
+        )
+        for part in self._latency.look(answer, rows, ids, restarted):
+            found.counted[part.places] = counters(answer.rows[rows[part.places]], part.counted[:, :LATENCY_KINDS])
+            found.p99_ns[part.places] = p99_ns(part.moved)
+            np.add.at(found.histograms, found.owners[part.places], part.moved)
+        found.histograms[0] = found.histograms[1:].sum(axis=0)
+        return found
 
-    def _of_vms(self, disks: Seen, owners: list[str], run: Mapping[FlowKey, tuple[int, int]]) -> Seen:
-        """What is known of disks, replication and space, added up by VM, and of all together."""
+    def _of_vms(self, disks: Whole, by_latency: _ByLatency, run: Mapping[FlowKey, tuple[int, int]]) -> Seen:
+        """What is known of disks (their sums), replication and space, added up by VM, and of all together."""
         vms = self._history.vms
         row_of = {vm: row for row, vm in enumerate(vms)}
         seen = Seen(
             np.zeros((len(vms), len(SUMS)), np.int64),
-            np.zeros((len(vms), *_LATENCIES), np.int64),
+            by_latency.histograms,
             np.full((len(vms), len(GAUGES)), np.nan),
             np.zeros(len(vms), np.bool_),
         )
-        places = np.array([row_of[vm] for vm in owners], np.int64)
-        np.add.at(seen.sums, places, disks.sums)
-        np.add.at(seen.histograms, places, disks.histograms)
+        np.add.at(seen.sums, by_latency.owners, disks)
         for key, one in self._replicating.items():
             if key.vm in row_of:
                 row, (logical, network) = row_of[key.vm], run.get(key, (0, 0))
@@ -294,22 +304,17 @@ class Statistics:
                 for name in Space._fields:
                     seen.gauges[row_of[vm], GAUGE_OF[name]] = getattr(space, name)
         seen.sums[0] = seen.sums[1:].sum(axis=0)
-        seen.histograms[0] = seen.histograms[1:].sum(axis=0)
         return seen
 
-    def _note_disks(
-        self, answer: EngineStatistics, rows: list[int], ids: list[int], disks: Seen, latency: Whole, seconds: float
-    ) -> None:
+    def _note_disks(self, answer: EngineStatistics, rows: list[int], ids: list[int], disks: Whole, p99: Floats, seconds: float) -> None:
         assert self._totals is not None
-        p99 = p99_ns(disks.histograms)
-        kinds = latency[:, :LATENCY_KINDS]
-        spans = disks.sums.astype(np.float64)
+        spans = disks.astype(np.float64)
         found = {}
         for place, (row, id) in enumerate(zip(rows, ids, strict=True)):
             one = slice(place, place + 1)
             span = Span(np.full(1, seconds), spans[one], p99[one], np.full((1, len(GAUGES)), np.nan))
             sizes = answer.rows["kinds"]["sizes"][row].astype(np.int64)
-            found[id] = DiskLook(id, int(answer.rows["in_flight"][row]), span, self._totals.total(id), sizes, kinds[place])
+            found[id] = DiskLook(id, int(answer.rows["in_flight"][row]), span, self._totals.total(id), sizes)
         self._disks = found
 
     def _publish(self, now: float, seconds: float, seen: Seen | None, ids: list[int]) -> None:
@@ -360,14 +365,3 @@ def _note_replicating(seen: Seen, row: int, one: Replicating) -> None:
         seen.gauges[row, remaining] = np.nansum([seen.gauges[row, remaining], one.remaining_bytes])
     if one.lag_seconds is not None:
         seen.gauges[row, lag] = np.fmax(seen.gauges[row, lag], one.lag_seconds)
-
-
-def _histograms(answer: EngineStatistics, rows: list[int]) -> Whole:
-    """(rows, QUANTILES, buckets)."""
-    latency = answer.latency()[rows, :LATENCY_KINDS].astype(np.int64)
-    waits = answer.waits()
-    found = np.zeros((len(rows), len(CAUSES), LATENCY_BUCKETS), np.int64) if waits is None else waits[rows]
-    return np.concatenate((latency, found), axis=1)
-
-
-assert ENGINE_KINDS[: len(KINDS)] == KINDS and WAITS == CAUSES  # a histogram is found by its place

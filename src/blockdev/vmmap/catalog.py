@@ -411,9 +411,14 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Targe
             found.setdefault(row.uuid, []).append(row)
         return found
 
-    def uncounted_snapshots(self) -> list[int]:
-        """Ids of those whose changed_bytes are not known, the newest first."""
-        return self._rows(int, "SELECT id FROM snapshot WHERE changed_bytes IS NULL ORDER BY lsn DESC, id DESC")
+    def uncounted_snapshots(self, count: int, without: Iterable[int]) -> list[int]:
+        """Ids of up to `count` whose changed_bytes are not known, but for some of these; the newest first."""
+        return self._rows(
+            int,
+            "SELECT id FROM snapshot WHERE changed_bytes IS NULL AND id NOT IN (SELECT value FROM json_each(?))"
+            " ORDER BY lsn DESC, id DESC LIMIT ?",
+            *(json.dumps(list(without)), count),
+        )
 
     def snapshot_before(self, vm_id: int, lsn: int) -> SnapshotRow | None:
         """The newest one of a VM that is older."""

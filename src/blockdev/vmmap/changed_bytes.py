@@ -27,12 +27,12 @@ class ChangeCounter:
         self._hopeless: set[int] = set()  # the pool lacks a disk of them, or cannot read it: not tried again by this process
 
     def newest_uncounted(self) -> int | None:
-        """The id of the next one; it rises while snapshots are being taken."""
-        return max((id for id in self._catalog.uncounted_snapshots() if id not in self._hopeless), default=None)
+        """The id of the next one; another one while snapshots are being taken."""
+        return next(iter(self._catalog.uncounted_snapshots(1, self._hopeless)), None)
 
     def count_some(self, stopped: Callable[[], bool] = lambda: False) -> int:
         """Count up to COUNTED_AT_ONCE of them; how many there were.  Unavailable; PoolFull: the file system is."""
-        waiting = [id for id in self._catalog.uncounted_snapshots() if id not in self._hopeless][:COUNTED_AT_ONCE]
+        waiting = self._catalog.uncounted_snapshots(COUNTED_AT_ONCE, self._hopeless)
         counted = [(id, changed) for id in waiting if not stopped() and (changed := self._count(id)) is not None]
         if counted:
             with self._catalog.transaction(grows=True):
