@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from blockdev import errors
+from blockdev.clock import monotonic_seconds
 from blockdev.schedule.retention import Kept, expired
-from blockdev.schedule.runner import Round, Scheduler
+from blockdev.schedule.runner import PER_SECOND_MAX, Round, Scheduler
 from blockdev.vmmap.clock import to_text
 from blockdev.vmmap.names import UNFINISHED
 from blockdev.vmmap.service import VMs
@@ -104,6 +105,30 @@ def test_an_hour_that_comes_twice_has_two_snapshots_of_different_names(home: Hom
     assert home.snapshots("web") == ["hourly-20281029-0205", "hourly-20281029-0205-2", "hourly-20281029-0305"]
 
 
+def test_runs_of_many_vms_are_spread_in_time_and_not_in_the_order_of_their_names(home: Home) -> None:
+    names = [f"vm-{number:02}" for number in range(12)]
+    for name in names:
+        home.vms.create_vm(name, [("root", 1 << 20)])
+    home.schedules.put(None, "hourly", HOURLY)
+    begins: list[float] = []
+    home.scheduler = Scheduler(
+        *(home.vms, home.catalog, home.schedules, lambda: home.now),
+        wait=lambda seconds: begins.append(monotonic_seconds() + seconds),
+    )
+    home.scheduler.round()
+    orders = []
+    for _ in range(2):
+        begins.clear()
+        home.now += HOUR
+        begun = monotonic_seconds()
+        assert home.scheduler.round().taken == len(names)
+        assert all(begin - begun >= number / PER_SECOND_MAX - 1e-6 for number, begin in enumerate(begins))
+        assert len(begins) == len(names)
+        newest = {row.lsn: row.vm_id for row in home.catalog.snapshots()}
+        orders.append([newest[lsn] for lsn in sorted(newest)][-len(names) :])
+    assert orders[0] == orders[1] != sorted(orders[0])
+
+
 def test_a_vm_without_disks_and_one_without_schedules_are_left_alone(web: Home) -> None:
     web.vms.create_vm("empty", [])
     assert not web.schedules.preview("empty", DAY).runs and web.schedules.preview("web", DAY).runs
@@ -148,6 +173,19 @@ def test_the_last_good_one_of_a_failing_schedule_stays_when_its_times_are_change
     web.schedules.set_cap(2)
     web.now += DAY
     assert web.scheduler.round() == Round(1, 0, 1)
+
+
+def test_a_schedule_that_goes_while_it_fails_keeps_nothing(web: Home) -> None:
+    web.now += HOUR
+    web.scheduler.round()
+    web.schedules.set_cap(1)
+    web.now += DAY
+    web.scheduler = Scheduler(
+        *(web.vms, web.catalog, web.schedules, lambda: web.now),
+        wait=lambda _seconds: web.schedules.replace(None, []) and None,
+    )
+    assert web.scheduler.round() == Round(0, 1, 1)
+    assert web.snapshots("web") == [] and web.catalog.schedule_runs() == []
 
 
 def test_a_run_by_hand_says_that_a_failing_schedule_works_again(web: Home) -> None:

@@ -158,7 +158,15 @@ class Scheduler:
             rows += runs.rows
             if rows:
                 with self._catalog.transaction():
-                    self._catalog.put_schedule_runs(rows)
+                    self._catalog.put_schedule_runs(self._still_there(rows))
+
+    def _still_there(self, rows: list[RunRow]) -> Iterator[RunRow]:
+        """Those whose schedule was not taken away meanwhile: one that failed would keep its newest snapshot for ever."""
+        sets = self._schedules.all_sets()
+        for row in rows:
+            vm = self._catalog.vm_by_id(row.vm_id)
+            if vm and any(one.name == row.schedule for one in sets.get(vm.id if vm.own_schedules else None, [])):
+                yield row
 
     def run_now(self, vm: str, schedule: str) -> str:
         """Take the snapshot of a VM's schedule as if it were due; returns its name.  NotFound, and what a snapshot raises."""
