@@ -31,7 +31,11 @@ class Claim:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             return f"{self._path}, which says whose the targets of this pool are, cannot be opened: {error.strerror}"
-        other = lock_or_holder(descriptor, str(self._home))
+        try:
+            other = lock_or_holder(descriptor, str(self._home))
+        except OSError as error:
+            os.close(descriptor)
+            return f"{self._path}, which says whose the targets of this pool are, cannot be locked: {error.strerror}"
         if other is None:
             self._descriptor = descriptor
             return None

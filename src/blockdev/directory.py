@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import secrets
 import shutil
 import uuid as uuid_module
-from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import xxhash
 
-from blockdev import _medium, _pool, records, superblock
+from blockdev import _medium, _pool, beside, records, superblock
 from blockdev.clock import now_seconds
-from blockdev.errors import Busy, MediumError, medium_failure
+from blockdev.errors import Busy, medium_failure
 from blockdev.locks import lock_or_holder
 from blockdev.records import Table
 from blockdev.superblock import Superblock
 
-MAKING = re.compile(r"making-[0-9]+(-[0-9a-f]{8})?")  # behind the pool's own name and a dot; earlier builds named the process alone
+MAKING = r"making-[0-9]+(-[0-9a-f]{8})?"  # behind the pool's own name and a dot; earlier builds named the process alone
 
 
 def table_path(pool_path: str, number: int) -> str:
@@ -33,7 +30,11 @@ def take_lock(path: str) -> int:
         lock_file = os.open(f"{path}/LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as failure:
         raise medium_failure(f"{path}/LOCK", failure.errno or 0) from None
-    holder = lock_or_holder(lock_file, str(os.getpid()))
+    try:
+        holder = lock_or_holder(lock_file, str(os.getpid()))
+    except OSError as failure:
+        os.close(lock_file)
+        raise medium_failure(f"{path}/LOCK cannot be locked", failure.errno or 0) from None
     if holder is None:
         return lock_file
     os.close(lock_file)
@@ -44,42 +45,8 @@ def take_lock(path: str) -> int:
 
 def clear_unfinished(path: str) -> None:
     """Remove what makers of this pool left beside it that were killed; what is being made is locked, and stays."""
-    name = os.path.basename(path)
-    with suppress(OSError):  # a directory that cannot be listed has none of ours
-        for entry in os.listdir(os.path.dirname(path)):
-            if entry.startswith(f"{name}.") and MAKING.fullmatch(entry, len(name) + 1):
-                _clear(f"{os.path.dirname(path)}/{entry}")
-
-
-def _clear(making: str) -> None:
-    with suppress(OSError):
-        os.rmdir(making)  # its maker came no further, or makes another one
-        return
-    with suppress(OSError), ExitStack() as stack:
-        with suppress(FileNotFoundError):  # earlier builds had no lock there
-            lock_file = os.open(f"{making}/LOCK", os.O_RDWR | os.O_CLOEXEC)
-            stack.callback(os.close, lock_file)
-            if lock_or_holder(lock_file, str(os.getpid())) is not None:
-                return
-        shutil.rmtree(making)
-
-
-def _begin(path: str) -> tuple[str, int]:
-    """A new directory beside `path`, and the lock that keeps it from being cleared, which may happen until it is locked."""
-    while True:
-        making = f"{path}.making-{os.getpid()}-{secrets.token_hex(4)}"
-        _medium.make_directory(making)
-        try:
-            lock_file = take_lock(making)
-        except (Busy, MediumError) as failure:
-            if isinstance(failure, Busy) or failure.errno == errno.ENOENT:
-                continue
-            os.rmdir(making)
-            raise
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(f"{making}/LOCK"), os.fstat(lock_file)):
-                return making, lock_file
-        os.close(lock_file)
+    above, name = os.path.split(path)
+    beside.clear(above, re.compile(rf"{re.escape(name)}\.{MAKING}"))
 
 
 def write_new_pool(path: str, capacity_bytes: int, segment_slots: int) -> None:
@@ -88,7 +55,7 @@ def write_new_pool(path: str, capacity_bytes: int, segment_slots: int) -> None:
     try:
         _medium.make_directories(os.path.dirname(path))
         clear_unfinished(path)
-        making, lock_file = _begin(path)
+        making, lock_file = beside.begin(f"{path}.making-", take_lock)
         for directory in (f"{making}/segments", f"{making}/map"):
             _medium.make_directory(directory)
         table = records.encode_table(Table(1, 0, 1, 1, 0, 1, 1, [], b"", b""))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockdev import _medium
+from blockdev import _medium, beside
 from blockdev.errors import InvalidArgument, NotFound, Unavailable, medium_failure
 
 SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path without its terminating zero
+UNFINISHED_KEYS = re.compile(r"\.(api|identity)-.+")  # of the API's certificate and of the home's own key; in keys/ whatever is called so is ours
 LONGEST_SOCKET = "nbd-4194304.new"  # the NBD socket before the engine serves, with the largest process id
 
 
@@ -90,7 +92,7 @@ class Home:
     def make_directories(self) -> None:
         """The home, keys/ and run/, for the owner alone; what exists keeps its mode, but run/ and keys/ are private.
 
-        They, and what is in keys/, are durable then.
+        They, and what is in keys/, are durable then, without what killed makers of keys left.
 
         Unavailable: the home is another user's; MediumError.
         """
@@ -103,6 +105,7 @@ class Home:
             raise self.of_another() from None
         except OSError as failure:
             raise medium_failure(failure.filename or str(self.path), failure.errno or 0) from None
+        beside.clear(str(self.keys), UNFINISHED_KEYS)
         for changed in (self.path, self.keys):  # a key that others know must stay, even if whoever made it was killed at once
             _medium.sync_directory(str(changed))
 

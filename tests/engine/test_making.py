@@ -1,7 +1,9 @@
-"""Makers of a pool that are killed leave nothing for ever, and who makes one is left alone."""
+"""Makers of pools, exports and keys that are killed leave nothing for ever, and who makes one is left alone."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +13,10 @@ from pathlib import Path
 import pytest
 
 from blockdev import Pool, _medium, directory, errors
+from blockdev.api import certificate
+from blockdev.home import Home as Paths
+from blockdev.replicate.identity import KeyPair
+from blockdev.transfer.disk import directory_beside
 from tests.child import Child, Say
 
 CAPACITY_BYTES = 64 << 20
@@ -164,13 +170,83 @@ def test_a_maker_whose_directory_is_cleared_before_it_is_locked_begins_anew(
     pool_path: str, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[..., Callable[[str], int]]
 ) -> None:
     take = directory.take_lock
-    once = meanwhile(pool_path, take)
+    first = iter([meanwhile(pool_path, take)])
 
     def take_lock(making: str) -> int:
-        monkeypatch.setattr(directory, "take_lock", take)
-        return once(making)
+        return next(first, take)(making)
 
     monkeypatch.setattr(directory, "take_lock", take_lock)
     make(pool_path)
     Pool.open(pool_path).close()
     assert beside(pool_path) == ["pool"]
+
+
+def export_and_die(place: Path) -> None:
+    with directory_beside(place / "disk.raw") as made:
+        (made / "disk.raw").write_bytes(b"half")
+        kill()
+
+
+def make_an_identity_and_die(place: Path) -> None:
+    os.link = kill  # type: ignore[assignment]
+    KeyPair.load(Paths(place))
+
+
+def make_a_certificate_and_die(place: Path) -> None:
+    os.rename = kill  # type: ignore[assignment]
+    Paths(place).make_directories()
+    certificate.make(place / "keys/api", "127.0.0.1")
+
+
+def export(place: Path) -> None:
+    with directory_beside(place / "disk.raw"):
+        pass
+
+
+def begin_serving(place: Path) -> None:
+    Paths(place).make_directories()
+
+
+@pytest.mark.parametrize(
+    ("die", "again", "where"),
+    [
+        (export_and_die, export, "."),
+        (make_an_identity_and_die, begin_serving, "keys"),
+        (make_a_certificate_and_die, begin_serving, "keys"),
+    ],
+)
+def test_what_is_made_beside_its_place_leaves_nothing_when_its_maker_is_killed(
+    tmp_path: Path, die: Callable[[Path], None], again: Callable[[Path], None], where: str
+) -> None:
+    with closing(Child(lambda _say: die(tmp_path))) as maker:
+        assert maker.wait() == KILLED
+    [left] = os.listdir(tmp_path / where)
+    assert left.startswith(".")
+    again(tmp_path)
+    assert os.listdir(tmp_path / where) in ([], ["keys", "run"])
+
+
+def test_what_is_being_made_is_not_cleared_nor_is_what_others_made(tmp_path: Path) -> None:
+    others = [".blockdev-export-", ".blockdev-export-mine", "blockdev-export-1-00000000", ".blockdev-export-1-00000000.bak"]
+    for name in others:
+        (tmp_path / name / "of-theirs").mkdir(parents=True)
+    with directory_beside(tmp_path / "one") as one:
+        (one / "data").touch()
+        with directory_beside(tmp_path / "LOCK") as other:
+            (other / "LOCK").touch()
+            assert one != other and sorted(one.iterdir()) == [one / "data"]
+        assert (one / "data").exists()
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
+
+
+def test_a_file_system_without_locks_takes_exports_and_clears_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with directory_beside(tmp_path / "one") as one, directory_beside(tmp_path / "other"):
+        assert one.exists()
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(errors.MediumError, match="cannot be locked"):
+        make(str(tmp_path / "pool"))
+    assert os.listdir(tmp_path) == []

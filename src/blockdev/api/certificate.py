@@ -11,7 +11,6 @@ import ipaddress
 import os
 import socket
 import ssl
-import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from blockdev import _medium
+from blockdev.beside import made_beside
 from blockdev.clock import now_seconds
 from blockdev.errors import InvalidArgument
 
@@ -35,9 +35,7 @@ def make(directory: Path, host: str) -> None:
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    with tempfile.TemporaryDirectory(prefix=".api-", dir=directory.parent) as above:
-        made = Path(above, "made")
-        made.mkdir(mode=0o700)
+    with made_beside(directory, "api") as made:
         _medium.write_file(str(made / KEY), [pem], True, True)  # mode 0600, as all that it makes
         signed = _sign(key, host).public_bytes(serialization.Encoding.PEM)
         _medium.write_file(str(made / CERTIFICATE), [signed], True, True)

@@ -6,13 +6,13 @@ HOME/keys/identity, a private key of OpenSSH's format, mode 0600; made on first 
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 import asyncssh
 
 from blockdev import _medium
+from blockdev.beside import made_beside
 from blockdev.errors import InvalidArgument
 from blockdev.home import Home
 from blockdev.replicate import keys
@@ -55,8 +55,8 @@ def public_line(key: asyncssh.SSHKey) -> str:
 def _make(path: Path) -> None:
     """All or nothing; a process that was faster wins."""
     made = asyncssh.generate_private_key(keys.TYPE, comment="blockdev")
-    with tempfile.TemporaryDirectory(prefix=".identity-", dir=path.parent) as above:
-        beside = Path(above, FILE)
+    with made_beside(path, "identity") as above:
+        beside = above / FILE
         _medium.write_file(str(beside), [made.export_private_key()], True, True)  # mode 0600, as all that it makes
         with suppress(FileExistsError):
             os.link(beside, path)

@@ -6,12 +6,12 @@ After import_image returns the data is as durable as a flush makes it.  An expor
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from blockdev import _medium
+from blockdev.beside import made_beside
 from blockdev.errors import AlreadyExists, InvalidArgument, MediumError, PoolFull, ToolFailed
 from blockdev.transfer.image import FORMATS, Image, require_sound
 from blockdev.transfer.qemu_img import convert
@@ -66,13 +66,13 @@ def _check_target(target: Path, path: str, overwrite: bool) -> None:
 
 @contextmanager
 def directory_beside(target: Path) -> Iterator[Path]:
-    """A new directory on the file system of `target`, which goes when it is left.  MediumError."""
-    try:
-        made = tempfile.TemporaryDirectory(prefix=".blockdev-export-", dir=target.parent)
-    except OSError as error:
-        raise MediumError(f"exporting to {target} failed: {error.strerror}", error.errno or 0) from None
-    with made as path:
-        yield Path(path)
+    """An empty directory on the file system of `target`, which goes when it is left, with those that killed exports left.  MediumError."""
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(made_beside(target, "blockdev-export"))
+        except MediumError as error:
+            raise MediumError(f"exporting to {target} failed: {os.strerror(error.errno)}", error.errno) from None
+        yield made
 
 
 def export_image(uri: str, path: str, format: str, overwrite: bool, watcher: Watcher) -> int:

@@ -8,19 +8,19 @@ the file.  Memory: WAITING_MAX pieces of work of about 1 MiB each, whatever the 
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
 
 from blockdev import _medium
 from blockdev.errors import InvalidArgument, MediumError, NotFound, PoolFull
-from blockdev.transfer.disk import check_file
+from blockdev.transfer.disk import check_file, directory_beside
 from blockdev.transfer.nbd import Export
 from blockdev.transfer.stream_file import Record, StreamEncoder, StreamReader
 from blockdev.transfer.stream_format import DATA_BYTES_MAX, Packed, pack
@@ -116,21 +116,17 @@ def write_stream(
     if len(copy.disks) > DISKS_MAX:
         raise InvalidArgument(f"a stream file holds at most {DISKS_MAX} disks, and {copy.vm_name} has {len(copy.disks)}")
     check_file(path, overwrite)
-    directory = os.path.dirname(path)
-    made = f"{directory}/.blockdev-export-{secrets.token_hex(8)}"
     counts = Counts(disks=[DiskCount() for _ in sources])
-    try:
-        with closing(_bytes_of(socket, copy, sources, level, total_bytes, watcher, counts)) as content:
-            _medium.write_file(made, content, create=True, durable=True)
-        check_file(path, overwrite)
-        _medium.rename_file(made, path)
-        _medium.sync_directory(directory)
-    except BaseException as error:
-        with suppress(MediumError):  # it may not have come to be
-            _medium.unlink_file(made)
-        if isinstance(error, MediumError):
+    with directory_beside(Path(path)) as above:
+        made = str(above / "stream")
+        try:
+            with closing(_bytes_of(socket, copy, sources, level, total_bytes, watcher, counts)) as content:
+                _medium.write_file(made, content, create=True, durable=True)
+            check_file(path, overwrite)
+            _medium.rename_file(made, path)
+            _medium.sync_directory(os.path.dirname(path))
+        except MediumError as error:
             raise MediumError(f"exporting to {path} failed: {os.strerror(error.errno)}", error.errno) from None
-        raise
     return counts
 
 
