@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -511,5 +512,6 @@ def test_watch_shows_the_status_again_and_again(sites: Sites, name: str) -> None
         lines = [read_until(watching, "{")[-1] for _ in range(2)]
         assert all(json.loads(line)["replications"][0]["vm"] == name for line in lines)
     finally:
-        watching.terminate()
-        watching.communicate()
+        watching.send_signal(signal.SIGINT)
+        _, told = watching.communicate(timeout=60)
+    assert (watching.returncode, told) == (0, "")

@@ -10,7 +10,7 @@ import click
 
 from blockdev.cli import values
 from blockdev.cli.output import print_columns
-from blockdev.cli.session import Session, Verb, pass_session
+from blockdev.cli.session import Session, Verb, pass_session, until_interrupted
 
 LEVELS = ("info", "warning", "error")
 KINDS = ("agreement", "engine", "hypervisor", "job", "pool", "quiesce", "replication", "schedule", "snapshot", "target", "vm")
@@ -31,7 +31,9 @@ def events(session: Session, count: int, follow: bool, **asked: Any) -> None:
     """
     found = session.client.get("/events", count=count, **asked)
     if follow:
-        _follow(session, found["events"], asked)
+        with until_interrupted():
+            _follow(session, found["events"], asked)
+        return
 
     def tell() -> None:
         rows = [[one["time"], one["level"], one["kind"], one["vm"] or "-", one["message"]] for one in found["events"]]
@@ -43,7 +45,7 @@ def events(session: Session, count: int, follow: bool, **asked: Any) -> None:
 
 
 def _follow(session: Session, latest: list[dict[str, Any]], asked: dict[str, Any]) -> None:
-    """Until somebody ends it."""
+    """Does not end by itself."""
     found = {"events": list(reversed(latest)), "next": str(latest[0]["id"]) if latest else "0"}
     while True:
         for one in found["events"]:

@@ -11,7 +11,7 @@ from blockdev.cli.hypervisor import show_registrations
 from blockdev.cli.output import print_columns, print_fields
 from blockdev.cli.pool import tell_inspected
 from blockdev.cli.progress import FINISHED
-from blockdev.cli.session import Noun, Session, pass_session
+from blockdev.cli.session import INTERRUPTED_STATUS, Noun, Session, pass_session
 from blockdev.errors import InvalidArgument
 from blockdev.written import show_count, show_size
 
@@ -64,7 +64,11 @@ def watch(session: Session, id: str) -> int:
     """
     found = session.client.get(_path(id))
     title = f"{found['kind']} of {found['subject']}"
-    result = session.follow(found, title, "see blockdevctl job show", cancels=False)
+    try:
+        result = session.follow(found, title, f"see blockdevctl job show {id}", cancels=False)
+    except KeyboardInterrupt:
+        click.echo(f"{title} goes on: blockdevctl job watch {id}", err=True)
+        return INTERRUPTED_STATUS
     noun, _, verb = found["kind"].partition(".")
     fields = result if isinstance(result, dict) else {}
     if noun == "pool" and "findings" in fields:

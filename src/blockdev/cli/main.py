@@ -28,10 +28,8 @@ from blockdev.cli import (
     token,
     vm,
 )
-from blockdev.cli.session import Noun, Session
+from blockdev.cli.session import INTERRUPTED_STATUS, Noun, Session
 from blockdev.errors import BlockdevError, InvalidArgument
-
-INTERRUPTED_STATUS = 130
 
 
 @click.group(cls=Noun, name="blockdevctl", context_settings={"help_option_names": ["-h", "--help"]})

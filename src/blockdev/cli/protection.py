@@ -13,7 +13,7 @@ from blockdev.cli import values
 from blockdev.cli.output import print_columns, print_fields
 from blockdev.cli.peer import NAME
 from blockdev.cli.progress import display
-from blockdev.cli.session import Session, Verb, pass_session
+from blockdev.cli.session import Session, Verb, pass_session, until_interrupted
 from blockdev.errors import Behind, BlockdevError, from_code
 from blockdev.written import show_duration, show_period, show_size, show_speed
 
@@ -133,7 +133,19 @@ def _is_there(session: Session, vm: str, one: dict[str, Any], snapshot: str, lsn
 @pass_session
 def status(session: Session, vm: str | None, watch: bool, check: bool) -> None:
     """Show how the replication of each VM is, or of one in full: what was sent, and what has come."""
-    while watch:
+    if watch:
+        with until_interrupted():
+            _watch(session, vm)
+        return
+    found = _status(session, vm)
+    session.show(found, lambda: _tell_status(vm, found))
+    if check:
+        _require_well(found["replications"])
+
+
+def _watch(session: Session, vm: str | None) -> None:
+    """Does not end by itself."""
+    while True:
         found = _status(session, vm)
         if session.json:
             click.echo(json.dumps(found, ensure_ascii=False))
@@ -142,10 +154,6 @@ def status(session: Session, vm: str | None, watch: bool, check: bool) -> None:
             _tell_status(vm, found)
         sys.stdout.flush()
         time.sleep(WATCH_SECONDS)
-    found = _status(session, vm)
-    session.show(found, lambda: _tell_status(vm, found))
-    if check:
-        _require_well(found["replications"])
 
 
 def _status(session: Session, vm: str | None) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Verb and Noun are click's command and group with --home and --json, which may st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from blockdev.home import Home
 from blockdev.written import show_size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+INTERRUPTED_STATUS = 130
 TEXT_CHARACTERS_MAX = 4 << 20  # no request takes more
 
 
@@ -112,6 +114,13 @@ class Noun(_Everywhere, click.Group):
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 force_option = click.option("--force", is_flag=True, help="Go on although clients are attached.")
 detach_option = click.option("--detach", is_flag=True, help="Do not wait: print the job, for job watch and job cancel.")
+
+
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    """What is shown inside has no end of its own: Ctrl-C is no failure."""
+    with suppress(KeyboardInterrupt):
+        yield
 
 
 def read_text(path: str) -> str:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import click
@@ -24,7 +25,7 @@ from blockdev.cli.figures import (
     vm_fields,
 )
 from blockdev.cli.output import print_columns, print_fields
-from blockdev.cli.session import Session, Verb, pass_session
+from blockdev.cli.session import Session, Verb, pass_session, until_interrupted
 from blockdev.clock import monotonic_seconds, now_seconds
 from blockdev.errors import InvalidArgument, Unavailable
 from blockdev.written import show_period
@@ -86,16 +87,13 @@ def top(session: Session, sort: str, count: int | None) -> None:
 def _watch(session: Session, look: Callable[[], Row], shown: str, count: int | None) -> None:
     """Until Ctrl-C, which is no failure, or so many times.  shown: what of `live`, or of TELLING, it is for a person."""
     rounds = _rounds(session, look, count)
-    try:
+    with until_interrupted() if count is None else nullcontext():  # what ends by itself is interrupted by it
         if session.json or not sys.stdout.isatty():
             _print_rounds(session, rounds, TELLING[shown])
             return
         from blockdev.cli.live import watch  # rich takes long to load, and most commands show nothing live
 
         watch(rounds, shown)
-    except KeyboardInterrupt:
-        if count is not None:
-            raise  # it ends by itself, so something is missing
 
 
 def _print_rounds(session: Session, rounds: Iterator[Row], telling: Telling) -> None:
