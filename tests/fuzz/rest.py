@@ -172,6 +172,41 @@ SEEDS: dict[str, tuple[str, str, Any]] = {
     "receive": ("POST", "/vms/web/replication/receive", {"peer": "east", "force": True}),
     "clone-there": ("POST", "/vms/web/replication/clone", {"path": "far", "name": "copy", "snapshot": "s1"}),
     "copy": ("POST", "/vms/web/replication/copy", {"path": "far", "name": "copy", "snapshot": "s1"}),
+    "preview-restore": ("GET", "/vms/web/snapshots/s1/restore?disk=root", None),
+    "default-set": ("GET", "/schedules", None),
+    "set-default": ("PUT", "/schedules", {"schedules": [{"name": "n", "at": "hourly :05", "keep_seconds": 60, "zone": "UTC"}]}),
+    "remove-default": ("DELETE", "/schedules/hourly", None),
+    "put-vm-schedule": ("PATCH", "/vms/web/schedules/hourly", {"keep_seconds": 7200, "consistency": "vm", "if_not_frozen": "fail"}),
+    "coverage": ("GET", "/schedule-coverage", None),
+    "settings": ("GET", "/schedule-settings", None),
+    "show-peer": ("GET", "/replication/peers/east", None),
+    "show-path": ("GET", "/replication/paths/far", None),
+    "protections": ("GET", "/vms/web/protections", None),
+    "resume": ("POST", "/vms/web/replication/resume", {"path": "far"}),
+    "serving": ("GET", "/serving", None),
+    "compact": ("POST", "/pool/compact", {"rate_bytes": 1 << 30}),
+    "caller": ("GET", "/caller", None),
+    "console-code": ("POST", "/console-codes", None),
+    "statistics": ("GET", "/statistics?watch=true", None),
+    "statistics-now": ("GET", "/vms/web/statistics/now?watch=false", None),
+    "graph": ("GET", "/vms/web/statistics?since=-86400&until=0&points=100", None),
+    "pool-graph": ("GET", "/pool/statistics?since=0&until=1796000000&points=1", None),
+    "targets": ("GET", "/targets?count=5&after=a", None),
+    "target": ("GET", "/vms/web/target", None),
+    "add-target": (
+        "POST",
+        "/vms/web/target",
+        {
+            "initiators": ["iqn.1993-08.org.debian:01:a1b2c3"],
+            "portals": ["127.0.0.1:3260", "[::1]:3261"],
+            "chap": {"user": "reader", "secret": "twelve-of-it"},
+            "mutual": {"user": "target", "secret": "and-another1"},
+            "depth": 64,
+            "snapshots": ["s1"],
+        },
+    ),
+    "change-target": ("PATCH", "/vms/web/target", {"demo": True, "insecure": True, "portals": ["0.0.0.0"], "chap": None, "snapshots": []}),
+    "remove-target": ("DELETE", "/vms/web/target?force=true", None),
     "openapi": ("GET", "/openapi.json", None),
 }
 PATH_PARTS = (b"web", b"db", b"spare", b"root", b"data", b"s1", b"s2", b"vms", b"disks", b"snapshots", b"%00", b"%2F", b"..",
@@ -308,6 +343,7 @@ class Rest(Harness):
         made["several"] = join([made["snapshot"], made["restore"], made["delete"], made["list"]])
         made["received"] = join([made["peer"], made["receive"], made["snapshot"], made["promote"]])
         made["protected"] = join([made["path"], made["protect"], made["now"], made["replication"], made["test-path"], made["copy"]])
+        made["metrics"] = b"RAW\nGET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         made["raw"] = b"RAW\nGET /api/v1/status HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc"
         return made
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from blockdev.api.app import PREFIX, create_app
 from tests.fuzz import frames, rest, session
 from tests.fuzz.targets import TARGETS
 
@@ -59,6 +60,15 @@ def test_the_corpus_has_what_is_asked_today() -> None:
     for name, seeds in asked.items():
         there = {path.name for path in (session.CORPUS / name).glob("seed-*")}
         assert {f"seed-{seed}" for seed in seeds} <= there, name
+
+
+def test_each_route_of_rest_has_a_seed() -> None:
+    asked = {(method, target.partition("?")[0]) for method, target, _body in rest.SEEDS.values()}
+    document = create_app(None).openapi()  # type: ignore[arg-type]  # nobody asks it anything
+    routes = [(method.upper(), path.removeprefix(PREFIX)) for path, item in document["paths"].items() for method in item]
+    forms = [(method, re.compile(re.sub(r"\{\w+\}", "[^/]+", path))) for method, path in routes]
+    unasked = [(method, form.pattern) for method, form in forms if not any(method == one and form.fullmatch(path) for one, path in asked)]
+    assert len(routes) > 90 and not unasked
 
 
 def test_coverage_of_python_code_guides(tmp_path: Path) -> None:
