@@ -305,13 +305,23 @@ def test_body_that_is_too_large_or_of_unknown_length_is_refused(rest: httpx.Clie
 def test_attachments_are_listed(home: Home, rest: httpx.Client) -> None:
     import nbd
 
-    rest.post("/vms", json={"name": "attached", "disks": [{"name": "root", "size_bytes": 1 << 20}]})
+    rest.post("/vms", json={"name": "attached", "disks": [{"name": name, "size_bytes": 1 << 20} for name in ("root", "more")]})
     client = nbd.NBD()
     client.connect_uri(home.uri("attached/root"))
+    again = nbd.NBD()
+    again.connect_uri(home.uri("attached/root"))
+    other = nbd.NBD()
+    other.connect_uri(home.uri("attached/more"))
     found = rest.get("/attachments").json()["attachments"]
-    assert [a["export"] for a in found] == ["attached/root"] and "pid" in found[0]["client"]
+    assert [a["export"] for a in found] == ["attached/more", "attached/root", "attached/root"] and "pid" in found[0]["client"]
+    assert rest.get("/attachments", params={"vm": "attached"}).json() == {"attachments": found, "next": None}
+    assert rest.get("/attachments", params={"vm": "attache"}).json()["attachments"] == []
+    first = rest.get("/attachments", params={"count": 1}).json()
+    assert first == {"attachments": found[:1], "next": "attached/more"}
+    assert rest.get("/attachments", params={"count": 1, "after": first["next"]}).json() == {"attachments": found[1:], "next": None}
     assert rest.delete("/vms/attached").status_code == 409
-    client.shutdown()
+    for one in (client, again, other):
+        one.shutdown()
 
 
 def test_job_tells_its_progress_and_its_result(rest: httpx.Client, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ SMALL = {"import", "intent", "receipt", "setting", "json_each"}  # tables of wha
 READS = {
     "show a VM": lambda vms: vms.show_vm("web"),
     "show a snapshot": lambda vms: vms.show_snapshot("web", "s1"),
-    "list a page of VMs": lambda vms: vms.page_of_vms("a", "w*", 10),
+    "list a page of VMs": lambda vms: vms.page_of_vms("a", "w*", None, 10),
     "list a page of snapshots": lambda vms: vms.page_of_snapshots("web", (0, 0), "manual", None, 10),
     "list snapshots": lambda vms: vms.list_snapshots("web"),
     "diff": lambda vms: vms.diff("web", "s1", "s2"),

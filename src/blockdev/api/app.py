@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
 
-from blockdev.api import failures
+from blockdev.api import described, failures, schemas_results
 from blockdev.api.access import authorise, least_role
-from blockdev.api.guard import Guard
+from blockdev.api.guard import Guard, files_allowed
 from blockdev.api.misfits import refuse_unknown_parameters
 from blockdev.api.recording import Recording
 from blockdev.api.routes import (
@@ -30,14 +30,18 @@ from blockdev.api.routes import (
     tokens,
     vms,
 )
-from blockdev.api.schemas import NAME_FORM
+from blockdev.api.schemas import NAME_FORM, JobView
 from blockdev.api.services import Services
 
 PREFIX = "/api/v1"
+PARTS = (vms, disks, snapshots, streams, statistics, schedules, replication, protections, pool, hypervisors, targets, jobs, events, tokens)
+ROUTERS = (*(part.router for part in PARTS), tokens.who)
 ABOUT = (
-    "Virtual machines' disks, snapshots, schedules and clones.  Errors are {error: {code, message}}.  Over TCP each request "
+    "Virtual machines' disks, snapshots, schedules and clones.  Errors are {error: {code, message}}.  Sizes are bytes, times ISO 8601 "
+    "UTC.  Served on the Unix socket run/api.sock of the home for its owner, and over TCP by blockdevctl serve --api.  Over TCP each request "
     "needs a token, whose role must be the one that the operation's security names, or a higher one: viewer, operator, admin."
 )
+LOCAL = "Over the Unix socket only: it names files or hypervisors of the machine that serves."
 BEARER = {"type": "http", "scheme": "bearer", "description": "from blockdevctl token add; the owner's Unix socket needs none"}
 
 
@@ -55,9 +59,8 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     whole = APIRouter(prefix=PREFIX, responses=failures.RESPONSES, dependencies=[Depends(authorise), Depends(refuse_unknown_parameters)])
-    for part in (vms, disks, snapshots, streams, statistics, schedules, replication, protections, pool, hypervisors, targets, jobs, events, tokens):
-        whole.include_router(part.router)
-    whole.include_router(tokens.who)
+    for router in ROUTERS:
+        whole.include_router(router)
     app.include_router(whole)
     app.include_router(metrics.router, dependencies=[Depends(authorise)])
     app.add_middleware(Recording)
@@ -65,6 +68,10 @@ def create_app(services: Services) -> FastAPI:
     failures.install(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
+
+
+def _routes() -> list[APIRoute]:
+    return [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
 
 
 def _operation_id(route: APIRoute) -> str:
@@ -75,11 +82,17 @@ def _document(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the token, the least role of each operation, and what can be in a path: names."""
     if app.openapi_schema is None:
         made = FastAPI.openapi(app)
-        made["components"]["schemas"] |= failures.schemas()
+        schemas = made["components"]["schemas"]
+        schemas |= failures.schemas() | schemas_results.schemas(failures.REFERENCE) | schemas
+        described.describe(schemas, [*(route.response_model for route in _routes()), *schemas_results.RESULTS.values()])
+        schemas[JobView.__name__]["properties"]["result"]["description"] = schemas_results.BY_KIND
         made["components"]["securitySchemes"] = {"bearer": BEARER}
+        local = {route.name for route in _routes() if any(one.call is files_allowed for one in route.dependant.dependencies)}
         for item in made["paths"].values():
             for operation in item.values():
                 operation["security"] = [{"bearer": [least_role(operation["operationId"])]}]
+                if operation["operationId"] in local:
+                    operation["description"] += f"  {LOCAL}"
                 for parameter in operation.get("parameters", ()):
                     if parameter["in"] == "path":
                         parameter["schema"].update(NAME_FORM)

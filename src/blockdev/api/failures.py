@@ -54,8 +54,8 @@ _MEANINGS = {
 }
 # By reference and not as FastAPI's "model", of which it would compile one for each status of each operation whenever a process
 # starts: 1,500 of them, a quarter of the start.  schemas() has what is referred to.
-_REFERENCE = "#/components/schemas/{model}"
-_CONTENT = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=ErrorBody.__name__)}}}
+REFERENCE = "#/components/schemas/{model}"
+_CONTENT = {"application/json": {"schema": {"$ref": REFERENCE.format(model=ErrorBody.__name__)}}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"content": _CONTENT, "description": meaning} for status, meaning in _MEANINGS.items()
 }
@@ -65,7 +65,7 @@ RESPONSES[405]["headers"] = {"Allow": {"required": True, "schema": {"type": "str
 
 def schemas() -> dict[str, Any]:
     """What RESPONSES refer to, for the components of an OpenAPI document."""
-    whole = ErrorBody.model_json_schema(ref_template=_REFERENCE)
+    whole = ErrorBody.model_json_schema(ref_template=REFERENCE)
     return {**whole.pop("$defs"), ErrorBody.__name__: whole}
 
 

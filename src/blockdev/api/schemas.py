@@ -8,11 +8,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+from fastapi import Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from blockdev.cloudinit.files import TEXT_BYTES_MAX
 from blockdev.constants import DURATION_SECONDS_MAX, KEEP_SECONDS_MIN, SECTOR_BYTES, VDISK_BYTES_MAX
-from blockdev.errors import InvalidArgument
+from blockdev.errors import BY_CODE, InvalidArgument
 from blockdev.policies import LEVELS, Compression, Dedup
 from blockdev.quiesce.limits import LIMIT_SECONDS, LIMIT_SECONDS_MAX
 from blockdev.schedule.rules import Schedule
@@ -35,6 +36,8 @@ Name = Annotated[
         description="1 to 63 letters, digits, '.', '_' and '-', the first a letter or digit", json_schema_extra={**NAME_FORM}
     ),
 ]
+Force = Annotated[bool, Query(description="go on although something uses it, which is cut off")]
+OfDisk = Annotated[Name | None, Query(description="of this disk only; absent: of all")]
 Prefix = Annotated[
     str,
     Field(
@@ -110,7 +113,7 @@ def _examples(*bodies: dict[str, Any]) -> ConfigDict:
 
 
 class ErrorDetail(BaseModel):
-    code: str = Field(description="stable, one of blockdev.errors", examples=["not_found"])
+    code: str = Field(description="stable", json_schema_extra={"enum": [*sorted(BY_CODE)]})
     message: str = Field(description="one line: what is wrong, where, and what to do next")
 
 
@@ -287,11 +290,11 @@ EventLevel = Literal["info", "warning", "error"]  # the worst last
 class Event(BaseModel):
     """Something noteworthy that nobody was there to be told of."""
 
-    id: int
+    id: int = Field(description="later ones have higher ones")
     time: str
     level: EventLevel
-    kind: str
-    vm: str | None
+    kind: str = Field(description="agreement, engine, hypervisor, job, pool, quiesce, replication, schedule, snapshot, target or vm")
+    vm: str | None = Field(description="the VM's name at that time; null: it is of no one VM")
     message: str
 
 
@@ -390,7 +393,7 @@ class PoolFindings(BaseModel):
 
 
 class JobView(BaseModel):
-    """An operation.  `result` depends on its kind: a VM, a Disk, an Exported, an Inspected, a Compacted, a RegistrationResults, a MadeThere; of past ones a part of it."""
+    """An operation; a long one is asked for again until it has `finished`."""
 
     id: str
     kind: str = Field(description="noun.verb, as on the command line", examples=["disk.import", "pool.check", "snapshot.create"])
@@ -403,9 +406,9 @@ class JobView(BaseModel):
     done_bytes: int
     fraction: float = Field(description="0 to 1")
     result: Any = None
-    error: ErrorDetail | None = None
+    error: ErrorDetail | None = Field(None, description="why it failed or was interrupted")
     created: str
-    finished: str | None
+    finished: str | None = Field(description="null: it goes on")
     version: int = Field(description="+1 at each change; see `after`")
 
 
@@ -455,6 +458,7 @@ class Attachment(BaseModel):
 
 class AttachmentList(BaseModel):
     attachments: list[Attachment]
+    next: str | None = Field(description="`after` of the next page; null: this is the last one")
 
 
 class ServingView(BaseModel):

@@ -18,6 +18,7 @@ from blockdev.written import show_count, show_size
 
 PORT = 3260
 DEPTH_MAX = 1024
+STATES = ("up", "degraded", "unavailable")
 OTHERS = 0o077
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -119,10 +120,11 @@ def _changed(field: str, names: list[str], added: list[str], gone: list[str]) ->
 
 
 @target.command(name="list")
+@click.option("--state", type=click.Choice(STATES), help="In this state only.")
 @pass_session
-def list_(session: Session) -> None:
+def list_(session: Session, state: str | None) -> None:
     """List the targets, who is logged in, and what is wrong."""
-    found = session.client.get_all("/targets", "targets")
+    found = session.client.get_all("/targets", "targets", state=state)
 
     def tell() -> None:
         rows = [
@@ -134,7 +136,7 @@ def list_(session: Session) -> None:
             for reason in one["reasons"]:
                 click.echo(f"{one['vm']}: {reason}")
         if not rows:
-            click.echo("no targets: add one with blockdevctl target add VM --initiator IQN")
+            click.echo(f"no target is {state}" if state else "no targets: add one with blockdevctl target add VM --initiator IQN")
 
     session.show(found, tell)
 

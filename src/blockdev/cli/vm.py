@@ -111,10 +111,11 @@ def _new_disks(
 
 @vm.command(name="list")
 @click.option("--name", "glob", metavar="GLOB", help="Only those whose name matches, such as 'web-*'.")
+@click.option("--cloned-from", type=values.VM_MAYBE_SNAPSHOT, metavar="VM[@SNAPSHOT]", help="Only clones of it, by the name that it had then.")
 @pass_session
-def list_(session: Session, glob: str | None) -> None:
+def list_(session: Session, glob: str | None, cloned_from: values.Ref | None) -> None:
     """List the VMs, by name."""
-    found = session.client.get_all("/vms", "vms", name=glob)
+    found = session.client.get_all("/vms", "vms", name=glob, cloned_from=cloned_from)
 
     def tell() -> None:
         any_domain = any(vm["domain"] for vm in found["vms"])
@@ -131,7 +132,9 @@ def list_(session: Session, glob: str | None) -> None:
         print_columns(headers, rows, right=(1, 2, 3))
         if not rows:
             none_yet = "no VMs yet: make one with blockdevctl vm create NAME --disk root=20G"
-            click.echo(f"no VM's name matches {glob}" if glob else none_yet)
+            asked = [f"is a clone of {cloned_from}"] if cloned_from else []
+            asked += [f"has a name that matches {glob}"] if glob else []
+            click.echo(f"no VM {' and '.join(asked)}" if asked else none_yet)
 
     session.show(found, tell)
 

@@ -82,7 +82,7 @@ class Path(Value):
     fingerprint: str
     peer: str | None  # what the other end is called as a peer here, when it is one
     level: int  # of zstd; 0: nothing is compressed
-    throttle: dict[str, Any]  # replicate.throttle.Throttle's JSON
+    throttle: dict[str, Any]  # how fast it may send when, as PATCH takes it
     connected: bool
     error: str | None  # why the last attempt to connect failed; None: it did not
     protected_count: int  # VMs

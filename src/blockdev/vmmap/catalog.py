@@ -228,12 +228,13 @@ class Catalog(DomainRecords, EventRecords, JobRecords, ReplicationRecords, Targe
     def vms(self) -> list[VMRow]:
         return self._rows(VMRow, "SELECT * FROM vm ORDER BY name")
 
-    def vms_page(self, after: str, glob: str | None, count: int) -> list[VMRow]:
-        """By name, those after the name `after` whose name matches `glob`."""
+    def vms_page(self, after: str, glob: str | None, cloned_from: str | None, count: int) -> list[VMRow]:
+        """By name, those after the name `after` whose name matches `glob`, and that are clones of a VM or VM@SNAPSHOT."""
         return self._rows(
             VMRow,
-            "SELECT * FROM vm WHERE name > ?1 AND (?2 IS NULL OR name GLOB ?2) ORDER BY name LIMIT ?3",
-            *(after, glob, count),
+            "SELECT * FROM vm WHERE name > ?1 AND (?2 IS NULL OR name GLOB ?2)"
+            " AND (?3 IS NULL OR cloned_from = ?3 OR substr(cloned_from, 1, length(?3) + 1) = ?3 || '@') ORDER BY name LIMIT ?4",
+            *(after, glob, cloned_from, count),
         )
 
     def vm_count(self) -> int:

@@ -121,7 +121,7 @@ class Snapshot(_Value):
     name: str
     description: str
     created: str
-    lsn: int
+    lsn: int  # its place in the pool's log: a later snapshot of any VM here has a higher one
     consistency: Consistency  # what was achieved
     origin: Origin  # a person, a schedule, a clone of the running VM, the safety snapshot of a restore, or where it was taken in from
     size_bytes: int

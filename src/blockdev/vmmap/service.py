@@ -152,10 +152,10 @@ class VMs(
         with self._catalog.transaction():
             return view_vms(self._catalog, self._catalog.vms())
 
-    def page_of_vms(self, after: str, glob: str | None, count: int) -> list[VM]:
-        """As list_vms, those after the name `after` whose name matches `glob` (`*`, `?`, `[a-c]`)."""
+    def page_of_vms(self, after: str, glob: str | None, cloned_from: str | None, count: int) -> list[VM]:
+        """As list_vms, those after the name `after` whose name matches `glob` (`*`, `?`, `[a-c]`), and that are clones of a VM or VM@SNAPSHOT."""
         with self._catalog.transaction():
-            return view_vms(self._catalog, self._catalog.vms_page(after, glob, count))
+            return view_vms(self._catalog, self._catalog.vms_page(after, glob, cloned_from, count))
 
     def show_vm(self, name: str) -> VM:
         """One VM, with the clients attached to its disks when the engine answers.  NotFound."""

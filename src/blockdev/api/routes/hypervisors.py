@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends
 from blockdev.api.guard import files_allowed, registering_allowed
 from blockdev.api.jobs import Job
 from blockdev.api.routes.jobs import view
-from blockdev.api.schemas import JobView
+from blockdev.api.schemas import Force, JobView
 from blockdev.api.schemas_hypervisors import (
     DomainView,
     HypervisorList,
@@ -45,11 +45,12 @@ def add_hypervisor(body: NewHypervisor, services: Wired) -> Hypervisor:
 
 @router.get("/hypervisors/{name}")
 def show_hypervisor(name: str, services: Wired) -> Hypervisor:
+    """One libvirt connection, asked whether it answers, for at most ten seconds."""
     return services.hypervisors.show(name)
 
 
 @router.delete("/hypervisors/{name}")
-def remove_hypervisor(name: str, services: Wired, force: bool = False) -> HypervisorRemoved:
+def remove_hypervisor(name: str, services: Wired, force: Force = False) -> HypervisorRemoved:
     """Forget it; refused while VMs are linked to its domains, forced the links are forgotten, too.  Nothing changes there."""
     removed = services.hypervisors.remove(name, force)
     return HypervisorRemoved(name=removed.name, uri=removed.uri)
@@ -99,7 +100,7 @@ def show_domain(vm: str, services: Wired) -> DomainView:
 
 
 @router.delete("/vms/{vm}/domain")
-def unregister_vm(vm: str, services: Wired, force: bool = False) -> DomainView:
+def unregister_vm(vm: str, services: Wired, force: Force = False) -> DomainView:
     """Undefine the domain that blockdev made for the VM; refused while it runs, forced it is ended first."""
     link = services.registrations.unregister(vm, force)
     return DomainView(vm=vm, **_fields(link), is_running=False, error=None)

@@ -19,16 +19,15 @@ from blockdev.vmmap.catalog_jobs import JobFilter
 __all__ = ["router", "view"]
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 LOOK_SECONDS = 0.05
-Word = Annotated[str | None, Query(max_length=200)]
 
 
 @router.get("")
 def list_jobs(
     services: Wired,
-    state: JobState | None = None,
+    state: Annotated[JobState | None, Query(description="in this state only")] = None,
     kind: Annotated[str | None, Query(max_length=200, description="snapshot.create, or snapshot for all that is done with one")] = None,
     subject: Annotated[str | None, Query(max_length=200, description="web is also for web/root and web@s1")] = None,
-    caller: Word = None,
+    caller: Annotated[str | None, Query(max_length=200, description="owner, a token's name, or schedules")] = None,
     after: Annotated[str | None, Query(max_length=40, description="the answer's `next`, for the jobs before")] = None,
     count: Count = 100,
 ) -> JobList:
@@ -42,7 +41,7 @@ async def show_job(
     id: str,
     services: Wired,
     after: Annotated[int | None, Query(description="wait for a version above this one")] = None,
-    wait_seconds: Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX)] = 0,
+    wait_seconds: Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX, description="with `after`: for so long")] = 0,
 ) -> JobView:
     """One job; with `after` and `wait_seconds` the answer comes when it changed or ended, or when the time is over."""
     job = services.jobs.find(id)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Query
 
 from blockdev.api import pool_work
+from blockdev.api.pages import COUNT_MAX, Count
 from blockdev.api.routes.jobs import view
 from blockdev.api.schemas import (
     Attachment,
@@ -20,6 +21,7 @@ from blockdev.api.schemas import (
 from blockdev.api.services import Services, Wired
 from blockdev.errors import InvalidArgument
 from blockdev.vmmap.model import Space, Status
+from blockdev.vmmap.names import NAME_CHARACTERS_MAX
 
 router = APIRouter(tags=["pool"])
 Asked = Annotated[Pace | None, Body()]
@@ -40,10 +42,18 @@ def show_serving(services: Wired) -> ServingView:
 
 
 @router.get("/attachments")
-def list_attachments(services: Wired) -> AttachmentList:
-    """Every client connection to an export."""
-    found = services.engine.attachments()
-    return AttachmentList(attachments=[Attachment(export=name, client=client) for _, name, client in found])
+def list_attachments(
+    services: Wired,
+    vm: Annotated[str | None, Query(max_length=NAME_CHARACTERS_MAX, description="to disks and snapshots of this VM only")] = None,
+    count: Count = COUNT_MAX,
+    after: Annotated[str, Query(max_length=4096, description="`next` of the answer before; absent: from the beginning")] = "",
+) -> AttachmentList:
+    """Every client connection to an export, by export; those to one export are not parted by the end of a page."""
+    found = sorted((name, client) for _, name, client in services.engine.attachments() if name > after and vm in (None, name.partition("/")[0]))
+    last = found[count - 1][0] if len(found) > count else None
+    shown = found if last is None else [one for one in found if one[0] <= last]
+    attachments = [Attachment(export=name, client=client) for name, client in shown]
+    return AttachmentList(attachments=attachments, next=last if len(shown) < len(found) else None)
 
 
 @router.patch("/pool")

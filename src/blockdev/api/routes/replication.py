@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from blockdev.api.pages import COUNT_MAX, AfterName, Count, page
+from blockdev.api.schemas import Force
 from blockdev.api.schemas_replication import (
     NewInvitation,
     NewPath,
@@ -26,7 +27,7 @@ from blockdev.vmmap.names import NAME_CHARACTERS_MAX
 
 router = APIRouter(prefix="/replication", tags=["replication"])
 LEVELS: tuple[Alert, ...] = ("ok", "warning", "error")  # the worst last
-Word = Annotated[str | None, Query(max_length=NAME_CHARACTERS_MAX)]
+OfVM = Annotated[str | None, Query(max_length=NAME_CHARACTERS_MAX, description="of this VM only")]
 _NAME_OR_NONE = rf"[A-Za-z0-9._-]{{0,{NAME_CHARACTERS_MAX}}}"
 AfterReplication = Annotated[
     str | None,
@@ -76,7 +77,7 @@ def change_peer(name: str, body: PeerChange, services: Wired) -> Peer:
 
 
 @router.delete("/peers/{name}")
-def remove_peer(name: str, services: Wired, force: bool = False) -> Peer:
+def remove_peer(name: str, services: Wired, force: Force = False) -> Peer:
     """It may send nothing any more; the answer is what it was.  Forced, VMs that came from it are VMs like others."""
     return services.replication.remove_peer(name, force)
 
@@ -103,6 +104,7 @@ def add_path(body: NewPath, services: Wired) -> Path:
 
 @router.get("/paths/{name}")
 def show_path(name: str, services: Wired) -> Path:
+    """One way to another home, and whether it is connected."""
     return services.replication.show_path(name)
 
 
@@ -114,7 +116,7 @@ def change_path(name: str, body: PathChange, services: Wired) -> Path:
 
 
 @router.delete("/paths/{name}")
-def remove_path(name: str, services: Wired, force: bool = False) -> Path:
+def remove_path(name: str, services: Wired, force: Force = False) -> Path:
     """The answer is what it was.  Refused while VMs are protected over it; forced, they are not any more."""
     return services.replication.remove_path(name, force)
 
@@ -128,7 +130,7 @@ def test_path(name: str, services: Wired) -> PathTest:
 @router.get("/status")
 def list_replications(
     services: Wired,
-    vm: Word = None,
+    vm: OfVM = None,
     way: Annotated[str | None, Query(max_length=NAME_CHARACTERS_MAX, description="over this path, or from this peer")] = None,
     state: Annotated[State | None, Query(description="in this state only")] = None,
     level: Annotated[Alert, Query(description="of this level and worse ones")] = "ok",
@@ -158,7 +160,7 @@ def worst(found: Sequence[Replicated]) -> Alert:
 
 
 @router.get("/transfers")
-def list_transfers(services: Wired, vm: Word = None, count: Count = 100, after: AfterTransfer = None) -> TransferPage:
+def list_transfers(services: Wired, vm: OfVM = None, count: Count = 100, after: AfterTransfer = None) -> TransferPage:
     """Snapshots that were sent or received, or failed to be: the newest first, the last 50,000 are kept."""
     found = services.replication.history(vm, None if after is None else int(after), count)
     return TransferPage(transfers=found, next=str(found[-1].id) if len(found) == count else None)

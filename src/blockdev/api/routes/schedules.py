@@ -13,7 +13,7 @@ from blockdev.schedule.service import PREVIEW_SECONDS_MAX, Coverage, Preview, Sc
 from blockdev.vmmap.model import Snapshot
 
 router = APIRouter(tags=["schedules"])
-PreviewSeconds = Annotated[float, Query(json_schema_extra={"exclusiveMinimum": 0, "maximum": PREVIEW_SECONDS_MAX})]
+PreviewSeconds = Annotated[float, Query(description="from now on", json_schema_extra={"exclusiveMinimum": 0, "maximum": PREVIEW_SECONDS_MAX})]
 
 
 @router.get("/schedules")
@@ -24,6 +24,7 @@ def show_default_schedules(services: Wired) -> ScheduleSet:
 
 @router.put("/schedules")
 def replace_default_schedules(body: NewSchedules, services: Wired) -> ScheduleSet:
+    """Another default set in place of what there is."""
     return _replace(services, None, [one.schedule() for one in body.schedules])
 
 
@@ -89,6 +90,7 @@ def list_coverage(services: Wired) -> Coverage:
 
 @router.get("/schedule-settings")
 def show_schedule_settings(services: Wired) -> ScheduleSettings:
+    """What holds for the schedules of all VMs."""
     return ScheduleSettings(scheduled_snapshots_max=services.schedules.cap())
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 
 from blockdev.api.access import Asking, least_role
 from blockdev.api.pages import COUNT_MAX, AfterSnapshot, Count, written
-from blockdev.api.schemas import DiffView, Name, NewSnapshot, SnapshotChange, SnapshotPage
+from blockdev.api.schemas import DiffView, Force, Name, NewSnapshot, OfDisk, SnapshotChange, SnapshotPage
 from blockdev.api.services import Wired
 from blockdev.api.unfinished import check_description
 from blockdev.clock import now_seconds
@@ -77,7 +77,7 @@ def change_snapshot(vm: str, snapshot: str, body: SnapshotChange, services: Wire
 
 
 @router.delete("/{snapshot}")
-def delete_snapshot(vm: str, snapshot: str, services: Wired, force: bool = False) -> Snapshot:
+def delete_snapshot(vm: str, snapshot: str, services: Wired, force: Force = False) -> Snapshot:
     """Delete the snapshot, unless it is locked; clones made of it are not touched."""
     return services.vms.delete_snapshot(vm, snapshot, force)
 
@@ -87,8 +87,8 @@ def diff_snapshot(
     vm: str,
     snapshot: str,
     services: Wired,
-    older: Name | None = None,
-    disk: Name | None = None,
+    older: Annotated[Name | None, Query(description="the snapshot to compare with; absent: nothing")] = None,
+    disk: OfDisk = None,
     count: Annotated[int, Query(ge=0, le=CHUNK_EXTENTS_MAX, description="of extents; 0: how much there is, alone")] = 10_000,
     after: Annotated[
         str | None, Query(pattern=r"^[A-Za-z0-9._-]{1,63}:[0-9]{1,15}$", description="`next` of the page before")
@@ -99,7 +99,7 @@ def diff_snapshot(
 
 
 @router.get("/{snapshot}/restore")
-def preview_restore(vm: str, snapshot: str, services: Wired, disk: Name | None = None) -> RestorePreview:
+def preview_restore(vm: str, snapshot: str, services: Wired, disk: OfDisk = None) -> RestorePreview:
     """What a restore to this snapshot, or of one disk of it, would change as things are now."""
     return services.vms.preview_restore(vm, snapshot, disk)
 

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 
 from blockdev.api.pages import COUNT_MAX, AfterName, Count, page
+from blockdev.api.schemas import Force
 from blockdev.api.schemas_targets import NewTarget, TargetChange, TargetList, parse_portals
 from blockdev.api.services import Services, Wired
 from blockdev.targets.chap import Credentials
-from blockdev.targets.model import Target
+from blockdev.targets.model import State, Target
 from blockdev.targets.service import Wish
 
 router = APIRouter(tags=["targets"])
 
 
 @router.get("/targets")
-def list_targets(services: Wired, count: Count = COUNT_MAX, after: AfterName = "") -> TargetList:
+def list_targets(
+    services: Wired,
+    count: Count = COUNT_MAX,
+    after: AfterName = "",
+    state: Annotated[State | None, Query(description="in this state only")] = None,
+) -> TargetList:
     """By VM, with who is logged in and what is wrong."""
-    found = [one for one in services.targets.all() if one.vm > after][: count + 1]
+    found = [one for one in services.targets.all() if one.vm > after and state in (None, one.state)][: count + 1]
     targets, cursor = page(found, count, lambda one: one.vm)
     return TargetList(targets=list(targets), next=cursor)
 
 
 @router.get("/vms/{vm}/target")
 def show_target(vm: str, services: Wired) -> Target:
+    """The VM's target, with who is logged in and what is wrong; 404 when it has none."""
     return services.targets.show(vm)
 
 
@@ -62,6 +71,6 @@ def _credentials(services: Services, vm: str, body: TargetChange) -> Credentials
 
 
 @router.delete("/vms/{vm}/target")
-def remove_target(vm: str, services: Wired, force: bool = False) -> Target:
+def remove_target(vm: str, services: Wired, force: Force = False) -> Target:
     """What it was; refused while initiators are logged in, forced they are cut off.  The VM and its disks stay."""
     return services.targets.remove(vm, force)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Request, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from blockdev.api import customize, exports, imports
 from blockdev.api.access import Asking, least_role
@@ -12,6 +14,7 @@ from blockdev.api.routes.jobs import view
 from blockdev.api.schemas import (
     ClonesMade,
     Config,
+    Force,
     JobView,
     NewClones,
     NewRestore,
@@ -26,14 +29,23 @@ from blockdev.errors import InvalidArgument, NotAllowed
 from blockdev.policies import DiskPolicy
 from blockdev.vmmap.clones import clone_names
 from blockdev.vmmap.model import VM, Restored, VMSpace
+from blockdev.vmmap.names import NAME_CHARACTERS_MAX
 
 router = APIRouter(prefix="/vms", tags=["VMs"])
+Cloned = Annotated[
+    str | None,
+    Query(
+        max_length=2 * NAME_CHARACTERS_MAX + 1,
+        pattern=r"^[A-Za-z0-9._-]+(@[A-Za-z0-9._-]+)?$",
+        description="only clones of this VM, or of VM@SNAPSHOT, by the name that it had then",
+    ),
+]
 
 
 @router.get("", response_model=VMPage)
-def list_vms(services: Wired, count: Count = COUNT_MAX, after: AfterName = "", name: Glob = None) -> Response:
+def list_vms(services: Wired, count: Count = COUNT_MAX, after: AfterName = "", name: Glob = None, cloned_from: Cloned = None) -> Response:
     """By name, without attached clients."""
-    vms, cursor = page(services.vms.page_of_vms(after, name, count + 1), count, lambda vm: vm.name)
+    vms, cursor = page(services.vms.page_of_vms(after, name, cloned_from, count + 1), count, lambda vm: vm.name)
     return written(VMPage.model_construct(vms=vms, next=cursor))
 
 
@@ -82,7 +94,7 @@ def change_vm(vm: str, body: VMChange, services: Wired, request: Request) -> VM:
 
 
 @router.delete("/{vm}")
-def delete_vm(vm: str, services: Wired, force: bool = False) -> VM:
+def delete_vm(vm: str, services: Wired, force: Force = False) -> VM:
     """Delete the VM with all its disks and snapshots; the answer is what it was."""
     return services.vms.delete_vm(vm, force)
 
@@ -95,17 +107,19 @@ def show_vm_usage(vm: str, services: Wired) -> VMSpace:
 
 @router.get("/{vm}/config")
 def get_config(vm: str, services: Wired) -> Config:
+    """The text that is kept with the VM, such as libvirt XML."""
     return Config(config=services.vms.get_config(vm))
 
 
 @router.put("/{vm}/config")
 def set_config(vm: str, body: Config, services: Wired) -> VM:
+    """Another text in its place, of at most 1 MiB."""
     return services.vms.set_config(vm, body.config)
 
 
 @router.post("/{vm}/export", status_code=202, dependencies=[Depends(files_allowed)])
 def export_vm(vm: str, body: VMExport, services: Wired) -> JobView:
-    """All disks of one instant, and the configuration, into a new directory."""
+    """All disks of one instant, and the configuration, into a new directory; the job's result is a VMExported."""
     return view(exports.export_vm(services, vm, body))
 
 
