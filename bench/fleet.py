@@ -2,9 +2,9 @@
 
 `python -m bench.fleet [--vms N] [--snapshots N] [--requests N] [--rounds N] [--seconds S]`
 
-One client asks over the home's own socket, one thing after the other.  Then a schedule of every minute is due for all VMs at
-once, and what the minute before took goes at the same time.  A guest writes to one of these VMs: for some seconds of each
-round, and for as long when it is over, in turns.  What 500 clones cost and that each is a disk of its own is tested by tests/nbd/test_clones.py.
+A schedule of every minute is due for all VMs at once, and what the minute before took goes at the same time.  A guest writes to
+one of these VMs: for some seconds of each round, and for as long when it is over, in turns.  Then one client asks over the home's
+own socket, one thing after the other.  What 500 clones cost, and that each is a disk of its own, is tested by tests/nbd/test_clones.py.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ def main() -> None:
         closing.callback(home.close)
         home.serve()
         make_fleet(home, given.vms, given.snapshots)
-        answers = answer_times(home, given.vms, given.requests)
         beside = rounds_beside_a_guest(home, folder, given.rounds, given.seconds, seed)
+        answers = answer_times(home, given.vms, given.requests)  # last: it makes VMs
         now, most = memory_mib(home)
         result["answers_ms"], result["rounds"], result["control_mib"] = answers, beside, {"now": now, "most": most}
         result.tell(rows_of(answers, beside), given.json)

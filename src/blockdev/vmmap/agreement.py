@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from blockdev.engine.client import EngineClient
 from blockdev.engine.protocol import EngineObject
@@ -39,13 +40,21 @@ class _Group:
     members: list[tuple[ObjectName, EngineObject]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Known:
+class _Known(NamedTuple):
     """A disk or a snapshot disk in the catalog."""
 
     row_id: int
     object_id: int | None
     size_bytes: int
+
+
+class _Compared(NamedTuple):
+    """What the catalog knows of the pool's objects, and what it has to be told."""
+
+    snapshots: dict[tuple[int, str], int]  # ids of known ones, by (VM id, name)
+    others: list[tuple[_Group, ObjectName, EngineObject, _Known | None]]  # not known, or as something else
+    lost_disks: list[int]  # rows of what the pool has no more
+    lost_snapshot_disks: list[int]
 
 
 def agree(
@@ -79,8 +88,9 @@ def agree(
     groups = _group(catalog, view, result)
     _label(engine, view, groups, now, result)
     at_step("agree:labelled")
+    compared = _compare(catalog, groups)  # before the transaction: it takes seconds with tens of thousands of objects
     with catalog.transaction():
-        _follow(catalog, view, groups, now, result)
+        _follow(catalog, view, groups, compared, now, result)
         result.missing.extend(catalog.missing_exports())
     at_step("agree:followed")
     _give_policies(catalog, engine, view, result)
@@ -250,28 +260,36 @@ def _label(engine: EngineClient, view: PoolView, groups: list[_Group], now: str,
         engine.relabel(tagged[first : first + ITEMS_AT_ONCE], force=True)
 
 
-def _follow(catalog: Catalog, view: PoolView, groups: list[_Group], now: str, result: Agreement) -> None:
+def _compare(catalog: Catalog, groups: list[_Group]) -> _Compared:
+    """What of the pool's objects the catalog does not know as they are.  No operation runs meanwhile."""
+    disks, snapshots, snapshot_disks = _known_rows(catalog)
+    others = []
+    met: set[int] = set()  # objects that the catalog has under their keys
+    for group in groups:
+        for name, thing in group.members:
+            known = (disks if name.snapshot is None else snapshot_disks).get((group.vm_uuid, name.disk, name.snapshot))
+            if known is not None and known.object_id == thing.id:
+                met.add(thing.id)
+            if known is None or (known.object_id, known.size_bytes) != (thing.id, thing.size_bytes):
+                others.append((group, name, thing, known))
+    lost_disks, lost_snapshot_disks = (
+        [row.row_id for row in rows.values() if row.object_id is not None and row.object_id not in met] for rows in (disks, snapshot_disks)
+    )
+    return _Compared(snapshots, others, lost_disks, lost_snapshot_disks)
+
+
+def _follow(
+    catalog: Catalog, view: PoolView, groups: list[_Group], compared: _Compared, now: str, result: Agreement
+) -> None:
     """The catalog says what the pool says: names, sizes, what is missing, what it did not know."""
     vm_ids = _follow_names(catalog, groups, now, result)
-    disks, snapshots, snapshot_disks = _known_rows(catalog)
-    present = {
-        (group.vm_uuid, name.disk, name.snapshot): (group, name, thing)
-        for group in groups
-        for name, thing in group.members
-    }
-    for rows, lose in ((disks, catalog.lose_disk), (snapshot_disks, catalog.lose_snapshot_disk)):
-        for key, known in rows.items():
-            if known.object_id is not None and (key not in present or present[key][2].id != known.object_id):
-                lose(known.row_id)
-    for key, (group, name, thing) in present.items():
-        known_row = (disks if name.snapshot is None else snapshot_disks).get(key)
-        if known_row is not None and (known_row.object_id, known_row.size_bytes) == (
-            thing.id,
-            thing.size_bytes,
-        ):
-            continue
+    for row_id in compared.lost_disks:
+        catalog.lose_disk(row_id)
+    for row_id in compared.lost_snapshot_disks:
+        catalog.lose_snapshot_disk(row_id)
+    for group, name, thing, known in compared.others:
         label = object_name(group.vm_name, name.disk, name.snapshot)
-        if known_row is not None and known_row.object_id == thing.id:
+        if known is not None and known.object_id == thing.id:
             result.corrected.append(f"{label} has {thing.size_bytes} bytes")
         else:
             result.adopted.append(label)
@@ -280,7 +298,7 @@ def _follow(catalog: Catalog, view: PoolView, groups: list[_Group], now: str, re
             catalog.put_disk(vm_ids[group.vm_uuid], name.disk, thing.id, thing.size_bytes, tag.created)
         else:
             vm_id = vm_ids[group.vm_uuid]
-            _adopt_snapshot_disk(catalog, snapshots, vm_id, name.snapshot, name.disk, thing, tag)
+            _adopt_snapshot_disk(catalog, compared.snapshots, vm_id, name.snapshot, name.disk, thing, tag)
 
 
 def _adopt_snapshot_disk(

@@ -30,13 +30,17 @@ def space_of_vms(catalog: Catalog, engine: EngineClient, name: str | None = None
 
     NotFound; Unavailable; InvalidArgument: more disks and snapshots than are accounted for at once.
     """
-    with catalog.transaction():
-        vms = catalog.vms() if name is None else [Lookup(catalog, engine).vm(name)]
-        asked = [_asked(catalog, vm) for vm in vms]
+    vms = catalog.vms() if name is None else [Lookup(catalog, engine).vm(name)]
+    asked = [_asked(catalog, vm) for vm in vms]
     return _view(asked, engine.account([one.group for one in asked]))
 
 
 def _asked(catalog: Catalog, vm: VMRow) -> _Asked:
+    with catalog.transaction():  # one VM's: all of them would keep everybody else waiting
+        return _read(catalog, vm)
+
+
+def _read(catalog: Catalog, vm: VMRow) -> _Asked:
     snapshots = catalog.snapshots(vm.id)
     disks: dict[int, list[SnapshotDiskRow]] = defaultdict(list)
     for one in catalog.snapshot_disks_of_vm(vm.id):
