@@ -25,10 +25,11 @@ LONGEST_FIRST = (  # below tests/, by what they took
     "targets/test_conformance.py",
     "api/test_schemathesis.py",
     "replicate/test_cli.py",
+    "vmmap/test_crash.py",
     "torture/test_planted_bugs.py",
     "targets/test_operations.py",
-    "engine/test_scale.py",
     "nbd/test_full_pool.py",
+    "browser/test_pages.py",
     "replicate/test_simulation.py",
     "targets/test_paths.py",
     "targets/test_many.py",
@@ -37,11 +38,14 @@ LONGEST_FIRST = (  # below tests/, by what they took
     "guest/test_quiesce.py",
     "fuzz/test_fuzz.py",
     "cli/test_bad_input.py",
+    "browser/test_tabs.py",
+    "browser/test_keyboard.py",
     "nbd/test_kill_under_load.py",
     "targets/test_lockstep.py",
     "torture/test_power_cuts.py",
     "torture/test_faults.py",
     "torture/test_corruption_sweep.py",
+    "engine/test_scale.py",
     "api/test_access.py",
     "guest/test_virtio_guest.py",
     "bench/test_bench.py",
@@ -54,7 +58,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 UNLISTED_SKIP_STATUS = 7  # none of pytest's own: failed tests are run again (scripts/test), which would hide it
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
-for _name, _examples, _steps in (("quick", 150, 40), ("long", 3000, 80)):
+for _name, _examples, _steps in (("quick", 100, 40), ("long", 3000, 80)):
     settings.register_profile(
         _name,
         max_examples=int(os.environ.get("BLOCKDEV_EXAMPLES", _examples)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -44,17 +45,38 @@ def settle(page: Page, name: str) -> None:
     page.wait_for_function("() => !document.querySelector('.htmx-request')")
 
 
-@pytest.mark.parametrize(("scheme", "size"), [("light", DESKTOP), ("dark", SMALL_PHONE)])
-def test_no_page_has_a_serious_fault_for_those_who_do_not_see_or_point(visit: Visit, scheme: str, size: tuple[int, int]) -> None:
-    page = visit(scheme=scheme, size=size)
+class Seen(NamedTuple):
+    """What there was to see of one page."""
+
+    headings: int
+    faults: list[str]
+    width: int
+
+
+@pytest.fixture(scope="module", params=[("light", DESKTOP), ("dark", SMALL_PHONE)], ids=["desktop", "phone"])
+def all_seen(request: pytest.FixtureRequest, browser: Browser, site: Site) -> tuple[int, dict[str, Seen]]:
+    """How wide the window is, and each page in it by its name: opened once for the tests that look at all of them."""
+    scheme, size = request.param
     found = {}
-    for name in PAGES:
-        settle(page, name)
-        expect(page.get_by_role("heading", level=1)).to_have_count(1)
-        faults = accessibility_faults(page)
-        if faults:
-            found[name] = faults
-    assert not found, "\n".join(f"{name}: {fault}" for name, faults in found.items() for fault in faults)
+    with signed_in(browser, site, scheme=scheme, size=size) as page:
+        for name in PAGES:
+            settle(page, name)
+            headings = page.get_by_role("heading", level=1)
+            headings.first.wait_for()
+            width = page.evaluate("document.scrollingElement.scrollWidth")
+            found[name] = Seen(headings.count(), accessibility_faults(page), width)
+    return size[0], found
+
+
+def test_no_page_has_a_serious_fault_for_those_who_do_not_see_or_point(all_seen: tuple[int, dict[str, Seen]]) -> None:
+    _, pages = all_seen
+    assert not {name: seen.headings for name, seen in pages.items() if seen.headings != 1}
+    assert not any(seen.faults for seen in pages.values()), "\n".join(f"{name}: {fault}" for name, seen in pages.items() for fault in seen.faults)
+
+
+def test_no_page_is_wider_than_the_window(all_seen: tuple[int, dict[str, Seen]]) -> None:
+    window, pages = all_seen
+    assert not {name: seen.width for name, seen in pages.items() if seen.width > window}
 
 
 def test_nor_has_the_page_of_a_job(visit: Visit) -> None:
@@ -65,17 +87,6 @@ def test_nor_has_the_page_of_a_job(visit: Visit) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_count(1)
     assert not accessibility_faults(page)
     assert page.evaluate("document.scrollingElement.scrollWidth") <= SMALL_PHONE[0]
-
-
-def test_no_page_is_wider_than_a_small_phone(visit: Visit) -> None:
-    page = visit(size=SMALL_PHONE)
-    wide = {}
-    for name in PAGES:
-        settle(page, name)
-        width = page.evaluate("document.scrollingElement.scrollWidth")
-        if width > SMALL_PHONE[0]:
-            wide[name] = width
-    assert not wide
 
 
 def test_a_wide_table_that_was_fetched_anew_is_reached_by_keyboard_at_once(visit: Visit) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tests.torture.runner import ROOT
 from tests.torture.specimens import KINDS
 
-CASES = int(os.environ.get("BLOCKDEV_DAMAGES", "300"))  # of each kind of pool
+CASES = int(os.environ.get("BLOCKDEV_DAMAGES", "150"))  # of each kind of pool
 PART = CASES // 2  # in one process
 
 

@@ -25,14 +25,18 @@ SHOWN_BY_FAULTS = {
 }
 # scenarios that do what the bug is in, by the beginning of their names; for the others all are asked
 AMONG = {
+    PlantedBug.BUG_WRITTEN_COUNTS_AS_DURABLE: "segments_roll_unflushed",
+    PlantedBug.BUG_FUA_IGNORED: "fua",
+    PlantedBug.BUG_LOG_BEHIND_CHECKPOINT: "fua",
+    PlantedBug.BUG_NEWEST_SEGMENT_ONLY: "kept",
     PlantedBug.BUG_SLOTS_REUSED_EARLY: "checkpoints",
     PlantedBug.BUG_GAP_PASSED_OVER: "segments",
     PlantedBug.BUG_REWRITE_NOT_SYNCED: "compaction",
-    PlantedBug.BUG_SWAP_NOT_SYNCED: "compaction",
+    PlantedBug.BUG_SWAP_NOT_SYNCED: "compaction_revives",
     PlantedBug.BUG_MARKED_TOO_NEW: "compaction",
-    PlantedBug.BUG_REVIVED_LOST: "compaction",
+    PlantedBug.BUG_REVIVED_LOST: "compaction_revives",
     PlantedBug.BUG_OPEN_BATCH_NOT_KEPT: "kept",
-    PlantedBug.BUG_HEADER_BEFORE_PAYLOAD: "kept",
+    PlantedBug.BUG_HEADER_BEFORE_PAYLOAD: "kept_writes",
     PlantedBug.BUG_NEWER_SUPERBLOCK_KEPT: "unreadable",
     PlantedBug.BUG_SPARE_NOT_EMPTIED: "spare",
     PlantedBug.BUG_EMPTIED_SPARE_NOT_SYNCED: "spare",
