@@ -86,17 +86,22 @@ class Mounts:
         directory = shlex.quote(str(wanted.directory))
         install = f"apt install {PACKAGES[tool]}"
         if tool == "guestmount":
-            words = shlex.join(self._guestmount(wanted, self._choices(wanted)[0]))
-            return [install, words, f"guestunmount {directory}"]
+            choices = [shlex.join(self._guestmount(wanted, choice)) for choice in self._choices(wanted)]
+            others = [f"{words}  # instead, where no operating system is on it" for words in choices[1:]]
+            return [install, choices[0], *others, f"guestunmount {directory}"]
         above, image = "/run/blockdev-disk", f"/run/blockdev-disk/{IMAGE}"
+        if wanted.partition is None:
+            begin = f"partx {image}; START=0  # or, of a partition, where it says that it begins"
+        else:
+            begin = f"START=$(partx --noheadings --raw --output START --nr {wanted.partition} {image})"
         options = "; ".join(f"{kind}: {','.join((*SAFE, *more))}" for kind, more in WITHOUT_JOURNAL.items())
         return [
             install,
-            f"mkdir {above}",
-            f"nbdfuse --readonly {image} {shlex.quote(self._uri(wanted.exports[0]))} &",
-            f"partx {image}  # where its partitions begin, in sectors of 512 bytes",
+            f"mkdir -p {above}",
+            f"nbdfuse --readonly {image} {shlex.quote(self._uri(wanted.exports[0]))} & until test -e {image}; do sleep 1; done",
+            begin,
             f"mount -o loop,{','.join(SAFE)},noload,offset=$((512 * START)) {image} {directory}  # {options}; others: {','.join(SAFE)}",
-            f"umount {directory} && umount {above}",
+            f"umount {directory} && until umount {above}; do sleep 1; done; rmdir {above}",  # a loop device lets go a moment later
         ]
 
     def mount(self, wanted: Wanted, tool: Tool) -> Mounted:

@@ -89,6 +89,8 @@ def test_a_customized_clone_cloned_again_gets_a_new_seed(home: Home, origin: str
         (["--count", "2", "--prefix", "x", "--customize", "--hostname", "same"], None, 4, "@number@"),
         (["x", "--customize", "--hostname", "a_b"], None, 2, "host name"),
         (["x", "--customize"], "packages: [vim]\n", 2, "#cloud-config"),
+        (["x", "--customize"], "\ufeff#cloud-config\n", 2, "byte order mark"),
+        (["x", "--customize"], "", 2, "begins with nothing"),
         (["x", "--customize"], "#cloud-config\na: [1\n", 2, "line"),
         (["x", "--customize"], "#!/bin/sh\n@mac2@\n", 2, "@mac2@"),
         (["x", "--hostname", "y"], None, 2, "--customize"),
@@ -123,6 +125,38 @@ def test_customizing_over_rest_is_refused_in_the_same_words(home: Home, origin: 
             assert answer.json()["error"]["code"] == "invalid_argument"
 
 
+def test_ctrl_c_leaves_the_clones_to_the_control_plane_and_says_so(home: Home, origin: str) -> None:
+    before = vdisk_count(home)
+    cloning = home.start_command("clone", f"{origin}@s", "--count", "300", "--prefix", f"{origin}-i", "--customize")
+    until(lambda: vdisk_count(home) > before, "the seeds")
+    engine = home.engine_pid()
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        cloning.send_signal(signal.SIGINT)
+        said = cloning.communicate(timeout=SECONDS_MAX)[1].strip()
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    assert cloning.returncode == 130 and "goes on" in said and "job list" in said
+    with home.rest() as rest:
+        until(lambda: len(rest.get("/vms", params={"name": f"{origin}-i-*"}).json()["vms"]) == 300, "the clones")
+
+
+def test_seeds_that_do_not_fit_are_refused_with_what_to_do(fresh: Home) -> None:
+    fresh.path = fresh.above / "small"
+    fresh.init("32M")
+    fresh.serve()
+    fresh("vm", "create", "web", "--disk", "root=64M")
+    handle = connect(fresh, "web/root")
+    with pytest.raises(nbd.Error, match="ENOSPC"):
+        for offset in range(0, 64 << 20, 4096):
+            handle.pwrite(os.urandom(4096), offset)
+    before = fresh.state()
+    refused = fresh.run("clone", "web", "--count", "2", "--prefix", "c", "--customize")
+    assert refused.status == 7 and "the seeds of the clones do not fit" in refused.error
+    fresh("snapshot", "delete", f"web@{fresh.json('snapshot', 'list', 'web')['snapshots'][0]['name']}", "--yes")
+    assert fresh.state() == before
+
+
 # restore
 
 
@@ -137,6 +171,12 @@ def test_a_vm_and_a_disk_come_back_beside_what_is_there(home: Home, origin: str)
     held.pwrite(b"x" * 512, 0)
     assert home.run("restore", f"{origin}@s", "--as", origin).status == 4
     assert home.run("restore", f"{origin}@s", "--disk", "root", "--as", "data").status == 4
+
+
+def test_a_restore_says_what_it_left_alone(home: Home, origin: str) -> None:
+    home("disk", "add", f"{origin}/more", "1M")
+    assert f"; as it was, since {origin}@s has none of that name: more; " in home("restore", f"{origin}@s", "--yes")
+    assert "as it was" not in home("restore", f"{origin}@s", "--disk", "root", "--yes")
 
 
 def test_a_forced_restore_cuts_clients_off_and_says_whom(home: Home, origin: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import signal
 import struct
@@ -20,6 +21,7 @@ MEBIBYTE = 1 << 20
 IMAGE_BYTES = {"ext4": 16 * MEBIBYTE, "xfs": 300 * MEBIBYTE}  # the least that XFS takes
 BEGIN = 2048 * 512  # of the first partition
 TEXT = "what the guest wrote\n"
+SHOWN = "/run/blockdev-disk"  # where what is printed says that a disk is to be shown
 
 
 @pytest.fixture
@@ -206,6 +208,23 @@ def test_a_leftover_of_an_earlier_boot_means_nothing(home: Home, vm: str, direct
     home("snapshot", "mount", f"{vm}@s", directory, "--disk", "root", "--partition", "1")
     home("snapshot", "unmount", directory)
     assert not state.exists()
+
+
+def test_what_is_printed_does_it_when_it_is_typed(home: Home, vm: str, scratch: Path, directory: Path) -> None:
+    """All but what to install, in a place of our own; of a disk with partitions, and of one without."""
+    place = home.path / "run/mounts/typed/disk"
+    home("disk", "import", f"{vm}/empty", scratch / "small.raw", "--replace", "--yes")
+    home("snapshot", "create", vm, "--name", "s2")
+    for words in (["--disk", "root", "--partition", "2"], ["--disk", "empty"]):
+        printed = home.json("snapshot", "mount", f"{vm}@s2", directory, *words, "--print")["ways"]
+        install, *typed, end = printed["nbdfuse"]
+        assert install == "apt install libnbd-bin"
+        lines = "\n".join([*typed, f"ls {shlex.quote(str(directory))}", end])
+        said = run_tool("bash", "-c", lines.replace(SHOWN, str(place)))
+        assert said.splitlines()[-1] == "lost+found"
+        assert not os.path.ismount(directory)
+        until(lambda: helpers(home) == [], "the end of nbdfuse")
+    place.parent.rmdir()
 
 
 def test_what_to_type_is_printed_where_nothing_can_mount(home: Home, vm: str, directory: Path) -> None:

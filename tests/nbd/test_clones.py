@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 import pytest
 
 import nbd
@@ -17,6 +19,9 @@ from tests.cli.served import Home, run_tool
 MEBIBYTE = 1 << 20
 BLOCK = 4096
 CLONES, TOGETHER = 500, 20
+ATTACHED = 100  # at the same time; a connection has 16 threads in the engine
+ATTEMPTS = 5  # to make them in a second of the two processes' time, whatever else the machine does
+CLONES_SECONDS_MAX = 1.0
 PAUSE_SECONDS = 0.002  # of the writer, so that what it adds to the log does not hide what the clones add
 FIO_BYTES = 2 * MEBIBYTE
 
@@ -56,10 +61,19 @@ def writing(home: Home, export: str, value: int) -> Iterator[list[int]]:
         writer.join()
 
 
-def log_bytes(home: Home) -> int:
-    """That the pool's log ever had, without what guests wrote."""
+def new_bytes(home: Home) -> int:
+    """That the pool's log ever had, and its maps and checkpoints have, without what guests wrote."""
     stats = home.json("pool", "status")["engine"]["stats"]
-    return int(stats["segment_bytes_added"]) - BLOCK * int(stats["blocks_written"])
+    return int(stats["segment_bytes_added"]) + int(stats["map_bytes"]) - BLOCK * int(stats["blocks_written"])
+
+
+def processor_seconds(home: Home) -> float:
+    """That the engine and the control plane ever took, see proc(5), /proc/pid/stat."""
+    ticks = 0
+    for pid in (home.engine_pid(), home.control_pid()):
+        with open(f"/proc/{pid}/stat") as file:
+            ticks += sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def test_500_clones_of_a_running_vm_take_no_time_and_no_room(home: Home, seed: int) -> None:
@@ -68,37 +82,43 @@ def test_500_clones_of_a_running_vm_take_no_time_and_no_room(home: Home, seed: i
     for disk, mark in marks.items():
         connect(home, f"web/{disk}").pwrite(mark, 2 * MEBIBYTE)
     with writing(home, "web/root", seed) as written, home.rest() as rest:
-        before, began, at = log_bytes(home), written[0], time.monotonic()
-        answer = rest.post("/vms/web/clones", json={"count": CLONES, "prefix": "c"})
-        taken = time.monotonic() - at
-        each = (log_bytes(home) - before) / CLONES
-        assert answer.status_code == 201 and len(answer.json()["vms"]) == CLONES
-        assert written[0] > began, "nobody wrote meanwhile"
-        print(f"{CLONES} clones: {taken:.3f} s, {each:.0f} bytes of the log each, {written[0] - began} writes meanwhile")
-        assert each < BLOCK
-        assert taken < 20, "a second where nothing else runs"
-        for number in range(1, CLONES + 1):
-            handle = connect(home, f"c-{number}/data")
-            assert handle.pread(BLOCK, 2 * MEBIBYTE) == marks["data"]
-            handle.pwrite(number.to_bytes(4, "big") * 1024, 2 * MEBIBYTE)
-        for number in range(1, CLONES + 1):
-            handle = connect(home, f"c-{number}/data")
-            assert handle.pread(BLOCK, 2 * MEBIBYTE) == number.to_bytes(4, "big") * 1024
+        assert any(make_clones(home, rest, written, attempt) < CLONES_SECONDS_MAX for attempt in range(ATTEMPTS))
+        for first in range(1, CLONES + 1, ATTACHED):
+            numbers = range(first, first + ATTACHED)
+            handles = [connect(home, f"c0-{number}/data") for number in numbers]
+            for number, handle in zip(numbers, handles, strict=True):
+                assert handle.pread(BLOCK, 2 * MEBIBYTE) == marks["data"]
+                handle.pwrite(number.to_bytes(4, "big") * 1024, 2 * MEBIBYTE)
+            for number, handle in zip(numbers, handles, strict=True):
+                assert handle.pread(BLOCK, 2 * MEBIBYTE) == number.to_bytes(4, "big") * 1024
     assert connect(home, "web/data").pread(BLOCK, 2 * MEBIBYTE) == marks["data"]
-    verify_together(home, [f"c-{number}/root" for number in range(1, CLONES + 1, CLONES // TOGETHER)], seed)
+    verify_together(home, [f"c0-{number}/root" for number in range(1, CLONES + 1, CLONES // TOGETHER)], seed)
     assert connect(home, "web/root").pread(BLOCK, 2 * MEBIBYTE) == marks["root"]
+
+
+def make_clones(home: Home, rest: httpx.Client, written: list[int], attempt: int) -> float:
+    """500 of the VM while it is written to; the processor's seconds that the two processes took."""
+    before, began, used, at = new_bytes(home), written[0], processor_seconds(home), time.monotonic()
+    answer = rest.post("/vms/web/clones", json={"count": CLONES, "prefix": f"c{attempt}"})
+    taken, used = time.monotonic() - at, processor_seconds(home) - used
+    each = (new_bytes(home) - before) / CLONES
+    assert answer.status_code == 201 and len(answer.json()["vms"]) == CLONES
+    assert written[0] > began, "nobody wrote meanwhile"
+    print(f"{CLONES} clones: {taken:.3f} s, of the processor {used:.2f} s, {each:.0f} new bytes each, {written[0] - began} writes meanwhile")
+    assert each < BLOCK
+    return used
 
 
 def test_500_customized_clones_take_seconds(home: Home) -> None:
     home("vm", "create", "web", "--disk", "root=10G", "--disk", "data=20G")
     with home.rest() as rest:
-        before, at = log_bytes(home), time.monotonic()
+        before, at = new_bytes(home), time.monotonic()
         answer = rest.post("/vms/web/clones", json={"count": CLONES, "prefix": "c", "customize": {}})
         taken = time.monotonic() - at
     assert answer.status_code == 201 and len(set(answer.json()["hostnames"].values())) == CLONES
-    each = (log_bytes(home) - before) / CLONES  # without the blocks that no other seed has: one or two
-    print(f"{CLONES} customized clones: {taken:.2f} s, {each:.0f} bytes of the log each besides")
-    assert each < 2 * BLOCK
+    each = (new_bytes(home) - before) / CLONES  # without the blocks that no other seed has: one or two
+    print(f"{CLONES} customized clones: {taken:.2f} s, {each:.0f} new bytes each besides")
+    assert each < 4 * BLOCK
     assert taken < 60, "two or three seconds where nothing else runs"
     handles = [connect(home, f"c-{number}/seed") for number in (1, CLONES // 2, CLONES)]
     seeds = [handle.pread(handle.get_size(), 0) for handle in handles]

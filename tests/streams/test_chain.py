@@ -9,9 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from blockdev.api.jobs import RUNNING_MAX
 from blockdev.transfer.nbd import Export
 from tests.cli.served import run_tool, until
+from tests.streams.document_reader import Disks, read_stream
 from tests.streams.vm_chain import MEBIBYTE, NAMES, Api, Chain, digest, digests
 
 
@@ -37,6 +40,15 @@ def test_every_snapshot_arrives_bit_by_bit(source: Api, target: Api, chain: Chai
         for field in ("uuid", "base", "disks", "data_bytes", "hole_bytes"):
             assert first[field] == second[field], field
     assert target.objects() == (2, 2 + 3 + 2)  # no vdisk of an import is left
+
+
+def test_a_reader_that_knows_the_document_alone_finds_the_same(source: Api, chain: Chain) -> None:
+    content: Disks = {}
+    for name, file in zip(NAMES, chain.files, strict=True):
+        metadata, content = read_stream(str(file), content)
+        assert metadata["snapshot"]["name"] == name and metadata["config"] == source.snapshot("web", name)["config"]
+        found = {disk: (len(plain), xxhash.xxh3_128_hexdigest(plain)) for disk, plain in content.items()}
+        assert found == chain.digests[name], name
 
 
 def test_a_file_says_what_it_holds(source: Api, chain: Chain) -> None:

@@ -69,6 +69,7 @@ RECEIVING: dict[str, Callable[[VMs], Any]] = {
     "clone for a peer": lambda vms: vms.clone_for_peer(FAR, "far-2", "theirs", _peer(vms)),
     "drop a receipt": lambda vms: vms.drop_receipt(_go_on(vms, sent_copy(3)).id),
     "drop what nobody goes on with": lambda vms: vms.drop_stale_receipts(LATER),
+    "forget a peer": lambda vms: vms.forget_peer(_peer(vms)),
     "promote a VM": lambda vms: vms.promote(FAR),
     "promote a VM to an older snapshot": lambda vms: vms.promote(FAR, "far-1"),
     "demote a VM": lambda vms: vms.demote("web", _peer(vms)),

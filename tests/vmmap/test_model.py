@@ -139,6 +139,7 @@ class VMMachine(RuleBasedStateMachine):
             "description": "made",
             "config": config,
             "cloned_from": None,
+            "agent": None,
             "policy": policy,
             "disks": {disk: (size, b"\0") for disk, size in disks.items()},
             "snapshots": {},
@@ -216,6 +217,7 @@ class VMMachine(RuleBasedStateMachine):
         taken = {
             "description": "d",
             "terms": ("manual", "crash", None, None, None),
+            "achieved": ("crash", None),
             "config": vm["config"],
             "disks": dict(vm["disks"]),
         }
@@ -242,6 +244,7 @@ class VMMachine(RuleBasedStateMachine):
             "description": "",
             "config": source["config"],
             "cloned_from": f"{name}@{snapshot}",
+            "agent": None,
             "policy": self.model[name]["policy"],
             "disks": dict(source["disks"]),
             "snapshots": {},

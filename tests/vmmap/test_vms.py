@@ -386,6 +386,13 @@ def test_a_pattern_that_makes_no_names_is_refused(prefix: str) -> None:
         clone_names(prefix, 2)
 
 
+def test_a_pattern_is_refused_with_what_is_wrong_with_it() -> None:
+    with pytest.raises(InvalidArgument, match="in two places of 'a-#-b-##'"):
+        clone_names("a-#-b-##", 2)
+    with pytest.raises(InvalidArgument, match="of 64 characters cannot be used"):
+        clone_names("x" * 61, 10)
+
+
 def test_many_clones_are_made_at_once_or_not_at_all(web: VMs, client: EngineClient) -> None:
     lsn = client.status()["stats"]["next_lsn"]
     made = web.clone_many("web", "s1", 100, "copy")

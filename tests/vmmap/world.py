@@ -84,6 +84,23 @@ def _import(vms: VMs, disk: str, create: bool, finish: bool) -> None:
         vms.abort_import(begun.id)
 
 
+def _while_importing(vms: VMs, change: Callable[[], Any]) -> None:
+    """What takes the disk away that an image is being read for, by force."""
+    begun = vms.begin_import("web", "root", 4 * MEBIBYTE, create=False)
+    try:
+        change()
+    except BlockdevError:
+        with suppress(BlockdevError):
+            vms.abort_import(begun.id)
+        raise
+
+
+def _clone_what_runs_with_seeds(vms: VMs) -> None:
+    """As blockdev.api.customize does it."""
+    taken = vms.snapshot_to_clone("web", None, [clone.name for clone in CUSTOM_CLONES])
+    vms.clone_customized("web", taken.name, CUSTOM_CLONES, lambda exports: None)
+
+
 def copy_of(vms: VMs, based_on: str | None) -> SnapshotCopy:
     """One that comes from elsewhere, of a VM that nobody here has, or on top of a snapshot of web."""
     base = None if based_on is None else vms.show_snapshot("web", based_on)
@@ -160,8 +177,11 @@ OPERATIONS: dict[str, Callable[[VMs], Any]] = {
     "set a description": lambda vms: vms.set_description("web", "another"),
     "set a policy": lambda vms: vms.set_policy("web", {"compression": None, "dedup": "off"}),
     "set a policy of a VM without disks": lambda vms: vms.set_policy("spare", {"dedup": "on"}),
+    "say where an agent is": lambda vms: vms.set_agent("web", "/run/web.agent"),
     "add a disk": lambda vms: vms.add_disk("web", "more", 512),
     "remove a disk": lambda vms: vms.remove_disk("web", "data"),
+    "remove a disk that is imported into": lambda vms: _while_importing(vms, lambda: vms.remove_disk("web", "root", force=True)),
+    "delete a VM that is imported into": lambda vms: _while_importing(vms, lambda: vms.delete_vm("web", force=True)),
     "grow a disk": lambda vms: vms.resize_disk("web", "data", 3 * MEBIBYTE),
     "shrink a disk": lambda vms: vms.resize_disk("web", "data", 4096, force_shrink=True),
     "create a snapshot": lambda vms: vms.create_snapshot("web", "s3", "the third"),
@@ -169,12 +189,14 @@ OPERATIONS: dict[str, Callable[[VMs], Any]] = {
     "change a snapshot": lambda vms: vms.change_snapshot(
         "web", "s1", {"description": "kept", "expires": None, "locked_until": LATER}
     ),
+    "note that a guest was frozen": lambda vms: vms.note_consistency("web", "s1", 250),
     "expire snapshots": lambda vms: vms.expire_snapshots([WEB_S1_ID, DB_S1_ID]),
     "delete a snapshot": lambda vms: vms.delete_snapshot("web", "s1"),
     "clone a snapshot": lambda vms: vms.clone("web", "s1", "copy"),
     "clone what runs": lambda vms: vms.clone("web", None, "copy"),
     "clone many": lambda vms: vms.clone_many("web", "s2", 5, "copy"),
     "clone with seeds": lambda vms: vms.clone_customized("web", "s1", CUSTOM_CLONES, lambda exports: None),
+    "clone what runs with seeds": _clone_what_runs_with_seeds,
     "restore a VM": lambda vms: vms.restore("web", "s2"),
     "restore a VM with a disk that is gone": lambda vms: vms.restore("web", "s1"),
     "restore a disk": lambda vms: vms.restore("web", "s1", disk="root"),
@@ -208,6 +230,7 @@ def observe(vms: VMs, pool: Pool, content: Callable[[Pool, str, int], Any] = fir
             "description": vm.description,
             "config": vms.get_config(vm.name),
             "cloned_from": vm.cloned_from,
+            "agent": vm.agent,
             "policy": vm.policy.to_json(),
             "received": None if vm.received is None else (vm.received.peer, vm.received.promoted is not None),
             "made_for": made_for.get(vm.name),
@@ -221,6 +244,7 @@ def observe(vms: VMs, pool: Pool, content: Callable[[Pool, str, int], Any] = fir
             seen[vm.name]["snapshots"][snapshot.name] = {
                 "description": snapshot.description,
                 "terms": (snapshot.origin, snapshot.asked, snapshot.expires, snapshot.locked_until, snapshot.schedule),
+                "achieved": (snapshot.consistency, snapshot.frozen_ms),
                 "config": snapshot.config,
                 "disks": {disk.name: content(pool, disk.export, disk.size_bytes) for disk in snapshot.disks},
             }

@@ -14,6 +14,7 @@ from blockdev.api.services import Services
 from blockdev.cloudinit.files import Texts, check_files, check_texts, write_files
 from blockdev.cloudinit.identity import Identity, identify
 from blockdev.cloudinit.seed import Seed, build_seed
+from blockdev.errors import PoolFull
 from blockdev.transfer.nbd import Export
 from blockdev.vmmap.clones import CustomClone
 from blockdev.vmmap.machine import interface_count
@@ -53,9 +54,12 @@ def _first_look(
 
 
 def _write(services: Services, exports: Sequence[str], seeds: Sequence[Seed]) -> None:
-    """Durable when it returns: a flush is of the whole pool."""
-    for number, (name, seed) in enumerate(zip(exports, seeds, strict=True), 1):
-        with Export(services.home.nbd_socket, name) as export:
-            seed.write(export.write)
-            if number == len(seeds):
-                export.flush()
+    """Durable when it returns: a flush is of the whole pool.  PoolFull."""
+    try:
+        for number, (name, seed) in enumerate(zip(exports, seeds, strict=True), 1):
+            with Export(services.home.nbd_socket, name) as export:
+                seed.write(export.write)
+                if number == len(seeds):
+                    export.flush()
+    except PoolFull:  # the export's name is one that nobody was told of
+        raise PoolFull("the pool is full: the seeds of the clones do not fit; delete VMs or snapshots, or use a larger pool") from None

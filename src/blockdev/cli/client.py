@@ -24,6 +24,7 @@ ANSWER_SECONDS_MAX = 300
 RESTART_SECONDS_MAX = 15  # how long a supervisor may take to bring the control plane back
 RETRY_SECONDS = 0.05
 LOOK = "look with blockdevctl vm list"
+GOES_ON = "interrupted; the control plane goes on with what it was asked for: look with blockdevctl job list"
 
 
 class _Answer(NamedTuple):
@@ -79,6 +80,7 @@ class Client:
         return self._send("DELETE", path, None, query)
 
     def _send(self, method: str, path: str, body: Any, query: dict[str, Any]) -> Any:
+        """KeyboardInterrupt says so if what was asked for goes on without us."""
         given = {name: _text(value) for name, value in query.items() if value is not None}
         target = PREFIX + path + (f"?{urlencode(given)}" if given else "")
         wire = None if body is None else json.dumps(body)
@@ -86,6 +88,10 @@ class Client:
         while True:
             try:
                 return _understand(self._exchange(method, target, wire))
+            except KeyboardInterrupt:
+                if method == "GET":
+                    raise
+                raise KeyboardInterrupt(GOES_ON) from None
             except TimeoutError:
                 rest = "" if method == "GET" else f"; the work may still be done: {LOOK}"
                 raise errors.Unavailable(f"the control plane did not answer in {self.answer_seconds_max:g} s{rest}") from None

@@ -102,7 +102,9 @@ def restore(session: Session, source: values.Ref, disk: str | None, beside: str 
     kept = done["safety_snapshot"]
     before = f"; the state before is {source.vm}@{kept}" if kept else ""
     gone = f"; cut off: {', '.join(done['cut_off'])}" if done["cut_off"] else ""
-    session.say(done, f"put {what} back to {source}{before}{gone}")
+    others = [one["name"] for one in done["vm"]["disks"] if one["name"] not in done["disks"]] if disk is None else []
+    stays = f"; as it was, since {source} has none of that name: {', '.join(others)}" if others else ""
+    session.say(done, f"put {what} back to {source}{stays}{before}{gone}")
 
 
 def _restore_beside(session: Session, source: values.Ref, disk: str | None, beside: str) -> None:

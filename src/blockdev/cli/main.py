@@ -86,8 +86,8 @@ def run(arguments: list[str]) -> int:
         return _fail(error.format_message(), InvalidArgument.exit_status)
     except BlockdevError as error:
         return _fail(error.message, error.exit_status)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted", INTERRUPTED_STATUS)
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _fail(str(error.__cause__ or error) or "interrupted", INTERRUPTED_STATUS)  # click's has the other as its cause
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         return BlockdevError.exit_status

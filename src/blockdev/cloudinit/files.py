@@ -37,6 +37,7 @@ _MIME_LOOKED_AT = 4096  # characters in which cloud-init looks for the version
 _NETWORK_VERSIONS = (1, 2)
 _QUOTING = (yaml.composer.ComposerError, yaml.constructor.ConstructorError)  # these name aliases, tags and values
 _TAG_HANDLE = "tag handle"
+_BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # some editors write one; cloud-init takes it for a part of the first line
 _QUOTE = re.compile("[\"']")
 
 
@@ -133,5 +134,9 @@ def _parse(what: str, text: str) -> Any:
 
 def _shown(text: str) -> str:
     """Its first line, if it is meant to say what follows; another may be anything, a password too."""
+    if not text:
+        return "nothing"
+    if text.startswith(_BYTE_ORDER_MARK):
+        return "a byte order mark"
     line = text.split("\n", 1)[0][:60]
     return repr(line) if line.startswith("#") else "a line without '#'"

@@ -22,6 +22,7 @@ from blockdev.vmmap.model import (
 from blockdev.vmmap.names import (
     check_name,
     object_name,
+    shown_name,
 )
 from blockdev.vmmap.operation import (
     Label,
@@ -53,6 +54,8 @@ def clone_names(prefix: str, count: int) -> list[str]:
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= CLONES_MAX:
         raise InvalidArgument(f"{count!r} clones cannot be made at once: take 1 to {CLONES_MAX}")
     before, marks, after = re.match(r"([^#]*)(#*)(.*)", prefix if "#" in prefix else f"{prefix}-#", re.DOTALL).groups()  # type: ignore[union-attr]
+    if "#" in after:
+        raise InvalidArgument(f"the number cannot be in two places of {shown_name(prefix)}: take the # of one of them away")
     names = [f"{before}{number:0{len(marks)}}{after}" for number in range(1, count + 1)]
     check_name("VM", names[-1])
     return names

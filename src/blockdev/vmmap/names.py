@@ -62,12 +62,18 @@ def free_name(name: str, is_taken: Callable[[str], bool]) -> str:
     return candidate
 
 
+def shown_name(name: object) -> str:
+    """What somebody gave as a name, in quotes, as far as it is worth showing; and how long it is, when it is too long."""
+    text = str(name)
+    shown = repr(name) if len(text) <= SHOWN_CHARACTERS_MAX else f"{text[:SHOWN_CHARACTERS_MAX]!r}…"
+    return shown if len(text) <= NAME_CHARACTERS_MAX else f"{shown} of {len(text)} characters"
+
+
 def check_name(kind: str, name: str) -> str:
     """`name` if it can name a `kind` (VM, disk, snapshot); InvalidArgument otherwise."""
     if not isinstance(name, str) or not is_name(name):
-        shown = repr(name) if len(str(name)) <= SHOWN_CHARACTERS_MAX else f"{str(name)[:SHOWN_CHARACTERS_MAX]!r}… of {len(str(name))} characters"
         raise InvalidArgument(
-            f"{kind} name {shown} cannot be used: take 1 to 63 letters, digits, '.', '_' and '-', "
+            f"{kind} name {shown_name(name)} cannot be used: take 1 to 63 letters, digits, '.', '_' and '-', "
             "the first a letter or digit"
         )
     return name
