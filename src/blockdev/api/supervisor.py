@@ -2,7 +2,8 @@
 
 One supervisor per home, by a flock on run/serve.lock.  The control plane may die without the engine noticing; it is
 started again for ever.  The engine is started again too, because guests reconnect, until it dies too often.  SIGTERM,
-SIGINT and SIGHUP stop the control plane, then the engine; the second one stops waiting for them.
+SIGINT and SIGHUP stop the control plane, then the engine; the second one stops waiting for them.  In between we wait for processes
+that the control plane left: they thaw guests (quiesce/watchdog.py), which may need their disks, and systemd kills what is there behind us.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from blockdev.clock import monotonic_seconds
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOCK_SECONDS = 1.0  # a client that looks whether we serve holds the lock for a moment
 CONTROL_STOP_SECONDS = 20.0
+CHILDREN_LOOK_SECONDS = 0.2
+LEFT_SECONDS = 125.0  # a freeze and its thaw: a minute each at the most.  With the others it is less than systemd's TimeoutStopSec
 ENGINE_STOP_SECONDS = 120.0  # it writes a checkpoint
 BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # after one death, two, ... in WINDOW_SECONDS
 WINDOW_SECONDS = 60.0
@@ -92,6 +96,14 @@ class Child:
         return sum(1 for death in self._deaths if death > monotonic_seconds() - WINDOW_SECONDS)
 
 
+def _children_of(pid: int) -> set[int]:
+    found: set[int] = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended
+            found.update(map(int, path.read_text().split()))
+    return found
+
+
 def _manner(status: int) -> str:
     if status >= 0:
         return f"ended with status {status}"
@@ -113,6 +125,7 @@ class Supervisor:
         self._announce = announce
         self._stops = 0
         self._starting = False
+        self._left: dict[int, int] = {}  # processes of the control plane that is being stopped: pid -> pidfd
         self._wake_reader, self._wake_writer = os.pipe()
 
     def run(self) -> None:
@@ -131,6 +144,7 @@ class Supervisor:
                 raise Unavailable(str(error)) from None
             finally:
                 self._stop(self._control, CONTROL_STOP_SECONDS)
+                self._await_left()
                 self._stop(self._engine, ENGINE_STOP_SECONDS)
 
     def _first_start(self) -> None:
@@ -156,17 +170,46 @@ class Supervisor:
     def _stop(self, child: Child, patience_s: float) -> None:
         if child.process is None:
             return
+        if child is self._control:
+            self._note_children(child.process.pid)
         if child.process.poll() is None:
             child.process.send_signal(signal.SIGTERM)
         stops_before = max(self._stops, 1)
         deadline = monotonic_seconds() + patience_s
         while child.process.poll() is None:
+            if child is self._control:
+                self._note_children(child.process.pid)
             if self._stops > stops_before or monotonic_seconds() >= deadline:
                 logger.warning("not waiting for the %s any longer: killing it", child.name)
                 child.process.kill()
                 child.process.wait()
                 return
-            self._wait(deadline - monotonic_seconds())
+            self._wait(min(deadline - monotonic_seconds(), CHILDREN_LOOK_SECONDS))
+
+    def _note_children(self, pid: int) -> None:
+        for child in _children_of(pid) - self._left.keys():
+            with suppress(OSError):  # it has ended
+                self._left[child] = os.pidfd_open(child)
+
+    def _await_left(self) -> None:
+        stops_before, deadline = max(self._stops, 1), monotonic_seconds() + LEFT_SECONDS
+        while ended := select.select([*self._left.values()], [], [], 0)[0]:
+            self._forget_left(ended)
+        if self._left:
+            logger.warning("waiting until guests are thawed")
+        while self._left and self._stops <= stops_before and monotonic_seconds() < deadline:
+            ready = select.select([self._wake_reader, *self._left.values()], [], [], deadline - monotonic_seconds())[0]
+            if self._wake_reader in ready:
+                self._wait(0)
+            self._forget_left(ready)
+        if self._left:
+            logger.warning("not waiting any longer for pids %s: guests may be frozen", ", ".join(map(str, self._left)))
+        self._forget_left([*self._left.values()])
+
+    def _forget_left(self, ended: list[int]) -> None:
+        for pid, descriptor in list(self._left.items()):
+            if descriptor in ended:
+                os.close(self._left.pop(pid))
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
