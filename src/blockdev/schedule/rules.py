@@ -25,7 +25,7 @@ class Schedule:
     """One schedule; times are of its zone."""
 
     name: str
-    at: str  # as times.parse_when reads it
+    at: str  # such as "daily 02:30 mon-fri" or "cron 5 * * * *": see docs/schedules.md
     keep_seconds: int
     zone: str = "UTC"  # of the IANA database
     consistency: Consistency = "crash"

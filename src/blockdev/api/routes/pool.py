@@ -19,6 +19,7 @@ from blockdev.api.schemas import (
     StatusView,
 )
 from blockdev.api.services import Services, Wired
+from blockdev.constants import NAME_BYTES_MAX
 from blockdev.errors import InvalidArgument
 from blockdev.vmmap.model import Space, Status
 from blockdev.vmmap.names import NAME_CHARACTERS_MAX
@@ -46,7 +47,7 @@ def list_attachments(
     services: Wired,
     vm: Annotated[str | None, Query(max_length=NAME_CHARACTERS_MAX, description="to disks and snapshots of this VM only")] = None,
     count: Count = COUNT_MAX,
-    after: Annotated[str, Query(max_length=4096, description="`next` of the answer before; absent: from the beginning")] = "",
+    after: Annotated[str, Query(max_length=NAME_BYTES_MAX, description="`next` of the answer before; absent: from the beginning")] = "",
 ) -> AttachmentList:
     """Every client connection to an export, by export; those to one export are not parted by the end of a page."""
     found = sorted((name, client) for _, name, client in services.engine.attachments() if name > after and vm in (None, name.partition("/")[0]))
