@@ -1,8 +1,8 @@
 """Whatever call to the medium fails, in whatever operation: nothing wrong is read, nothing durable is lost, and it is said.
 
 The cases are those of tests.torture.faults, which says what is asked of each; one process of the torture build an
-operation, as many at once as there are cores.  In turn, one call in three fails, beginning with
-any of the first three; `make torture` has every call fail (BLOCKDEV_FAULTS_EVERY=1).
+operation, as many at once as there are cores.  In turn, one call in five fails, beginning with
+any of the first five; `make torture` has every call fail (BLOCKDEV_FAULTS_EVERY=1).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 from tests.torture.fault_operations import OPERATIONS
 from tests.torture.runner import BUILD, NO_BUG, ROOT, build
 
-EVERY = int(os.environ.get("BLOCKDEV_FAULTS_EVERY", "3"))
+EVERY = int(os.environ.get("BLOCKDEV_FAULTS_EVERY", "5"))
 Runs = dict[str, "Future[subprocess.CompletedProcess[str]]"]
 
 
