@@ -75,11 +75,10 @@ class Mounts:
         self._home = home
         self._above = Path(os.path.realpath(home.run / "mounts"))  # as the kernel's tables call it
 
-    def tool(self) -> Tool | None:
-        """The one that can be used here, by this person."""
-        if shutil.which("guestmount"):
-            return "guestmount"
-        return "nbdfuse" if shutil.which("nbdfuse") and os.geteuid() == 0 else None
+    def tool(self, wanted: Tool | None = None) -> Tool | None:
+        """The first one that can be used here, by this person; only this one when one is wanted."""
+        usable: list[Tool] = [one for one in TOOLS if shutil.which(one) and (one != "nbdfuse" or os.geteuid() == 0)]
+        return next((one for one in usable if wanted in (None, one)), None)
 
     def commands(self, tool: Tool, wanted: Wanted) -> list[str]:
         """What a person would type to do the same."""
@@ -165,7 +164,10 @@ class Mounts:
             except ToolFailed as error:
                 failure = failure or error
         assert failure is not None
-        raise ToolFailed(f"{failure.message}; say which disk and partition: --disk D --partition N")
+        raise ToolFailed(
+            f"{failure.message}; say which disk and partition (--disk D --partition N), see whether libguestfs-test-tool passes, "
+            "or take nbdfuse as root (--tool nbdfuse)"
+        )
 
     def _choices(self, wanted: Wanted) -> list[list[str]]:
         if wanted.partition is not None:
@@ -236,7 +238,7 @@ def _start(words: list[str], state: Path) -> None:
         while not (state / "pid").exists():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(POLL_SECONDS)
-                raise ToolFailed(f"{words[0]}: {_last_words(state, words[0])}")
+                raise ToolFailed(f"{words[0]}: {_reason(state, words[0])}")
             if monotonic_seconds() > deadline:
                 raise ToolFailed(f"{words[0]} was not ready in {START_SECONDS_MAX} s")
     except BaseException:
@@ -245,9 +247,12 @@ def _start(words: list[str], state: Path) -> None:
         raise
 
 
-def _last_words(state: Path, program: str) -> str:
+def _reason(state: Path, program: str) -> str:
+    """The first line that says what was wrong: guestmount has advice behind it."""
     said = (state / "log").read_text(errors="replace").strip().splitlines()
-    return said[-1].removeprefix(f"{program}: ") if said else "it ended and said nothing"
+    errors = [line for line in said if line.startswith((f"{program}: ", "libguestfs: error: "))]
+    line = next(iter([*errors, *said[-1:]]), "it ended and said nothing")
+    return line.removeprefix(f"{program}: ").removeprefix("libguestfs: error: ")
 
 
 def _helper(state: Path) -> int | None:

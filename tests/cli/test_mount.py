@@ -21,6 +21,7 @@ MEBIBYTE = 1 << 20
 IMAGE_BYTES = {"ext4": 16 * MEBIBYTE, "xfs": 300 * MEBIBYTE}  # the least that XFS takes
 BEGIN = 2048 * 512  # of the first partition
 TEXT = "what the guest wrote\n"
+MOUNT = ("snapshot", "mount", "--tool", "nbdfuse")  # guestmount may be installed, too
 SHOWN = "/run/blockdev-disk"  # where what is printed says that a disk is to be shown
 
 
@@ -106,7 +107,7 @@ def test_files_are_read_while_the_vm_is_written_to(
     home("vm", "create", name, "--image", f"root={image}", "--format", "raw", "--disk", "data=1M")
     home("snapshot", "create", name, "--name", "s")
     before = digest(home, f"{name}/root@s", scratch)
-    said = home.json("snapshot", "mount", f"{name}@s", directory, "--disk", "root")
+    said = home.json(*MOUNT, f"{name}@s", directory, "--disk", "root")
     assert (said["tool"], said["file_system"], said["partition"]) == ("nbdfuse", kind, 1 if partitioned else None)
     guest = nbd.NBD()
     guest.connect_uri(home.uri(f"{name}/root"))
@@ -152,15 +153,15 @@ def test_what_cannot_be_mounted_is_refused_and_leaves_nothing(home: Home, vm: st
         ([directory / "none", "--disk", "root"], 2, "make it first"),
         ([directory.parent / "full", "--disk", "root"], 2, "not empty"),
     ):
-        result = home.run("snapshot", "mount", f"{vm}@s", *words)
+        result = home.run(*MOUNT, f"{vm}@s", *words)
         assert result.status == status and told in result.error, result
     assert home.run("snapshot", "unmount", directory).status == 3
     assert helpers(home) == [] and not os.path.ismount(directory)
 
 
 def test_a_mount_in_use_stays_and_a_second_one_is_refused(home: Home, vm: str, directory: Path) -> None:
-    home("snapshot", "mount", f"{vm}@s", directory, "--disk", "root", "--partition", "2")
-    assert home.run("snapshot", "mount", f"{vm}@s", directory, "--disk", "root", "--partition", "1").status == 5
+    home(*MOUNT, f"{vm}@s", directory, "--disk", "root", "--partition", "2")
+    assert home.run(*MOUNT, f"{vm}@s", directory, "--disk", "root", "--partition", "1").status == 5
     with os.scandir(directory) as held:
         refused = home.run("snapshot", "unmount", directory)
         assert refused.status == 5 and "uses it" in refused.error
@@ -171,18 +172,18 @@ def test_a_mount_in_use_stays_and_a_second_one_is_refused(home: Home, vm: str, d
 
 def test_what_a_kill_left_half_done_is_taken_back(home: Home, vm: str, directory: Path) -> None:
     """The helper shows the disk, and nothing is mounted at the directory yet; and the other way round."""
-    home("snapshot", "mount", f"{vm}@s", directory, "--disk", "root", "--partition", "1")
+    home(*MOUNT, f"{vm}@s", directory, "--disk", "root", "--partition", "1")
     unmount(directory)
-    refused = home.run("snapshot", "mount", f"{vm}@s", directory, "--disk", "root", "--partition", "1")
+    refused = home.run(*MOUNT, f"{vm}@s", directory, "--disk", "root", "--partition", "1")
     assert refused.status == 5 and "unmount" in refused.error
     home("snapshot", "unmount", directory)
     assert helpers(home) == []
-    home("snapshot", "mount", f"{vm}@s", directory, "--disk", "root", "--partition", "1")
+    home(*MOUNT, f"{vm}@s", directory, "--disk", "root", "--partition", "1")
     [helper] = helpers(home)
     os.kill(helper, signal.SIGKILL)
     until(lambda: helpers(home) == [], "the end of the helper")
     home("snapshot", "unmount", directory)
-    home("snapshot", "mount", f"{vm}@s", directory, "--disk", "root", "--partition", "1")
+    home(*MOUNT, f"{vm}@s", directory, "--disk", "root", "--partition", "1")
     home("snapshot", "unmount", directory)
 
 
@@ -192,7 +193,7 @@ def test_a_mount_is_found_whatever_its_home_and_others_are_called(home: Home, vm
     odd.mkdir()
     run_tool("mount", "-t", "tmpfs", "none", odd)
     try:
-        home("--home", link, "snapshot", "mount", f"{vm}@s", directory, "--disk", "root", "--partition", "1")
+        home("--home", link, *MOUNT, f"{vm}@s", directory, "--disk", "root", "--partition", "1")
         home("--home", link, "snapshot", "unmount", directory)
     finally:
         unmount(odd)
@@ -205,7 +206,7 @@ def test_a_leftover_of_an_earlier_boot_means_nothing(home: Home, vm: str, direct
     (state / "disk").mkdir(parents=True)
     (state / "pid").write_text(f"{os.getpid()}\n")
     assert home.run("snapshot", "unmount", directory).status == 3
-    home("snapshot", "mount", f"{vm}@s", directory, "--disk", "root", "--partition", "1")
+    home(*MOUNT, f"{vm}@s", directory, "--disk", "root", "--partition", "1")
     home("snapshot", "unmount", directory)
     assert not state.exists()
 
@@ -237,3 +238,20 @@ def test_what_to_type_is_printed_where_nothing_can_mount(home: Home, vm: str, di
     assert result.status == 13 and result.stdout == printed
     assert "nothing was mounted" in result.stderr and not os.path.ismount(directory)
 
+
+
+def test_why_guestmount_failed_is_its_own_reason_and_not_its_advice(home: Home, vm: str, directory: Path) -> None:
+    """Its words, as guestmount 1.48 said them of a disk without an operating system; it takes 139 packages itself."""
+    program = directory.parent / "guestmount"
+    program.write_text(
+        "#!/bin/sh\n"
+        "echo 'guestmount: no operating system was found on this disk' >&2\n"
+        "echo 'into a bug report or message to the libguestfs mailing list.' >&2\n"
+        "exit 1\n"
+    )
+    program.chmod(0o755)
+    path = f"{directory.parent}:{os.environ['PATH']}"
+    result = home.run("snapshot", "mount", f"{vm}@s", directory, "--disk", "root", environment={"PATH": path})
+    assert result.status == 13 and "guestmount: no operating system was found on this disk; say which disk" in result.error
+    home(*MOUNT, f"{vm}@s", directory, "--disk", "root", "--partition", "1")
+    home("snapshot", "unmount", directory)

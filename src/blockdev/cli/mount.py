@@ -20,10 +20,17 @@ from blockdev.targets.mount import TOOLS, Mounts, Tool, Wanted
 @click.argument("directory", type=values.PATH)
 @click.option("--disk", metavar="DISK", help="This disk (default: the only one; guestmount takes them all).")
 @click.option("--partition", type=click.IntRange(1, 128), metavar="N", help="This partition (default: the only one that fits).")
+@click.option("--tool", "wanted_tool", type=click.Choice(TOOLS), help="By this one (default: guestmount where it is installed).")
 @click.option("--print", "only_print", is_flag=True, help="Only print what could be typed to do it by hand.")
 @pass_session
 def mount(
-    session: Session, name: values.Ref, directory: str, disk: str | None, partition: int | None, only_print: bool
+    session: Session,
+    name: values.Ref,
+    directory: str,
+    disk: str | None,
+    partition: int | None,
+    wanted_tool: Tool | None,
+    only_print: bool,
 ) -> None:
     """Mount a snapshot's file system in an empty DIRECTORY, read-only.  The VM goes on and does not notice.
 
@@ -32,14 +39,16 @@ def mount(
     """
     found = session.client.get(f"/vms/{name.vm}/snapshots/{name.snapshot}")
     mounts = Mounts(session.home)
-    tool = mounts.tool()
+    tool = mounts.tool(wanted_tool)
     wanted = _wanted(name, found, Path(directory), disk, partition, alone=tool != "guestmount")
     if only_print:
         _print_ways(session, mounts, wanted)
         return
     if tool is None:
         _print_ways(session, mounts, wanted)
-        missing = "nbdfuse, which needs root, or guestmount" if os.geteuid() else "guestmount or nbdfuse"
+        missing = wanted_tool or "guestmount or nbdfuse"
+        if os.geteuid() and wanted_tool != "guestmount":
+            missing = f"{missing} (nbdfuse needs root)"
         raise ToolFailed(f"nothing was mounted: that takes {missing}; what to install and to type is printed above")
     done = mounts.mount(wanted, tool)
     kind = done.file_system
