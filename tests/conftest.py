@@ -58,7 +58,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 UNLISTED_SKIP_STATUS = 7  # none of pytest's own: failed tests are run again (scripts/test), which would hide it
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
-for _name, _examples, _steps in (("quick", 100, 40), ("long", 3000, 80)):
+for _name, _examples, _steps in (("quick", 150, 40), ("long", 3000, 80)):
     settings.register_profile(
         _name,
         max_examples=int(os.environ.get("BLOCKDEV_EXAMPLES", _examples)),

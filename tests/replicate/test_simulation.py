@@ -7,13 +7,13 @@ import pytest
 from tests.replicate.bugs import BUGS
 from tests.replicate.simulate import again, run_seed
 
-SEEDS_AT_ONCE = 10
+SEEDS_AT_ONCE = 30
 BUG_SEEDS_MAX = 120
 # one life in 100, or in 30, meets it; test_transfer.py has it in one, test_store.py the other
 RARE = {"positions run ahead", "positions are those of when they are kept"}
 
 
-@pytest.mark.parametrize("first", range(0, 30, SEEDS_AT_ONCE))
+@pytest.mark.parametrize("first", range(0, 90, SEEDS_AT_ONCE))
 def test_what_is_received_is_what_was_taken_whatever_goes_wrong(first: int) -> None:
     for seed in range(first, first + SEEDS_AT_ONCE):
         print(f"again: {again(seed)}")

@@ -11,7 +11,7 @@ from tests.torture import runner
 from tests.torture.runner import Job
 from tests.torture.scenarios import SCENARIOS
 
-CASES = 12  # of each scenario; a case cuts the power once to three times
+CASES = 20  # of each scenario; a case cuts the power once to three times
 WORKERS = 2
 
 
@@ -22,4 +22,4 @@ def test_nothing_acknowledged_is_lost_by_a_power_cut() -> None:
     print(totals)
     assert totals.failures == []
     assert len(totals.scenarios) >= 40
-    assert totals.states >= 900
+    assert totals.states >= 1500
