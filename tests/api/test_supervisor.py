@@ -67,7 +67,7 @@ def test_what_thaws_a_guest_for_a_control_plane_that_ends_is_waited_for_before_t
 
     def start_control(meanwhile: Callable[[], None]) -> Process:
         engine = children.engines[-1].pid
-        thaws = f"while [ ! -e {end} ]; do sleep 0.02; done; kill -0 {engine} && : >{seen}"
+        thaws = f"timeout 60 sh -c \"while [ ! -e {end} ]; do sleep 0.02; done\"; kill -0 {engine} && : >{seen}"
         started = subprocess.Popen(["sh", "-c", f"setsid sh -c '{thaws}' & echo; exec sleep 1000"], stdout=subprocess.PIPE)
         assert started.stdout and started.stdout.read(1)
         controls.append(os.pidfd_open(started.pid))
