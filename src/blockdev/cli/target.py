@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
@@ -14,11 +14,11 @@ from blockdev.cli import values
 from blockdev.cli.output import print_columns, print_fields
 from blockdev.cli.session import Noun, Session, pass_session, read_text
 from blockdev.errors import InvalidArgument
+from blockdev.targets.model import State
 from blockdev.written import show_count, show_size
 
 PORT = 3260
 DEPTH_MAX = 1024
-STATES = ("up", "degraded", "unavailable")
 OTHERS = 0o077
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -120,7 +120,7 @@ def _changed(field: str, names: list[str], added: list[str], gone: list[str]) ->
 
 
 @target.command(name="list")
-@click.option("--state", type=click.Choice(STATES), help="In this state only.")
+@click.option("--state", type=click.Choice(get_args(State)), help="In this state only.")
 @pass_session
 def list_(session: Session, state: str | None) -> None:
     """List the targets, who is logged in, and what is wrong."""
