@@ -41,7 +41,9 @@ def in_full(answer: EngineStatistics) -> Whole:
 
 def look(latency: Latency, answer: EngineStatistics, rows: list[int], restarted: bool = False) -> tuple[Whole, Whole]:
     """Of these rows: counted and moved."""
-    parts = list(latency.look(answer, rows, [row + 1 for row in rows], restarted))
+    ids = [row + 1 for row in rows]
+    parts = list(latency.since(answer, rows, ids, restarted))
+    latency.keep(answer, rows, ids)
     assert [part.places.start for part in parts] == list(range(0, len(rows), AT_ONCE))
     return np.concatenate([part.counted for part in parts]), np.concatenate([part.moved for part in parts])
 
@@ -69,13 +71,14 @@ def test_all_that_another_engine_counted_is_new(seed: int) -> None:
 
 
 def test_a_look_at_many_disks_takes_little_memory(seed: int) -> None:
-    latency, rows = Latency(), list(range(MANY_DISKS))
+    latency, rows, ids = Latency(), list(range(MANY_DISKS)), list(range(1, MANY_DISKS + 1))
     answers = [random_answer(seed, MANY_DISKS), random_answer(seed + 1, MANY_DISKS)]
     tracemalloc.start()
     try:
         for answer in answers:
-            for part in latency.look(answer, rows, [row + 1 for row in rows], False):
+            for part in latency.since(answer, rows, ids, False):
                 assert part.counted.any()
+            latency.keep(answer, rows, ids)
         _now, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -37,8 +37,8 @@ class Latency:
         self._answer: EngineStatistics | None = None
         self._rows: dict[int, int] = {}  # of its disks, by object id
 
-    def look(self, answer: EngineStatistics, rows: Sequence[int], ids: Sequence[int], restarted: bool) -> Iterator[Part]:
-        """All disks of a look, which are these rows of the answer; from then on it is the last one.
+    def since(self, answer: EngineStatistics, rows: Sequence[int], ids: Sequence[int], restarted: bool) -> Iterator[Part]:
+        """All disks of a look, which are these rows of the answer.
 
         restarted: another engine answered before, so that all that it counts is new.  After a start of ours nothing is known to be.
         """
@@ -51,6 +51,9 @@ class Latency:
             if before is not None and met:
                 moved[met] -= _histograms(before, [known[ids[first + place]] for place in met])
             yield Part(places, counted, np.maximum(moved, 0))
+
+    def keep(self, answer: EngineStatistics, rows: Sequence[int], ids: Sequence[int]) -> None:
+        """It is the last look from now on."""
         self._answer, self._rows = answer, dict(zip(ids, rows, strict=True))
 
     def of(self, object_id: int) -> Whole:

@@ -234,6 +234,7 @@ class Statistics:
         restarted = answer.instance.hex() != self._totals.instance
         by_latency = self._by_latency(answer, rows, ids, [keys[id].vm for id in ids], restarted)
         moved, run = self._totals.take(answer.instance.hex(), now, ids, by_latency.counted, keys, flows)
+        self._latency.keep(answer, rows, ids)
         of_disks = sums(moved)
         self._has_changed |= bool(of_disks[:, OF["written_bytes"]].any())
         seen = self._of_vms(of_disks, by_latency, run)
@@ -274,7 +275,7 @@ class Statistics:
             np.full((len(ids), len(QUANTILES)), np.nan),
             np.zeros((len(row_of), len(QUANTILES), LATENCY_BUCKETS), np.int64),
         )
-        for part in self._latency.look(answer, rows, ids, restarted):
+        for part in self._latency.since(answer, rows, ids, restarted):
             found.counted[part.places] = counters(answer.rows[rows[part.places]], part.counted[:, :LATENCY_KINDS])
             found.p99_ns[part.places] = p99_ns(part.moved)
             np.add.at(found.histograms, found.owners[part.places], part.moved)
