@@ -9,9 +9,7 @@ own socket, one thing after the other.  What 500 clones cost, and that each is a
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,14 +17,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from bench.fio import fill
+from bench.guest_load import guest_load
 from bench.replication import results
 from bench.replication.homes import Home
 from bench.replication.results import Result, note
-from bench.workloads import DISTINCT_DATA, GIB, MIB
+from bench.workloads import GIB
 
 GUEST = "vm-0000"
 GUEST_BYTES = GIB
-BLOCK_BYTES = 4096
 ROUND_BEGINS_S, QUIET_BEGINS_S = 2, 32  # in the minute: the first runs are due at its beginning, and a round takes half of it at most
 LOADS = {
     "one after the other": ["--iodepth=1"],
@@ -87,24 +86,6 @@ def memory_mib(home: Home) -> tuple[float, float]:
     return sizes["VmRSS"] / 1024, sizes["VmHWM"] / 1024
 
 
-def run_fio(home: Home, disks: list[str], output: Path, options: list[str]) -> dict[str, Any]:
-    command = ["fio", "--name=global", "--ioengine=nbd", "--thread", "--group_reporting", f"--bs={BLOCK_BYTES}", "--randrepeat=0"]
-    command += [f"--output={output}", "--output-format=json", *DISTINCT_DATA, *options]
-    for disk in disks:
-        command += [f"--name={disk.replace('/', '-')}", f"--uri={home.uri(disk)}"]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    job: dict[str, Any] = json.loads("{" + output.read_text().partition("{")[2])["jobs"][0]
-    if job["error"]:
-        raise RuntimeError(f"fio on {', '.join(disks)}: error {job['error']}")
-    return job
-
-
-def guest_writes(home: Home, output: Path, load: str, seconds: float, seed: int) -> dict[str, float]:
-    options = ["--rw=randwrite", "--norandommap", f"--size={GUEST_BYTES}", f"--randseed={seed}", "--time_based"]
-    job = run_fio(home, [f"{GUEST}/root"], output, [*options, f"--runtime={round(seconds * 1000)}ms", *LOADS[load]])["write"]
-    return {"iops": job["iops"], "p50_us": job["clat_ns"]["percentile"]["50.000000"] / 1000, "p99_us": job["clat_ns"]["percentile"]["99.000000"] / 1000}
-
-
 @contextmanager
 def scheduled(home: Home) -> Iterator[None]:
     """Every VM is due at each minute, while the block lasts."""
@@ -130,7 +111,8 @@ def rounds_done(home: Home) -> list[dict[str, Any]]:
 
 def rounds_beside_a_guest(home: Home, folder: Path, rounds: int, seconds: float, seed: int) -> dict[str, Any]:
     """By load and turn: what the guest had in the round and behind it."""
-    run_fio(home, [f"{GUEST}/root"], folder / "fio", ["--rw=write", f"--bs={MIB}", f"--size={GUEST_BYTES}", "--iodepth=8", f"--randseed={seed}"])
+    uri = home.uri(f"{GUEST}/root")
+    fill(uri, GUEST_BYTES, seed, folder / "fio")
     found: dict[str, Any] = {load: [] for load in LOADS}
     with scheduled(home):
         minute = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(minutes=2)  # the first one has nothing to let go of
@@ -138,11 +120,14 @@ def rounds_beside_a_guest(home: Home, folder: Path, rounds: int, seconds: float,
             sides = {}
             for side, begins_s in (("beside", ROUND_BEGINS_S), ("alone", QUIET_BEGINS_S)):
                 wait_for(minute + timedelta(seconds=begins_s))
-                sides[side] = {load: guest_writes(home, folder / "fio", load, seconds, seed + turn) for load in LOADS}
+                sides[side] = {
+                    load: guest_load(uri, GUEST_BYTES, seconds, seed + turn, folder / "fio", ["--rw=randwrite", *options])
+                    for load, options in LOADS.items()
+                }
                 seed += rounds  # what was written before would be found, and not written
             for load in LOADS:
                 found[load].append({side: runs[load] for side, runs in sides.items()})
-                note(f"{load}: p99 {sides['alone'][load]['p99_us']:.0f} us alone, {sides['beside'][load]['p99_us']:.0f} in a round")
+                note(f"{load}: p99 {sides['alone'][load]['p99']:.0f} us alone, {sides['beside'][load]['p99']:.0f} in a round")
             minute += timedelta(minutes=1)
     done = rounds_done(home)
     found["rounds"] = [{"seconds": one["seconds"], **one["result"]} for one in done[:rounds]]
@@ -156,10 +141,10 @@ def rows_of(answers: dict[str, list[float]], beside: dict[str, Any]) -> list[lis
         rows.append([what, *(f"{one:.1f}" for one in (statistics.median(times), times[int(len(times) * 0.99)], times[-1]))])
     rows.append(["a guest's 4 KiB random writes", "alone", "in a round", "ratio"])
     for load in LOADS:
-        for figure in ("iops", "p50_us", "p99_us"):
+        for figure in ("iops", "p50", "p99"):
             alone, there = ([turn[side][figure] for turn in beside[load]] for side in ("alone", "beside"))
             ratio = statistics.median(one / other for one, other in zip(there, alone, strict=True))
-            rows.append([f"  {load}, {figure}", f"{statistics.median(alone):.0f}", f"{statistics.median(there):.0f}", f"{ratio:.2f}"])
+            rows.append([f"  {load}, {figure}{'' if figure == 'iops' else ' us'}", f"{statistics.median(alone):.0f}", f"{statistics.median(there):.0f}", f"{ratio:.2f}"])
     return rows
 
 

@@ -14,10 +14,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -25,11 +23,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.guest_load import guest_load
 from bench.replication import channel, results
 from bench.replication.cuts import random_data
 from bench.replication.homes import Pair, write
 from bench.replication.results import note
-from bench.workloads import DISTINCT_DATA, GIB, MIB
+from bench.workloads import GIB, MIB
 from blockdev.transfer.nbd import Export
 
 PARTS = ("channel", "unchanged", "guest")
@@ -119,18 +118,6 @@ def measure_unchanged(folder: Path, mapped_bytes: int, rounds: int, seed: int) -
     return {"first": first, "seconds": seconds, "wire_bytes": wire, "seconds_median": statistics.median(seconds)}
 
 
-def guest_load(pair: Pair, options: tuple[str, ...], seed: int, output: Path) -> dict[str, float]:
-    """Microseconds at p50 and p99 of all requests, and requests a second."""
-    command = [
-        *("fio", "--name=guest", "--ioengine=nbd", f"--uri={pair.source.uri('guest/root')}", f"--size={GUEST_BYTES}", "--rw=randrw"),
-        *("--rwmixread=70", "--bs=4k", "--time_based", f"--runtime={GUEST_SECONDS}", "--norandommap", f"--randseed={seed}"),
-        *("--randrepeat=0", "--unified_rw_reporting=1", "--output-format=json", f"--output={output}", *DISTINCT_DATA, *options),
-    ]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
-    job = json.loads("{" + output.read_text().partition("{")[2])["jobs"][0]["mixed"]
-    return {**{f"p{p[:2]}": job["clat_ns"]["percentile"][p] / 1000 for p in ("50.000000", "99.000000")}, "iops": job["iops"]}
-
-
 @contextmanager
 def replicating(pair: Pair, size_bytes: int, first_seed: int) -> Iterator[list[float]]:
     """New VMs of random blocks go over, one after the other; their rates. They are made before."""
@@ -178,16 +165,21 @@ def measure_guest(folder: Path, size_bytes: int, rounds: int, seed: int) -> dict
     with Pair(folder, 16 * rounds * size_bytes + 16 * GIB, through_proxy=False) as pair:
         pair.source("vm", "create", "guest", "--disk", f"root={GUEST_BYTES}")
         write(pair.source, "guest/root", random_data(GUEST_BYTES, seed))
+
+        def load_of(its_seed: int, options: tuple[str, ...]) -> dict[str, float]:
+            uri, mixed = pair.source.uri("guest/root"), ("--rw=randrw", "--rwmixread=70", *options)
+            return guest_load(uri, GUEST_BYTES, GUEST_SECONDS, its_seed, folder / "fio.json", mixed)
+
         for load, options in GUEST_LOADS.items():
             one: dict[str, Any] = {"alone": [], "beside": [], "bare": [], "bytes_per_second": []}
             for number in range(rounds):
                 run_seed = seed + 10 * number + 1000 * len(found)
                 tidy(pair)
-                one["alone"].append(guest_load(pair, options, run_seed, folder / "fio.json"))
+                one["alone"].append(load_of(run_seed, options))
                 with channel.busy():
-                    one["bare"].append(guest_load(pair, options, run_seed + 2, folder / "fio.json"))
+                    one["bare"].append(load_of(run_seed + 2, options))
                 with replicating(pair, size_bytes, run_seed + 5000) as reached:
-                    one["beside"].append(guest_load(pair, options, run_seed + 1, folder / "fio.json"))
+                    one["beside"].append(load_of(run_seed + 1, options))
                 one["bytes_per_second"] += reached
                 told = ", ".join(f"{one[key][-1]['p99']:.0f} us {name}" for key, name in BESIDES.items())
                 note(f"{load}: p99 {told}; it replicated at {[round(rate / 1e6) for rate in reached]} MB/s")
